@@ -1,0 +1,1 @@
+"""From a `.txt` to the windows of batch t: text → tokens → windows."""

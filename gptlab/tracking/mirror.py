@@ -1,0 +1,159 @@
+"""The run in Weights & Biases: a mirror of its directory that never gets in training's way.
+
+Every call of `wandb` sits in `Mirror`; the first that fails turns the mirror off with one notice, and training goes on.
+Rows are those of `metrics.jsonl`, one `log` each, with `step` on the x axis.
+"""
+
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gptlab.tracking.metrics import Row
+
+Mode = Literal["online", "offline", "off"]
+Notice = Callable[[str], None]
+
+PROBE_TIMEOUT_S = 1.0
+SETTINGS = {
+    "init_timeout": 15,
+    "finish_timeout": 60,
+    "x_transaction_log_flush_interval": 1,
+    "console": "off",
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_meta": True,
+    "silent": True,
+}
+
+
+@dataclass(frozen=True)
+class Identification:
+    """What a run is called and filed under in W&B."""
+
+    id: str
+    name: str
+    group: str
+    notes: str
+    tags: list[str]
+    config: dict[str, Any]
+
+
+def choose_mode(wanted: Mode | None) -> tuple[Mode, str]:
+    """The mode, and why: as wanted, else online where there is a key and the server answers, else offline."""
+    if wanted is not None:
+        return wanted, "as asked"
+    named: dict[str | None, Mode] = {"disabled": "off", "offline": "offline", "online": "online", "dryrun": "offline"}
+    if mode := named.get(os.environ.get("WANDB_MODE")):
+        return mode, "as WANDB_MODE says"
+    try:
+        import wandb
+
+        if not wandb.login(prompt=False, verify=False):
+            return "offline", "no API key; `wandb login` sets one"
+        host = wandb.setup().settings.base_url
+    except Exception as error:  # whatever a broken installation or setting raises
+        return "off", f"wandb does not work here: {error}"
+    return ("online", host) if _answers(host) else ("offline", f"{host} does not answer")
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S).close()  # noqa: S310 - the user's own W&B server
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+class Mirror:
+    """One attempt's connection to W&B; does nothing in mode `off`."""
+
+    def __init__(
+        self, directory: Path, mode: Mode, identification: Identification, rows: list[Row], notice: Notice
+    ) -> None:
+        """Connect, and bring W&B up to the rows that the run has already.
+
+        Offline, a new segment replays them and older segments are moved aside, so that each reader sees one curve.
+        Online, the run is resumed and gets the rows after the last one that the server has.
+        """
+        self._notice = notice
+        self._run: Any = None
+        if mode == "off":
+            return
+        try:
+            self._run = _connect(directory, mode, identification)
+            last = self._run.summary.get("step", -1) if self._run.resumed else -1
+        except Exception as error:
+            self._fail(error)
+            return
+        for row in rows:
+            if row["step"] > last:
+                self.log(row)
+
+    @property
+    def url(self) -> str | None:
+        """Where the run is to be seen, when online."""
+        return None if self._run is None else self._run.url
+
+    def log(self, row: Row, best: Mapping[str, Any] | None = None) -> None:
+        """Send one row; `best` goes to the summary."""
+        if self._run is None:
+            return
+        document = {"_timestamp" if key == "time" else key: value for key, value in row.items()}
+        try:
+            self._run.log(document)
+            for key, value in (best or {}).items():
+                if value is not None:
+                    self._run.summary[f"best/{key}"] = value
+        except Exception as error:
+            self._fail(error)
+
+    def finish(self, exit_code: int) -> None:
+        """Close the W&B run; a minute at most."""
+        if self._run is None:
+            return
+        try:
+            self._run.finish(exit_code=exit_code)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._run = None
+        self._notice(f"W&B is off for this attempt ({type(error).__name__}: {error}); metrics.jsonl has everything")
+
+
+def _connect(directory: Path, mode: Mode, identification: Identification) -> Any:
+    own = directory / "wandb"
+    own.mkdir(exist_ok=True)
+    os.environ |= {"WANDB_DATA_DIR": str(own), "WANDB_CACHE_DIR": str(own / "cache")}
+    import wandb
+
+    if mode == "offline":
+        older = own / "replaced"
+        for segment in own.glob("offline-run-*"):
+            older.mkdir(exist_ok=True)
+            shutil.move(segment, older / segment.name)
+    known = wandb.Settings.model_fields
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "gptlab"),
+        id=identification.id,
+        name=identification.name,
+        group=identification.group,
+        job_type="train",
+        notes=identification.notes,
+        tags=identification.tags,
+        config=identification.config,
+        dir=directory,
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(**{key: value for key, value in SETTINGS.items() if key in known}),
+    )
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run

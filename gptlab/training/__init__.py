@@ -1,0 +1,1 @@
+"""Training: settings, the optimizer, the loop, checkpoints."""

@@ -1,0 +1,310 @@
+"""The training loop: one batch per step, AdamW at a constant learning rate.
+
+Training is a pure function of (spec, seed, step): the batch and the dropout of a step come from `(seed, step)`, and all
+that is carried from step to step is the weights, AdamW's moments and `Progress`. So a run that was interrupted or
+extended ends with the bytes of the run that was long from the start.
+
+Rows stand on a grid, at multiples of `log_every` and `eval_every`, plus one at the last step. A last row off the grid
+is only shown: it leaves the sums as they are, and an extension drops it.
+"""
+
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gptlab.data.tokens import Split
+from gptlab.data.windows import Windows
+from gptlab.errors import DivergedError
+from gptlab.model.gpt import GPT
+from gptlab.randomness import Purpose, random_bits
+from gptlab.tracking.checkpoints import MODEL, OPTIMIZER, Progress
+from gptlab.tracking.metrics import MetricsFile, Row
+from gptlab.tracking.run import Run
+from gptlab.training import checkpoint, optimizer
+from gptlab.training.evaluate import autocast, evaluate
+from gptlab.training.settings import Settings, peak_flops
+
+
+class Observer(Protocol):
+    """Whoever watches a run."""
+
+    def step(self, step: int, loss: float | None) -> None:
+        """A step is done; the loss is None where reading it would wait for the device."""
+
+    def row(self, row: Row, best: dict[str, Any]) -> None:
+        """A row of metrics was written; `best` is the best validation so far."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run trains on and is judged by."""
+
+    windows: Windows
+    val: Split
+    val_starts: NDArray[np.int64]
+
+
+class Trainer:
+    """One attempt's training, from the step where it stands to the step where it ends."""
+
+    def __init__(
+        self,
+        run: Run,
+        model: GPT,
+        adamw: torch.optim.AdamW,
+        material: Material,
+        settings: Settings,
+        metrics: MetricsFile,
+        observer: Observer,
+        *,
+        attempt: int,
+        progress: Progress,
+    ) -> None:
+        self.run, self.model, self.adamw, self.material = run, model, adamw, material
+        self.settings, self.metrics, self.observer, self.attempt = settings, metrics, observer, attempt
+        self.spec = run.record.spec
+        self.progress = progress
+        self._pending: list[Tensor] = []  # (loss, gradient norm) of steps not yet read back from the device
+        self._interval = _Interval()
+        self._last_loss = math.nan
+        self._val_loss: tuple[int, float] | None = None
+
+    def train(self, start: int, steps: int, stopped: Callable[[], bool]) -> int:
+        """Train from `start` steps done to `steps`, or until `stopped()`; save; return the steps done.
+
+        Raises:
+            DivergedError: A loss or gradient norm is not finite; the last checkpoint is older than that.
+        """
+        self.model.train()
+        self._interval = _Interval()
+        if start == 0:
+            self._arrive(0, steps, saving=False)
+        elif start == steps and not self._on_grid(steps):  # the last attempt ended between its checkpoint and its end
+            self._write_row(steps, steps)
+        step = start
+        while step < steps:
+            self._step(step)
+            step += 1
+            stop = stopped() and step < steps
+            self._arrive(step, steps, saving=stop)
+            if stop:
+                break
+        return step
+
+    def _step(self, step: int) -> None:
+        started = time.perf_counter()
+        batch = torch.from_numpy(self.material.windows.batch(step))  # (B, T + 1)
+        batch = batch.to(self.settings.device, non_blocking=True)
+        self._interval.data_s += time.perf_counter() - started
+        if self.spec.model.dropout:
+            torch.manual_seed(int(random_bits(self.run.record.seed, Purpose.STEP, step)[0]))
+        with autocast(self.settings):
+            loss = self.model(batch[:, :-1], batch[:, 1:])
+        loss.backward()
+        max_norm = self.spec.train.grad_clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
+        self._pending.append(torch.stack([loss.detach(), norm.detach()]))
+        if not self.settings.asynchronous:
+            self._settle(step + 1)  # a loss that is not finite must not reach the weights
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        self._interval.step_s.append(time.perf_counter() - started)
+        self.observer.step(step + 1, None if self.settings.asynchronous else self._last_loss)
+
+    def _settle(self, step: int) -> None:
+        """Add what the device has computed to the sums."""
+        if not self._pending:
+            return
+        sums = self.progress
+        loss_sum, norm_sum, clipped = sums.loss_sum, sums.grad_norm_sum, sums.clipped
+        max_norm = self.spec.train.grad_clip or math.inf
+        for number, (loss, norm) in enumerate(torch.stack(self._pending).tolist(), start=step - len(self._pending)):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise DivergedError(f"step {number}: the loss is {loss} and the gradient norm {norm}")
+            loss_sum, norm_sum, clipped = loss_sum + loss, norm_sum + norm, clipped + (norm > max_norm)
+            self._last_loss = loss
+        self.progress = sums.model_copy(
+            update={
+                "loss_sum": loss_sum,
+                "grad_norm_sum": norm_sum,
+                "clipped": clipped,
+                "steps_since_row": sums.steps_since_row + len(self._pending),
+            }
+        )
+        self._pending.clear()
+
+    def _arrive(self, step: int, steps: int, *, saving: bool) -> None:
+        """Log and save what is due after `step` steps."""
+        best_before = self.progress.best_step
+        if self._on_grid(step) or step == steps:
+            self._write_row(step, steps)
+        train = self.spec.train
+        if saving or step == steps or (step and step % train.checkpoint_every == 0):
+            self._save(step, resumable=True)
+        elif (train.snapshots and checkpoint.is_snapshot(step)) or (step and self.progress.best_step != best_before):
+            self._save(step, resumable=False)
+
+    def _on_grid(self, step: int) -> bool:
+        return step % self.spec.train.log_every == 0 or self._evaluates(step)
+
+    def _evaluates(self, step: int) -> bool:
+        return step % self.spec.train.eval_every == 0
+
+    def _write_row(self, step: int, steps: int) -> None:
+        self._settle(step)
+        train, windows = self.spec.train, self.material.windows
+        batch_tokens = train.batch_size * train.sequence_length
+        row: Row = {
+            "step": step,
+            "tokens": step * batch_tokens,
+            "epoch": step * train.batch_size / windows.per_epoch,
+            "attempt": self.attempt,
+            "time": time.time(),
+            "elapsed_s": self.progress.elapsed_s + self._interval.training_s(),
+        }
+        if count := self.progress.steps_since_row:
+            row |= {
+                "train/loss": self.progress.loss_sum / count,
+                "optim/lr": train.learning_rate,
+                "optim/grad_norm": self.progress.grad_norm_sum / count,
+                "optim/clip_frac": self.progress.clipped / count,
+            }
+        row |= self._interval.performance(batch_tokens)
+        if "perf/tokens_per_s" in row and (peak := peak_flops(self.settings.device)):
+            flops = 3 * self.spec.model.forward_flops_per_token(train.sequence_length)
+            row["perf/mfu"] = row["perf/tokens_per_s"] * flops / peak
+        if step:
+            row["perf/peak_mem_gib"] = _peak_memory_gib(self.settings)
+        if self._evaluates(step) or step == steps:
+            with self._interval.paused():
+                row |= self._validate(step)
+        self.metrics.append(row)
+        if self._on_grid(step):
+            self.progress = self.progress.model_copy(
+                update={
+                    "elapsed_s": row["elapsed_s"],
+                    "metrics_bytes": self.metrics.size,
+                    "loss_sum": 0.0,
+                    "grad_norm_sum": 0.0,
+                    "clipped": 0,
+                    "steps_since_row": 0,
+                }
+            )
+            self._interval = _Interval()
+        self.observer.row(row, {"val_loss": self.progress.best_val_loss, "step": self.progress.best_step})
+
+    def _validate(self, step: int) -> Row:
+        started = time.perf_counter()
+        train = self.spec.train
+        evaluation = evaluate(
+            self.model,
+            self.material.val,
+            self.material.val_starts,
+            sequence_length=train.sequence_length,
+            batch_size=train.batch_size,
+            settings=self.settings,
+        )
+        if self._evaluates(step):
+            self._val_loss = step, evaluation.loss
+            best = self.progress.best_val_loss
+            if best is None or evaluation.loss < best:
+                update = {"best_val_loss": evaluation.loss, "best_step": step}
+                self.progress = self.progress.model_copy(update=update)
+        row: Row = {"val/loss": evaluation.loss}
+        if len(evaluation.window_losses) > 1:
+            row["val/loss_se"] = evaluation.loss_se
+        return row | {
+            "val/bpb": evaluation.bits_per_byte,
+            "val/yardstick": evaluation.yardstick,
+            "perf/eval_s": time.perf_counter() - started,
+        }
+
+    def _save(self, step: int, *, resumable: bool) -> None:
+        self._settle(step)
+        with self._interval.paused():
+            started = time.perf_counter()
+            record, train = self.run.record, self.spec.train
+            self.metrics.sync()  # before the manifest that vouches for its length
+            files = {MODEL: dict(self.model.state_dict())}
+            if resumable:
+                files[OPTIMIZER] = optimizer.state_tensors(self.model, self.adamw)
+            losses = {"train/loss": None if math.isnan(self._last_loss) else self._last_loss}
+            if self._val_loss and self._val_loss[0] == step:
+                losses["val/loss"] = self._val_loss[1]
+            elapsed_s = self.progress.elapsed_s + self._interval.training_s()
+            checkpoint.save(
+                self.run.directory,
+                files,
+                header={
+                    "run": record.run,
+                    "step": step,
+                    "tokens": step * train.batch_size * train.sequence_length,
+                    "losses": losses,
+                    "config": record.identity,
+                },
+                manifest={
+                    "run": record.run,
+                    "step": step,
+                    "progress": self.progress.model_copy(update={"elapsed_s": elapsed_s}),
+                    "text_sha256": record.text.sha256,
+                    "tokenizer_sha256": record.tokenizer_sha256,
+                    "torch": torch.__version__,
+                    "threads": torch.get_num_threads(),
+                },
+            )
+            checkpoint.retain(
+                self.run.directory, train.keep_checkpoints, self.progress.best_step, snapshots=train.snapshots
+            )
+        self._interval.saving_s += time.perf_counter() - started
+
+
+class _Interval:
+    """A stopwatch for the training since the last row."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._paused_s = 0.0
+        self.step_s: list[float] = []
+        self.data_s = 0.0
+        self.saving_s = 0.0
+
+    def training_s(self) -> float:
+        """Seconds, without the pauses."""
+        return time.perf_counter() - self._started - self._paused_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose duration does not count as training."""
+        started = time.perf_counter()
+        yield
+        self._paused_s += time.perf_counter() - started
+
+    def performance(self, batch_tokens: int) -> Row:
+        """The columns `perf/*` of the steps so far."""
+        if not self.step_s:
+            return {}
+        seconds = self.training_s()
+        row: Row = {
+            "perf/tokens_per_s": len(self.step_s) * batch_tokens / seconds,
+            "perf/step_ms": statistics.median(self.step_s) * 1e3,
+            "perf/data_wait_frac": self.data_s / seconds,
+        }
+        return row | ({"perf/ckpt_s": self.saving_s} if self.saving_s else {})
+
+
+def _peak_memory_gib(settings: Settings) -> float:
+    if settings.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,28 @@
+"""Ctrl-C and SIGTERM while training: the first asks the loop to save and stop, the second ends the process at once."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class StopSignals:
+    """A context manager; `received` is the first signal that came, or None."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)  # nothing is half-done that the next attempt could not clear
+        self.received = signal.Signals(number)
