@@ -4,6 +4,8 @@ Everything goes to stdout, or to stderr where stdout is kept for one JSON docume
 """
 
 import logging
+import shutil
+import sys
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,6 +13,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from gptlab import project
 from gptlab.tracking.metrics import Row
 
 
@@ -37,7 +40,7 @@ class Console:
 
     def fact(self, label: str, value: str) -> None:
         """A labelled line."""
-        self.say(f"  {label:<11}{value}")
+        self.say(f"  {label:<12}{value}")
 
     def notice(self, message: str) -> None:
         """Something that the user should know and need not act upon."""
@@ -101,8 +104,9 @@ class TrainingDisplay:
     def step(self, step: int, loss: float | None) -> None:
         """Move the bar."""
         if self._bar:
-            fields = {} if loss is None else {"loss": f"{loss:.4f}"}
-            self._bar.update(self._task, completed=step, **fields)
+            self._bar.update(self._task, completed=step)
+            if loss is not None:
+                self._bar.update(self._task, loss=f"{loss:.4f}")
 
     def row(self, row: Row) -> None:
         """A line for a row of metrics."""
@@ -114,6 +118,12 @@ class TrainingDisplay:
         if "perf/tokens_per_s" in row:
             parts.append(f"{row['perf/tokens_per_s']:,.0f} tokens/s")
         self._console.say(" · ".join(parts))
+
+
+def command(*words: str) -> str:
+    """A gptlab command as the user can type it: by its path where the virtual environment is not activated."""
+    program = "gptlab" if shutil.which("gptlab") else project.shown(Path(sys.argv[0]).absolute())
+    return " ".join([program, *words])
 
 
 def duration(seconds: float) -> str:

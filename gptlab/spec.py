@@ -1,7 +1,8 @@
 """What an experiment is: frozen, validated specs, how to vary them, and the identity that names a run.
 
 - A spec is data. Everything that can be wrong with one is found when it is built, before anything runs.
-- A field marked `NOT_IDENTITY` changes what is watched or how long, never what is computed.
+- A field marked `NOT_IDENTITY` changes what is watched or how long, never what is computed. One marked `RESOLVED`
+  enters the identity as what it comes to: the text's sha256, the precision on this device.
 - The identity outlives the code: only fields that differ from their defaults are hashed, so a new field with a default
   renames no run. A default that is in use therefore never changes.
 """
@@ -22,6 +23,7 @@ NUMERICS = 1
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 NOT_IDENTITY = "not part of the identity"
+RESOLVED = "resolved for the identity"
 
 Precision = Literal["float32", "bfloat16"]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -95,7 +97,7 @@ class ModelSpec(Section):
 class DataSpec(Section):
     """The text and how it is divided."""
 
-    text: Annotated[str, NOT_IDENTITY] = Field("pandas-docs", min_length=1)
+    text: Annotated[str, RESOLVED] = Field("pandas-docs", min_length=1)
     """A named text (`pandas-docs`, `shakespeare`) or the path of a UTF-8 `.txt`. Its sha256 is the identity."""
     val_fraction: float = Field(0.1, gt=0, lt=1, allow_inf_nan=False)
     """Share of the text's bytes, at its end, that is held out for validation."""
@@ -120,8 +122,8 @@ class TrainSpec(Section):
     """Decoupled weight decay, on matrices only."""
     grad_clip: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Largest global gradient norm; 0 turns clipping off."""
-    precision: Annotated[Literal["auto", "float32", "bfloat16"], NOT_IDENTITY] = "auto"
-    """Arithmetic of the matrix products: `auto` is bfloat16 on CUDA and float32 elsewhere. Its outcome is the identity."""
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], RESOLVED] = "auto"
+    """Arithmetic of the matrix products; `auto` is bfloat16 on CUDA and float32 elsewhere."""
     steps: Annotated[int, NOT_IDENTITY] = Field(100, ge=1, le=10**8)
     """Optimizer steps in all; a larger number later extends the run."""
     log_every: Annotated[Positive, NOT_IDENTITY] = 10
@@ -211,16 +213,23 @@ def identify(experiment: Experiment, *, precision: Precision, text_sha256: str, 
         "precision": precision,
         "text_sha256": text_sha256,
         "tokenizer_sha256": tokenizer_sha256,
-        **{section: _changed_fields(getattr(experiment, section)) for section in SECTIONS},
+        **identity_fields(experiment, exclude_defaults=True),
     }
     digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
     return Identity(experiment.name, digest[:8], content)
 
 
-def _changed_fields(section: Section) -> dict[str, Any]:
-    document = section.model_dump(mode="json", exclude_defaults=True)
-    fields = type(section).model_fields
-    return {name: value for name, value in document.items() if NOT_IDENTITY not in fields[name].metadata}
+def identity_fields(experiment: Experiment, *, exclude_defaults: bool = False) -> dict[str, dict[str, Any]]:
+    """The fields that change what is computed, by section."""
+    return {
+        name: {
+            field: value
+            for field, value in section.model_dump(mode="json", exclude_defaults=exclude_defaults).items()
+            if not {NOT_IDENTITY, RESOLVED} & set(type(section).model_fields[field].metadata)
+        }
+        for name in SECTIONS
+        for section in [getattr(experiment, name)]
+    }
 
 
 def canonical_json(document: Any) -> str:
@@ -274,8 +283,8 @@ def explain(error: ValidationError) -> str:
 
 
 def _all_keys() -> list[str]:
-    sections = (ModelSpec, DataSpec, TrainSpec)
-    dotted = [f"{name}.{field}" for name, section in zip(SECTIONS, sections) for field in section.model_fields]
+    sections: dict[str, type[Section]] = {"model": ModelSpec, "data": DataSpec, "train": TrainSpec}
+    dotted = [f"{name}.{field}" for name, section in sections.items() for field in section.model_fields]
     return [*Experiment.model_fields, *dotted, *(key.partition(".")[2] for key in dotted)]
 
 

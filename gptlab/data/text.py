@@ -148,5 +148,5 @@ def _published(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.replace(file.name, path)
         except BaseException:
-            os.unlink(file.name)
+            Path(file.name).unlink()
             raise

@@ -82,9 +82,7 @@ def prepare(text: Text, val_fraction: float) -> Tokens:
         raise OSError(f"tokens written to {folder} do not read back")
     end_of_texts = sum(part.end_of_texts for part in parts.values())
     if end_of_texts:
-        logger.warning(
-            "the text holds %d literal %s: they are ordinary text here", end_of_texts, tokenizer.END_OF_TEXT
-        )
+        logger.warning("the text holds %d literal %s: they are ordinary text here", end_of_texts, tokenizer.END_OF_TEXT)
     return Tokens(*(_open(folder / f"{name}.u16", parts[name]) for name in ("train", "val")))
 
 
@@ -115,7 +113,7 @@ def _tokenise(text: Text, val_fraction: float, folder: Path) -> None:
             "val": _tokenise_part(text, boundary, text.size, staging / "val.u16"),
         }
         (staging / "meta.json").write_text(json.dumps({name: asdict(part) for name, part in parts.items()}))
-        os.rename(staging, folder)
+        staging.rename(folder)
     except BaseException:
         shutil.rmtree(staging)
         raise
@@ -128,7 +126,8 @@ def _tokenise_part(text: Text, start: int, end: int, path: Path) -> _Part:
     remaining = pieces(text, start, end)
     with path.open("wb") as file:
         while group := list(islice(remaining, 2 * threads)):
-            for piece, tokens in zip(group, encoding.encode_ordinary_batch(group, num_threads=threads)):
+            encodings = encoding.encode_ordinary_batch(group, num_threads=threads)
+            for piece, tokens in zip(group, encodings, strict=True):
                 digest.update(piece.encode())
                 end_of_texts += piece.count(tokenizer.END_OF_TEXT)
                 count += len(tokens)

@@ -48,8 +48,7 @@ class Windows:
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """The tokens of the step's windows, shape `(batch_size, sequence_length + 1)`."""
-        starts = self.starts(step)
-        return self.tokens[starts[:, None] + np.arange(self.sequence_length + 1)].astype(np.int64)
+        return windows_at(self.tokens, self.starts(step), self.sequence_length)
 
     def starts(self, step: int) -> NDArray[np.int64]:
         """Where in the tokens the step's windows begin, shape `(batch_size,)`."""
@@ -62,6 +61,12 @@ class Windows:
             order = permute(indices[here].astype(np.uint64), self.per_epoch, keys)
             starts[here] = order.astype(np.int64) * self.sequence_length + phase % self.sequence_length
         return starts
+
+
+def windows_at(tokens: NDArray[np.uint16], starts: NDArray[np.int64], sequence_length: int) -> NDArray[np.int64]:
+    """The windows that begin at `starts`, shape `(len(starts), sequence_length + 1)`."""
+    windows: NDArray[np.int64] = tokens[starts[:, None] + np.arange(sequence_length + 1)].astype(np.int64)
+    return windows
 
 
 def validation_starts(val: Split, sequence_length: int, windows: int | None) -> NDArray[np.int64]:

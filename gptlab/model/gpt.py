@@ -63,7 +63,8 @@ class CausalSelfAttention(nn.Module):
         y = F.scaled_dot_product_attention(
             query, key, value, dropout_p=self.dropout if self.training else 0.0, is_causal=T > 1
         )
-        return self.projection(y.transpose(1, 2).reshape(B, T, C))
+        x = self.projection(y.transpose(1, 2).reshape(B, T, C))
+        return x
 
 
 class FeedForward(nn.Module):
@@ -76,7 +77,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, T, C)` to `(B, T, C)`."""
-        return self.projection(F.gelu(self.expansion(x), approximate="tanh"))
+        x = F.gelu(self.expansion(x), approximate="tanh")  # (B, T, 4C)
+        x = self.projection(x)
+        return x
 
 
 class TransformerDecoderBlock(nn.Module):
@@ -93,7 +96,8 @@ class TransformerDecoderBlock(nn.Module):
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Map `(B, T, C)` to `(B, T, C)`."""
         x = x + self.dropout(self.attention(self.attention_norm(x), cache))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x
 
 
 class GPT(nn.Module):

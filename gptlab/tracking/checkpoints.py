@@ -12,7 +12,7 @@ from pathlib import Path
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gptlab.errors import GptlabError
+from gptlab.errors import BadInputError, GptlabError
 
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -117,3 +117,19 @@ def digest_of(path: Path) -> FileDigest:
             digest.update(block)
             size += len(block)
     return FileDigest(bytes=size, xxh3_128=digest.hexdigest())
+
+
+def pick(run_directory: Path, step: int | None) -> Checkpoint:
+    """The checkpoint of a step, or the newest.
+
+    Raises:
+        BadInputError: The run does not keep one of that step, or none at all.
+    """
+    checkpoints = list_checkpoints(run_directory)
+    if not checkpoints:
+        raise BadInputError(f"{run_directory.name} has no checkpoint yet; train it first")
+    chosen = [checkpoint for checkpoint in checkpoints if step is None or checkpoint.step == step]
+    if not chosen:
+        steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
+        raise BadInputError(f"{run_directory.name} keeps no checkpoint of step {step}; it has {steps}")
+    return chosen[-1]

@@ -1,4 +1,4 @@
-"""Writing so that what was written survives: whole files, flushed to the disk, in an order that a crash cannot upset."""
+"""Writing so that what was written survives: whole files, flushed to the disk."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         return
-    *lines, torn = path.read_bytes().split(b"\n")
+    *lines, _torn = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)

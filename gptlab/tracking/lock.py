@@ -1,8 +1,8 @@
 """One process at a time trains a run.
 
 Two files. `lock` is held exclusively by the process that trains, for its life; the kernel lets go of it when the
-process ends, however it ends. `heartbeat` says who that is, and is locked as well, so that asking whether a run is alive
-looks there and never stands in the way of somebody who takes `lock`.
+process ends, however it ends. `heartbeat` says who that is, and is locked as well: asking whether a run is alive looks
+there, and so never stands in the way of somebody who takes `lock`.
 """
 
 import fcntl

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from gptlab.tracking.files import read_json_lines, torn_bytes
 
@@ -82,9 +82,10 @@ class MetricsFile:
         """Flush all rows to the disk."""
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Flush and close."""
-        self.sync()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 

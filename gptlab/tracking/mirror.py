@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gptlab.errors import BadInputError
 from gptlab.tracking.metrics import Row
 
 Mode = Literal["online", "offline", "off"]
@@ -82,7 +83,7 @@ class Mirror:
         Offline, a new segment replays them and older segments are moved aside, so that each reader sees one curve.
         Online, the run is resumed and gets the rows after the last one that the server has.
         """
-        self._notice = notice
+        self._notice, self._mode = notice, mode
         self._run: Any = None
         if mode == "off":
             return
@@ -99,7 +100,7 @@ class Mirror:
     @property
     def url(self) -> str | None:
         """Where the run is to be seen, when online."""
-        return None if self._run is None else self._run.url
+        return self._run.url if self._run is not None and self._mode == "online" else None
 
     def log(self, row: Row, best: Mapping[str, Any] | None = None) -> None:
         """Send one row; `best` goes to the summary."""
@@ -128,7 +129,7 @@ class Mirror:
         self._notice(f"W&B is off for this attempt ({type(error).__name__}: {error}); metrics.jsonl has everything")
 
 
-def _connect(directory: Path, mode: Mode, identification: Identification) -> Any:
+def _connect(directory: Path, mode: Literal["online", "offline"], identification: Identification) -> Any:
     own = directory / "wandb"
     own.mkdir(exist_ok=True)
     os.environ |= {"WANDB_DATA_DIR": str(own), "WANDB_CACHE_DIR": str(own / "cache")}
@@ -157,3 +158,15 @@ def _connect(directory: Path, mode: Mode, identification: Identification) -> Any
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def newest_segment(directory: Path) -> Path:
+    """The W&B directory of the run's last attempt.
+
+    Raises:
+        BadInputError: The run was never mirrored.
+    """
+    segments = [path for path in (directory / "wandb").glob("*run-*") if any(path.glob("*.wandb"))]
+    if not segments:
+        raise BadInputError(f"{directory.name} has no W&B files: it ran with --wandb off")
+    return max(segments, key=lambda path: path.name.split("-run-")[-1].removeprefix("run-"))

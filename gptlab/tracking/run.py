@@ -1,16 +1,17 @@
 """A run: its directory, what it is, where it stands.
 
-    runs/baseline-1a2b3c4d-s0/
-      run.json         written once: the resolved spec, the identity, the text
-      attempts.jsonl   two rows per attempt, its start and its end
-      metrics.jsonl    one row per logged step
-      samples.jsonl    text that the model wrote
-      checkpoints/     see `gptlab.tracking.checkpoints`
-      evaluations/     losses of single validation windows
-      wandb/           W&B's own files
-      log.txt          what the console said
+runs/baseline-1a2b3c4d-s0/
+    run.json         written once: the resolved spec, the identity, the text
+    attempts.jsonl   two rows per attempt, its start and its end
+    metrics.jsonl    one row per logged step
+    samples.jsonl    text that the model wrote
+    checkpoints/     see `gptlab.tracking.checkpoints`
+    evaluations/     losses of single validation windows
+    wandb/           W&B's own files
+    log.txt          what the console said
 """
 
+import json
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from gptlab.spec import Experiment, Identity, Precision, did_you_mean, explain
 from gptlab.tracking.checkpoints import list_checkpoints
 from gptlab.tracking.files import append_json_line, read_json_lines, write_durably
 from gptlab.tracking.lock import holder_of
-from gptlab.tracking.metrics import read_metrics
+from gptlab.tracking.metrics import last_value, read_metrics
 
 RECORD, ATTEMPTS, SAMPLES, LOG, TRASH = "run.json", "attempts.jsonl", "samples.jsonl", "log.txt", ".trash"
 
@@ -84,13 +85,27 @@ class Run:
         attempts = self.attempts()
         if attempts and attempts[-1]["event"] == "end":
             return int(attempts[-1]["step"])
-        rows, checkpoints = read_metrics(self.directory), list_checkpoints(self.directory)
-        return max(rows[-1]["step"] if rows else 0, checkpoints[-1].step if checkpoints else 0)
+        known = [checkpoint.step for checkpoint in list_checkpoints(self.directory)]
+        known += [row["step"] for row in read_metrics(self.directory)]
+        return max(known, default=0)
 
     def target(self) -> int:
         """The number of steps that the last attempt was asked for."""
         starts = [row for row in self.attempts() if row["event"] == "start"]
         return int(starts[-1]["steps"]) if starts else self.record.spec.train.steps
+
+    def summary(self) -> dict[str, Any]:
+        """As `gptlab runs --json` prints it."""
+        return {
+            "run": self.id,
+            "name": self.record.spec.name,
+            "seed": self.record.seed,
+            "status": self.status(),
+            "step": self.step(),
+            "steps": self.target(),
+            "val_loss": last_value(read_metrics(self.directory), "val/loss"),
+            "directory": str(self.directory),
+        }
 
     def attempts(self) -> list[dict[str, Any]]:
         """The rows of `attempts.jsonl`."""
@@ -114,6 +129,13 @@ class Run:
     def add_sample(self, step: int, prompt: str, text: str) -> None:
         """Keep a text that the model wrote."""
         append_json_line(self.directory / SAMPLES, {"step": step, "prompt": prompt, "text": text})
+
+    def drop_samples_after(self, step: int) -> None:
+        """Keep only the samples of the first `step` steps: later ones come again."""
+        kept = [row for row in self.samples() if row["step"] <= step]
+        if len(kept) < len(self.samples()):
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
+            write_durably(self.directory / SAMPLES, "".join(lines))
 
     def move_to_trash(self) -> Path:
         """Move the directory to `.trash/` beside it; returns where it lies now.
@@ -151,7 +173,9 @@ def create(experiment: Experiment, identity: Identity, seed: int, precision: Pre
         directory.mkdir(parents=True, exist_ok=True)
         write_durably(directory / RECORD, record.model_dump_json(indent=2) + "\n")
     except OSError as error:
-        raise GptlabError(f"cannot write {directory}: {error.strerror}; choose another place with GPTLAB_RUNS") from error
+        raise GptlabError(
+            f"cannot write {directory}: {error.strerror}; choose another place with GPTLAB_RUNS"
+        ) from error
     return Run(directory, record)
 
 

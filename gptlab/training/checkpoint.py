@@ -59,7 +59,7 @@ def save(
     write_durably(staging / MANIFEST, committed.model_dump_json(indent=2) + "\n")  # flushes the directory too
     if target.exists():
         _discard(target)
-    os.rename(staging, target)
+    staging.rename(target)
     fsync_directory(target.parent)
     return Checkpoint(target, committed)
 
@@ -150,7 +150,9 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load(path.read_bytes())  # not mapped: a file that shrinks under a map kills the process
+        return safetensors.torch.load(
+            path.read_bytes()
+        )  # not mapped: a file that shrinks under a map kills the process
     except SafetensorError as error:
         raise GptlabError(f"{path} is not a safetensors file: {error}") from error
 
@@ -174,5 +176,5 @@ def _discard(directory: Path) -> None:
     """Rename first, so that a crash while deleting leaves no half checkpoint."""
     trash = directory.parent / TRASH
     shutil.rmtree(trash, ignore_errors=True)
-    os.rename(directory, trash)
+    directory.rename(trash)
     shutil.rmtree(trash)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from gptlab.data.tokenizer import token_bytes
 from gptlab.data.tokens import Split
-from gptlab.data.windows import yardstick
-from gptlab.model.gpt import GPT
+from gptlab.data.windows import windows_at, yardstick
 from gptlab.training.settings import Settings
 
 
@@ -51,7 +50,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: GPT,
+    model: torch.nn.Module,
     val: Split,
     starts: NDArray[np.int64],
     *,
@@ -66,8 +65,7 @@ def evaluate(
     losses = []
     predicted_bytes = 0
     for first in range(0, len(starts), batch_size):
-        offsets = starts[first : first + batch_size, None] + np.arange(sequence_length + 1)
-        windows = val.tokens[offsets].astype(np.int64)  # (B, T + 1)
+        windows = windows_at(val.tokens, starts[first : first + batch_size], sequence_length)
         predicted_bytes += int(token_bytes()[windows[:, 1:]].sum())
         batch = torch.from_numpy(windows).to(settings.device)
         with autocast(settings):

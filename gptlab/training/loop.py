@@ -69,70 +69,74 @@ class Trainer:
         observer: Observer,
         *,
         attempt: int,
+        start: int,
         progress: Progress,
     ) -> None:
         self.run, self.model, self.adamw, self.material = run, model, adamw, material
         self.settings, self.metrics, self.observer, self.attempt = settings, metrics, observer, attempt
         self.spec = run.record.spec
+        self.step = start
+        """Optimizer steps done."""
         self.progress = progress
+        self._forward: torch.nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
         self._pending: list[Tensor] = []  # (loss, gradient norm) of steps not yet read back from the device
         self._interval = _Interval()
         self._last_loss = math.nan
         self._val_loss: tuple[int, float] | None = None
 
-    def train(self, start: int, steps: int, stopped: Callable[[], bool]) -> int:
-        """Train from `start` steps done to `steps`, or until `stopped()`; save; return the steps done.
+    def train(self, steps: int, stopped: Callable[[], bool]) -> None:
+        """Train until `steps` are done or `stopped()`, and save.
 
         Raises:
             DivergedError: A loss or gradient norm is not finite; the last checkpoint is older than that.
         """
         self.model.train()
         self._interval = _Interval()
-        if start == 0:
-            self._arrive(0, steps, saving=False)
-        elif start == steps and not self._on_grid(steps):  # the last attempt ended between its checkpoint and its end
-            self._write_row(steps, steps)
-        step = start
-        while step < steps:
-            self._step(step)
-            step += 1
-            stop = stopped() and step < steps
-            self._arrive(step, steps, saving=stop)
-            if stop:
+        if self.step == 0:
+            self._arrive(steps, stopping=False)
+        elif self.step == steps and not self._on_grid():  # the last attempt ended between its checkpoint and its end
+            self._write_row(last=True)
+        while self.step < steps:
+            self._train_step()
+            stopping = stopped() and self.step < steps
+            self._arrive(steps, stopping=stopping)
+            if stopping:
                 break
-        return step
 
-    def _step(self, step: int) -> None:
+    def _train_step(self) -> None:
         started = time.perf_counter()
-        batch = torch.from_numpy(self.material.windows.batch(step))  # (B, T + 1)
+        batch = torch.from_numpy(self.material.windows.batch(self.step))  # (B, T + 1)
         batch = batch.to(self.settings.device, non_blocking=True)
         self._interval.data_s += time.perf_counter() - started
         if self.spec.model.dropout:
-            torch.manual_seed(int(random_bits(self.run.record.seed, Purpose.STEP, step)[0]))
+            torch.manual_seed(int(random_bits(self.run.record.seed, Purpose.STEP, self.step)[0]))
         with autocast(self.settings):
-            loss = self.model(batch[:, :-1], batch[:, 1:])
+            loss = self._forward(batch[:, :-1], batch[:, 1:])
         loss.backward()
-        max_norm = self.spec.train.grad_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
         self._pending.append(torch.stack([loss.detach(), norm.detach()]))
         if not self.settings.asynchronous:
-            self._settle(step + 1)  # a loss that is not finite must not reach the weights
+            self._settle()  # a loss that is not finite must not reach the weights
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
+        self.step += 1
         self._interval.step_s.append(time.perf_counter() - started)
-        self.observer.step(step + 1, None if self.settings.asynchronous else self._last_loss)
+        self.observer.step(self.step, None if self.settings.asynchronous else self._last_loss)
 
-    def _settle(self, step: int) -> None:
+    @property
+    def _max_norm(self) -> float:
+        return self.spec.train.grad_clip or math.inf
+
+    def _settle(self) -> None:
         """Add what the device has computed to the sums."""
         if not self._pending:
             return
         sums = self.progress
         loss_sum, norm_sum, clipped = sums.loss_sum, sums.grad_norm_sum, sums.clipped
-        max_norm = self.spec.train.grad_clip or math.inf
-        for number, (loss, norm) in enumerate(torch.stack(self._pending).tolist(), start=step - len(self._pending)):
+        for loss, norm in torch.stack(self._pending).tolist():
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise DivergedError(f"step {number}: the loss is {loss} and the gradient norm {norm}")
-            loss_sum, norm_sum, clipped = loss_sum + loss, norm_sum + norm, clipped + (norm > max_norm)
+                raise DivergedError(f"within the step after {self.step} the loss is {loss}, the gradient norm {norm}")
+            loss_sum, norm_sum, clipped = loss_sum + loss, norm_sum + norm, clipped + (norm > self._max_norm)
             self._last_loss = loss
         self.progress = sums.model_copy(
             update={
@@ -144,26 +148,27 @@ class Trainer:
         )
         self._pending.clear()
 
-    def _arrive(self, step: int, steps: int, *, saving: bool) -> None:
-        """Log and save what is due after `step` steps."""
-        best_before = self.progress.best_step
-        if self._on_grid(step) or step == steps:
-            self._write_row(step, steps)
-        train = self.spec.train
-        if saving or step == steps or (step and step % train.checkpoint_every == 0):
-            self._save(step, resumable=True)
-        elif (train.snapshots and checkpoint.is_snapshot(step)) or (step and self.progress.best_step != best_before):
-            self._save(step, resumable=False)
+    def _arrive(self, steps: int, *, stopping: bool) -> None:
+        """Log and save what is due now."""
+        step, train = self.step, self.spec.train
+        best_before, last = self.progress.best_step, step == steps
+        if last or self._on_grid():
+            self._write_row(last=last)
+        improved = step > 0 and self.progress.best_step != best_before
+        if stopping or last or (step and step % train.checkpoint_every == 0):
+            self._save(resumable=True)
+        elif improved or (train.snapshots and checkpoint.is_snapshot(step)):
+            self._save(resumable=False)
 
-    def _on_grid(self, step: int) -> bool:
-        return step % self.spec.train.log_every == 0 or self._evaluates(step)
+    def _on_grid(self) -> bool:
+        return self.step % self.spec.train.log_every == 0 or self._evaluates()
 
-    def _evaluates(self, step: int) -> bool:
-        return step % self.spec.train.eval_every == 0
+    def _evaluates(self) -> bool:
+        return self.step % self.spec.train.eval_every == 0
 
-    def _write_row(self, step: int, steps: int) -> None:
-        self._settle(step)
-        train, windows = self.spec.train, self.material.windows
+    def _write_row(self, *, last: bool) -> None:
+        self._settle()
+        step, train, windows = self.step, self.spec.train, self.material.windows
         batch_tokens = train.batch_size * train.sequence_length
         row: Row = {
             "step": step,
@@ -186,11 +191,11 @@ class Trainer:
             row["perf/mfu"] = row["perf/tokens_per_s"] * flops / peak
         if step:
             row["perf/peak_mem_gib"] = _peak_memory_gib(self.settings)
-        if self._evaluates(step) or step == steps:
+        if last or self._evaluates():
             with self._interval.paused():
-                row |= self._validate(step)
+                row |= self._validate()
         self.metrics.append(row)
-        if self._on_grid(step):
+        if self._on_grid():
             self.progress = self.progress.model_copy(
                 update={
                     "elapsed_s": row["elapsed_s"],
@@ -204,22 +209,22 @@ class Trainer:
             self._interval = _Interval()
         self.observer.row(row, {"val_loss": self.progress.best_val_loss, "step": self.progress.best_step})
 
-    def _validate(self, step: int) -> Row:
+    def _validate(self) -> Row:
         started = time.perf_counter()
         train = self.spec.train
         evaluation = evaluate(
-            self.model,
+            self._forward,
             self.material.val,
             self.material.val_starts,
             sequence_length=train.sequence_length,
             batch_size=train.batch_size,
             settings=self.settings,
         )
-        if self._evaluates(step):
-            self._val_loss = step, evaluation.loss
+        if self._evaluates():
+            self._val_loss = self.step, evaluation.loss
             best = self.progress.best_val_loss
             if best is None or evaluation.loss < best:
-                update = {"best_val_loss": evaluation.loss, "best_step": step}
+                update = {"best_val_loss": evaluation.loss, "best_step": self.step}
                 self.progress = self.progress.model_copy(update=update)
         row: Row = {"val/loss": evaluation.loss}
         if len(evaluation.window_losses) > 1:
@@ -230,8 +235,9 @@ class Trainer:
             "perf/eval_s": time.perf_counter() - started,
         }
 
-    def _save(self, step: int, *, resumable: bool) -> None:
-        self._settle(step)
+    def _save(self, *, resumable: bool) -> None:
+        self._settle()
+        step = self.step
         with self._interval.paused():
             started = time.perf_counter()
             record, train = self.run.record, self.spec.train

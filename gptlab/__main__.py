@@ -1,0 +1,5 @@
+"""`python -m gptlab`."""
+
+from gptlab.cli import main
+
+main()

@@ -1,0 +1,259 @@
+"""The commands, a few lines each. What is heavy is imported inside them, so that `--help` and `list` answer at once."""
+
+import json
+import os
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from gptlab.errors import EXIT_BAD_INPUT, EXIT_SIGINT, GptlabError
+
+app = typer.Typer(
+    name="gptlab",
+    help="Named GPT pretraining experiments on one .txt file.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class WandbMode(StrEnum):
+    """Where the run is mirrored."""
+
+    online = "online"
+    offline = "offline"
+    off = "off"
+
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, a unique prefix of one, or its directory.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+WandbOption = Annotated[
+    WandbMode | None, typer.Option(help="Default: online with a key and a server that answers, else offline.")
+]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimizer steps in all; more than done extends the run.")]
+DeterministicOption = Annotated[bool, typer.Option("--deterministic", help="Bitwise equal runs on a GPU too; slower.")]
+StepOption = Annotated[int | None, typer.Option(min=0, help="A checkpoint's step; the newest by default.")]
+
+
+@app.command("list")
+def list_(as_json: JsonOption = False) -> None:
+    """List the experiments: name, parameters, question."""
+    from gptlab import catalog
+
+    experiments = catalog.experiments().values()
+    if as_json:
+        _print_json([{"name": e.name, "why": e.why, "parameters": e.model.parameters} for e in experiments])
+        return
+    width = max((len(e.name) for e in experiments), default=0)
+    for e in experiments:
+        typer.echo(f"{e.name:<{width}}  {e.model.parameters:>13,}  {e.why}")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME-or-RUN", help="An experiment's name, or a run.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show an experiment's or a run's resolved spec, identity and architecture."""
+    from gptlab import describe
+
+    description = describe.describe(name)
+    if as_json:
+        _print_json(description.document())
+    else:
+        describe.render(description)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="An experiment in experiments/.")],
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights, order and dropout.")] = 0,
+    steps: StepsOption = None,
+    text: Annotated[str | None, typer.Option(help="A named text or the path of a .txt.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the spec; repeatable.")
+    ] = None,
+    device: DeviceOption = "auto",
+    deterministic: DeterministicOption = False,
+    wandb: WandbOption = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="A tag for W&B and reports; repeatable.")] = None,
+    notes: Annotated[str, typer.Option(help="A remark kept with this attempt.")] = "",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move the old run to the trash and start again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run an experiment; go on where it stopped; extend it with more --steps."""
+    from gptlab import catalog
+    from gptlab.spec import parse_settings
+
+    changes: dict[str, Any] = parse_settings(settings or [])
+    changes |= {} if text is None else {"data.text": text}
+    changes |= {} if steps is None else {"train.steps": steps}
+    experiment = catalog.find(name).with_changes(changes)
+
+    from gptlab.console import Console
+    from gptlab.training import attempt
+
+    options = attempt.Options(
+        device=device,
+        deterministic=deterministic,
+        wandb=wandb.value if wandb else None,
+        tags=tuple(tags or ()),
+        notes=notes,
+        fresh=fresh,
+    )
+    _finish(attempt.start(experiment, seed, options, Console(stderr=as_json)), as_json)
+
+
+@app.command()
+def resume(
+    run: RunArgument,
+    steps: StepsOption = None,
+    device: DeviceOption = "auto",
+    deterministic: DeterministicOption = False,
+    wandb: WandbOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run from its own stored spec, whatever the spec file says today."""
+    from gptlab.tracking.run import find
+
+    found = find(run)
+
+    from gptlab.console import Console
+    from gptlab.training import attempt
+
+    options = attempt.Options(
+        steps=steps, device=device, deterministic=deterministic, wandb=wandb.value if wandb else None
+    )
+    _finish(attempt.resume(found, options, Console(stderr=as_json)), as_json)
+
+
+@app.command()
+def runs(as_json: JsonOption = False) -> None:
+    """List the runs: id, status, steps, validation loss."""
+    from gptlab.tracking.run import all_runs
+
+    rows = [run.summary() for run in all_runs()]
+    if as_json:
+        _print_json(rows)
+        return
+    if not rows:
+        typer.echo("no runs yet; start one with: make exp NAME=tiny")
+    width = max((len(row["run"]) for row in rows), default=0)
+    for row in rows:
+        loss = "" if row["val_loss"] is None else f"  val loss {row['val_loss']:.4f}"
+        typer.echo(f"{row['run']:<{width}}  {row['status']:<11}  step {row['step']:>6} of {row['steps']:>6}{loss}")
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Option(help="Where the text begins.")] = "The ",
+    tokens: Annotated[int | None, typer.Option(min=1, help="New tokens; by default all that fit.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0 for all.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
+    step: StepOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a run's model continue a prompt, within the length that it was trained on."""
+    from gptlab.tracking.run import find
+
+    found = find(run)
+
+    import gptlab
+    from gptlab.console import printable
+    from gptlab.model.sample import sample as draw
+
+    model, _ = gptlab.load(str(found.directory), step)
+    text = draw(
+        model,
+        prompt,
+        trained_length=found.record.spec.train.sequence_length,
+        max_tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )
+    if as_json:
+        _print_json({"run": found.id, "prompt": prompt, "text": text})
+    else:
+        typer.echo(printable(prompt + text))
+
+
+@app.command("eval")
+def eval_(
+    run: RunArgument,
+    text: Annotated[str | None, typer.Option(help="Another text, judged as a whole.")] = None,
+    step: StepOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a run on its whole validation split, or on another text."""
+    from gptlab.tracking.run import find
+
+    found = find(run)
+
+    from gptlab.console import Console
+    from gptlab.training import judge
+
+    document = judge.judge(found, step=step, text=text, device=device, console=Console(stderr=as_json))
+    if as_json:
+        _print_json(document)
+
+
+@app.command()
+def dashboard(run: RunArgument) -> None:
+    """Open W&B's terminal dashboard of a run; no account is needed."""
+    from gptlab.tracking.mirror import newest_segment
+    from gptlab.tracking.run import find
+
+    segment = str(newest_segment(find(run).directory))
+    os.execv(sys.executable, [sys.executable, "-m", "wandb", "leet", segment])  # noqa: S606 - there is nothing to quote
+
+
+@app.command()
+def rm(run: RunArgument) -> None:
+    """Move a run to the trash, runs/.trash."""
+    from gptlab import project
+    from gptlab.tracking.run import find
+
+    typer.echo(f"moved to {project.shown(find(run).move_to_trash())}")
+
+
+def main() -> None:
+    """Run the command line; every expected error is one line on stderr."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(error.format_message(), EXIT_BAD_INPUT)
+    except GptlabError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", EXIT_SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `gptlab runs | head` is no error
+        sys.exit(0)
+    sys.exit(code or 0)
+
+
+def _finish(result: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(result.document())
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,280 @@
+"""One attempt at a run: from a spec or a stored run to a trained model, or to the reason why not.
+
+The same command is idempotent. A run that is complete says so; one that was interrupted goes on from its newest whole
+checkpoint; a larger number of steps extends it; a smaller one changes nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptlab import project
+from gptlab.console import Console, TrainingDisplay, command
+from gptlab.data import text as texts
+from gptlab.data import tokenizer, tokens
+from gptlab.data.text import Text
+from gptlab.data.windows import Windows, validation_starts
+from gptlab.errors import EXIT_FAILED, BadInputError, DivergedError, GptlabError
+from gptlab.model import gpt
+from gptlab.model.gpt import GPT
+from gptlab.model.sample import sample
+from gptlab.spec import Experiment, identify
+from gptlab.tracking import provenance
+from gptlab.tracking import run as runs
+from gptlab.tracking.checkpoints import Checkpoint, Progress
+from gptlab.tracking.lock import RunLock
+from gptlab.tracking.metrics import MetricsFile, Row, last_value, read_metrics
+from gptlab.tracking.mirror import Identification, Mirror, Mode, choose_mode
+from gptlab.tracking.run import LOG, Outcome, Run, TextRecord
+from gptlab.training import checkpoint as checkpoints
+from gptlab.training import messages, optimizer
+from gptlab.training.loop import Material, Trainer
+from gptlab.training.settings import (
+    Available,
+    Settings,
+    be_deterministic,
+    device_name,
+    keep_freed_memory,
+    resolve,
+)
+from gptlab.training.signals import StopSignals
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what to compute."""
+
+    steps: int | None = None
+    device: str = "auto"
+    deterministic: bool = False
+    wandb: Mode | None = None
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a run stands when its command ends."""
+
+    run: Run
+    exit_code: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As `gptlab run --json` prints it."""
+        rows = read_metrics(self.run.directory)
+        return {
+            "run": self.run.id,
+            "directory": str(self.run.directory),
+            "status": self.run.status(),
+            "step": self.run.step(),
+            "train_loss": last_value(rows, "train/loss"),
+            "val_loss": last_value(rows, "val/loss"),
+            "val_bpb": last_value(rows, "val/bpb"),
+            "tokens_per_s": last_value(rows, "perf/tokens_per_s"),
+        }
+
+
+def start(experiment: Experiment, seed: int, options: Options, console: Console) -> Result:
+    """Run an experiment: begin it, go on with it, extend it, or say that it is complete.
+
+    Raises:
+        BadInputError: Text, spec and machine do not go together; nothing was written.
+    """
+    settings = resolve(options.device, experiment.train.precision, Available.here())
+    text = texts.locate(experiment.data.text)
+    identity = identify(
+        experiment,
+        precision=settings.precision,
+        text_sha256=text.sha256,
+        tokenizer_sha256=tokenizer.TOKENIZER_SHA256,
+    )
+    material = _material(experiment, text, seed)
+    directory = project.runs_directory() / identity.run_id(seed)
+    if options.fresh and (directory / runs.RECORD).is_file():
+        console.say(f"the old run is now {project.shown(runs.load(directory).move_to_trash())}")
+    if not directory.exists():
+        messages.why_new(experiment, identity, console)
+    record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
+    run = runs.create(experiment, identity, seed, settings.precision, record)
+    return _go_on(run, experiment.train.steps, material, settings, options, console)
+
+
+def resume(run: Run, options: Options, console: Console) -> Result:
+    """Go on with a run from its own stored spec, whatever the spec file says today.
+
+    Raises:
+        BadInputError: The text is not the one that the run began with.
+    """
+    record = run.record
+    settings = resolve(options.device, record.precision, Available.here())
+    text = stored_text(run)
+    material = _material(record.spec, text, record.seed)
+    return _go_on(run, options.steps or run.target(), material, settings, options, console)
+
+
+def stored_text(run: Run) -> Text:
+    """The run's text, as it was when the run began.
+
+    Raises:
+        BadInputError: It is gone or has changed.
+    """
+    record = run.record.text
+    text = texts.locate(record.source if record.source in texts.NAMED else record.path)
+    if text.sha256 != record.sha256:
+        raise BadInputError(
+            f"the text of {run.id} has changed: {record.path} had sha256 {record.sha256} and has {text.sha256}; "
+            f"restore it, or start a new run with: {command('run', run.record.spec.name, '--text', record.path)}"
+        )
+    return text
+
+
+def _material(experiment: Experiment, text: Text, seed: int) -> Material:
+    prepared = tokens.prepare(text, experiment.data.val_fraction)
+    train = experiment.train
+    return Material(
+        windows=Windows(prepared.train.tokens, train.sequence_length, train.batch_size, seed),
+        val=prepared.val,
+        val_starts=validation_starts(prepared.val, train.sequence_length, experiment.data.val_windows),
+    )
+
+
+def _go_on(run: Run, steps: int, material: Material, settings: Settings, options: Options, console: Console) -> Result:
+    status, done = run.status(), run.step()
+    if status == "diverged":
+        raise DivergedError(
+            f"{run.id} diverged at step {done}, and would again; change the experiment, or start over with --fresh"
+        )
+    if status == "complete" and steps <= done:
+        messages.complete(run, steps, done, console)
+        return Result(run)
+    with RunLock(run.directory) as lock:
+        checkpoints.clear_remains(run.directory)
+        newest = checkpoints.newest_valid(run.directory, console.notice)
+        if newest and steps < newest.step:
+            console.say(f"{run.id} has {newest.step} steps already, more than the {steps} asked for; nothing changed")
+            return Result(run)
+        console.log_to(run.directory / LOG)
+        return _train(run, steps, newest, material, settings, options, lock, console)
+
+
+def _train(
+    run: Run,
+    steps: int,
+    newest: Checkpoint | None,
+    material: Material,
+    settings: Settings,
+    options: Options,
+    lock: RunLock,
+    console: Console,
+) -> Result:
+    if options.deterministic:
+        be_deterministic()
+    keep_freed_memory()
+    begin = newest.step if newest else 0
+    mode, reason = choose_mode(options.wandb)
+    facts = _facts(run, begin, steps, settings, options)
+    messages.opening(run, begin, steps, material, settings, f"{mode} ({reason})", console)
+    messages.changed_surroundings(run, facts, console)
+    model, adamw, progress = _state(run, newest, settings)
+    train = run.record.spec.train
+    display = TrainingDisplay(console, begin, steps, train.batch_size * train.sequence_length)
+    with MetricsFile(run.directory, progress.metrics_bytes) as metrics, StopSignals() as signals, display:
+        attempt = run.start_attempt(**facts)
+        run.drop_samples_after(begin)
+        mirror = Mirror(run.directory, mode, _identification(run, facts), read_metrics(run.directory), console.notice)
+        trainer = Trainer(
+            run,
+            model,
+            adamw,
+            material,
+            settings,
+            metrics,
+            _Watchers(display, mirror, lock),
+            attempt=attempt,
+            start=begin,
+            progress=progress,
+        )
+        outcome: Outcome = "failed"
+        try:
+            trainer.train(steps, lambda: signals.received is not None)
+            outcome = "complete" if trainer.step == steps else "interrupted"
+            if outcome == "complete":
+                text = sample(model, train.prompt, trained_length=train.sequence_length, seed=run.record.seed)
+                run.add_sample(steps, train.prompt, text)
+        except DivergedError:
+            outcome = "diverged"
+            raise
+        except OSError as error:
+            raise GptlabError(f"{error.strerror or error}: {error.filename or run.directory}") from error
+        finally:
+            run.end_attempt(attempt, trainer.step, outcome)
+            mirror.finish(0 if outcome == "complete" else EXIT_FAILED)
+    messages.closing(run, outcome, mirror.url, console)
+    return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
+
+
+def _facts(run: Run, begin: int, steps: int, settings: Settings, options: Options) -> dict[str, Any]:
+    """What the attempt's first row records."""
+    return {
+        "from_step": begin,
+        "steps": steps,
+        "device": device_name(settings.device),
+        "deterministic": options.deterministic,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        **provenance.environment(),
+        **provenance.source(run.directory),
+        "tags": list(options.tags),
+        "notes": options.notes,
+    }
+
+
+class _Watchers:
+    """All that a step or a row of metrics goes to."""
+
+    def __init__(self, display: TrainingDisplay, mirror: Mirror, lock: RunLock) -> None:
+        self._display, self._mirror, self._lock = display, mirror, lock
+
+    def step(self, step: int, loss: float | None) -> None:
+        self._display.step(step, loss)
+
+    def row(self, row: Row, best: dict[str, Any]) -> None:
+        self._display.row(row)
+        self._mirror.log(row, best)
+        self._lock.beat()
+
+
+def _state(run: Run, newest: Checkpoint | None, settings: Settings) -> tuple[GPT, torch.optim.AdamW, Progress]:
+    spec = run.record.spec
+    model = gpt.build(spec.model, run.record.seed) if newest is None else gpt.empty(spec.model)
+    model = model.to(settings.device)
+    adamw = optimizer.build(model, spec.train, fused=settings.fused)
+    if newest is None:
+        return model, adamw, Progress()
+    checkpoints.load_training_state(newest, model, adamw)
+    return model, adamw, newest.manifest.progress
+
+
+def _identification(run: Run, facts: dict[str, Any]) -> Identification:
+    record = run.record
+    config = {
+        **record.spec.model_dump(mode="json", include={"model", "data", "train"}),
+        "seed": record.seed,
+        "precision": record.precision,
+        "parameters": record.spec.model.parameters,
+        "git_sha": facts["git_commit"],
+        "dirty": facts["git_dirty"],
+        "text_sha256": record.text.sha256,
+        "tokenizer_sha256": record.tokenizer_sha256,
+    }
+    name = record.spec.name
+    return Identification(
+        id=record.wandb_id,
+        name=f"{name}-s{record.seed}",
+        group=run.id.removesuffix(f"-s{record.seed}"),
+        notes=facts["notes"] or record.spec.why,
+        tags=facts["tags"],
+        config=config,
+    )
