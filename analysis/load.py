@@ -38,9 +38,11 @@ def _spec_dtypes() -> Iterator[tuple[str, str]]:
 
 
 _KEYS = {"run": "str", "name": "str", "seed": "Int64"}
-_METRICS = {"step": "Int64", "tokens": "Int64", "attempt": "Int64", "val/yardstick": "str"}
-_METRICS = {column: _METRICS.get(column, "float64") for column in COLUMNS}
+_NOT_FLOAT = {"step": "Int64", "tokens": "Int64", "attempt": "Int64", "val/yardstick": "str"}
+_METRICS = {column: _NOT_FLOAT.get(column, "float64") for column in COLUMNS}
 _VALIDATION = ("val/loss", "val/loss_se", "val/bpb", "val/yardstick")
+_NEWEST = ("train/loss", "tokens", "elapsed_s", "perf/tokens_per_s")
+_FACTS = ("device", "host", "torch", "threads", "git_commit", "git_dirty", "notes")
 _SPEC = dict(_spec_dtypes())
 
 RUN_DTYPES = {
@@ -55,10 +57,9 @@ RUN_DTYPES = {
     "numerics": "Int64",
     "text.source": "str",
     "text.sha256": "str",
-    **{column: _METRICS[column] for column in ("train/loss", *_VALIDATION)},
+    **{column: _METRICS[column] for column in (*_VALIDATION, *_NEWEST)},
     "best/val_loss": "float64",
     "best/step": "Int64",
-    **{column: _METRICS[column] for column in ("tokens", "elapsed_s", "perf/tokens_per_s")},
     "attempts": "Int64",
     "device": "str",
     "host": "str",
@@ -105,17 +106,18 @@ def runs() -> DataFrame:
         status: `running`, `complete`, `interrupted`, `diverged` or `failed`.
         step, steps: Optimizer steps done, and asked for last.
         created: When the run began (UTC).
-        model.*, data.*, train.*: The spec's fields as `gptlab.spec` describes them; a list is the JSON that `--set` takes.
+        model.*, data.*, train.*: The spec's fields, as `gptlab.spec` describes them; a list is the JSON that `--set`
+            takes.
         precision: What `train.precision` came to, `float32` or `bfloat16`.
         numerics: Revision of the code's arithmetic.
         text.source, text.sha256: The text as it was named, and the hash of its bytes.
+        val/loss, val/loss_se, val/bpb, val/yardstick: Nats per token, its standard error over windows, bits per byte,
+            and what they were measured on, all of the newest validation.
         train/loss: Nats per token, of the newest row that has it.
-        val/loss, val/loss_se, val/bpb, val/yardstick: Nats per token, its standard error over windows, bits per byte, and
-            what they were measured on, all of the newest validation.
-        best/val_loss, best/step: The lowest validation loss (nats per token) up to the newest checkpoint, and its step.
         tokens: Tokens trained on, up to the newest row.
         elapsed_s: Seconds of training over all attempts, up to the newest row.
         perf/tokens_per_s: Training tokens per second, of the newest row that has it.
+        best/val_loss, best/step: The lowest validation loss (nats per token) up to the newest checkpoint, and its step.
         attempts: How many times the run was started or resumed.
         device, host, torch, threads: Where the last attempt ran, and with what.
         git_commit, git_dirty: The code of the last attempt, and whether it differed from that commit.
@@ -213,9 +215,9 @@ def _run_row(run: Run) -> dict[str, Any]:
     spec = flatten(record.spec.model_dump(mode="json"))
     return {
         **{key: json.dumps(value) if isinstance(value, list) else value for key, value in spec},
-        **start,
         **{column: validation.get(column) for column in _VALIDATION},
-        **{column: last_value(rows, column) for column in ("train/loss", "tokens", "elapsed_s", "perf/tokens_per_s")},
+        **{column: last_value(rows, column) for column in _NEWEST},
+        **{column: start.get(column) for column in _FACTS},
         "run": run.id,
         "seed": record.seed,
         "status": run.status(),

@@ -1,0 +1,59 @@
+"""What all tests share: places of their own for runs and cache, a small text, a micro experiment, no network."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: results depend on it, and workers share the cores
+
+from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
+
+WORDS = "the a model learns to read one token after another and so it writes what it has read".split()
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that a test does is seen by another, by the user's runs or by a W&B account."""
+    monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("GPTLAB_CACHE", str(cache))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in [name for name in os.environ if name.startswith("WANDB_") and name != "WANDB_CONFIG_DIR"]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 20 kB of sentences, always the same."""
+    choose = random.Random(0)
+    lines = [" ".join(choose.choices(WORDS, k=choose.randrange(4, 12))).capitalize() + "." for _ in range(500)]
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def micro(text_file: Path) -> Experiment:
+    """An experiment whose steps take milliseconds."""
+    return Experiment(
+        name="micro",
+        why="Does it hold?",
+        model=ModelSpec(n_layer=2, n_head=2, n_embd=8, context_length=32),
+        data=DataSpec(text=str(text_file), val_windows=4),
+        train=TrainSpec(
+            sequence_length=16,
+            batch_size=2,
+            learning_rate=1e-2,
+            steps=40,
+            log_every=5,
+            eval_every=10,
+            checkpoint_every=10,
+        ),
+    )
