@@ -39,7 +39,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def micro(text_file: Path) -> Experiment:
     """An experiment whose steps take milliseconds."""
     return Experiment(

@@ -4,8 +4,8 @@ Training is a pure function of (spec, seed, step): the batch and the dropout of 
 that is carried from step to step is the weights, AdamW's moments and `Progress`. So a run that was interrupted or
 extended ends with the bytes of the run that was long from the start.
 
-Rows stand on a grid, at multiples of `log_every` and `eval_every`, plus one at the last step. A last row off the grid
-is only shown: it leaves the sums as they are, and an extension drops it.
+Rows stand on a grid, at multiples of `log_every` and `eval_every`, plus one with a validation at the last step. Where a
+longer run would have no such row, it leaves the sums as they are, and an extension drops it.
 """
 
 import math
@@ -94,8 +94,8 @@ class Trainer:
         self._interval = _Interval()
         if self.step == 0:
             self._arrive(steps, stopping=False)
-        elif self.step == steps and not self._on_grid():  # the last attempt ended between its checkpoint and its end
-            self._write_row(last=True)
+        elif self.progress.steps_since_row and (self._on_grid() or self.step == steps):
+            self._write_row(last=self.step == steps)  # the checkpoint does not vouch for the row that was here
         while self.step < steps:
             self._train_step()
             stopping = stopped() and self.step < steps
@@ -195,7 +195,7 @@ class Trainer:
             with self._interval.paused():
                 row |= self._validate()
         self.metrics.append(row)
-        if self._on_grid():
+        if self._evaluates() or (self._on_grid() and not last):  # as it would be in a longer run
             self.progress = self.progress.model_copy(
                 update={
                     "elapsed_s": row["elapsed_s"],

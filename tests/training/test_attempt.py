@@ -1,0 +1,239 @@
+"""What a command does with a run that is there already, and what it leaves behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import gptlab
+from gptlab.console import Console
+from gptlab.errors import BadInputError, DivergedError, GptlabError
+from gptlab.tracking.checkpoints import directory_of, list_checkpoints
+from gptlab.tracking.metrics import read_metrics
+from gptlab.tracking.run import Run, find
+from gptlab.training import attempt
+from gptlab.training.attempt import Options
+from gptlab.training.loop import Trainer
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name not in {"lock", "heartbeat"})
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def test_a_complete_run_says_so_and_changes_nothing(train, micro, capfd):
+    run = train(micro, steps=10).run
+    before = contents(run.directory)
+    result = train(micro, steps=10)
+    assert result.exit_code == 0
+    assert contents(run.directory) == before
+    assert "is complete: 10 steps; nothing changed" in capfd.readouterr().err
+
+
+def test_fewer_steps_than_done_change_nothing(train, micro, capfd):
+    run = train(micro, steps=10).run
+    before = contents(run.directory)
+    train(micro, steps=5)
+    assert contents(run.directory) == before
+    assert "10 steps, more than the 5 asked for" in capfd.readouterr().err
+
+
+def test_fewer_steps_than_an_interrupted_run_has_change_nothing(train, micro, signal_at_step, capfd):
+    signal_at_step(12)
+    run = train(micro).run
+    before = contents(run.directory)
+    train(micro, steps=5)
+    assert contents(run.directory) == before
+    assert "has 12 steps already" in capfd.readouterr().err
+
+
+def test_run_json_is_never_changed(train, micro):
+    run = train(micro, steps=5).run
+    before = (run.directory / "run.json").read_bytes()
+    train(micro, steps=10)
+    assert (run.directory / "run.json").read_bytes() == before
+
+
+def test_attempts_record_their_start_and_their_end(train, micro, signal_at_step):
+    signal_at_step(12)
+    run = train(micro, tags=("a",), notes="first try").run
+    train(micro)
+    rows = run.attempts()
+    assert [(row["attempt"], row["event"]) for row in rows] == [(1, "start"), (1, "end"), (2, "start"), (2, "end")]
+    assert [(row["from_step"], row["steps"]) for row in rows[::2]] == [(0, 40), (12, 40)]
+    assert [(row["step"], row["status"]) for row in rows[1::2]] == [(12, "interrupted"), (40, "complete")]
+    assert (rows[0]["tags"], rows[0]["notes"]) == (["a"], "first try")
+    for key in ("host", "device", "torch", "threads", "python", "git_commit", "git_dirty", "diff_sha256", "packages"):
+        assert key in rows[0]
+
+
+def test_metrics_name_the_attempt_that_wrote_them(train, micro, signal_at_step):
+    signal_at_step(12)
+    train(micro)
+    rows = read_metrics(train(micro).run.directory)
+    assert [row["attempt"] for row in rows] == [1, 1, 1, 2, 2, 2, 2, 2, 2]
+
+
+def test_the_best_and_the_last_checkpoints_are_kept(train, micro):
+    run = train(micro).run
+    assert [(c.step, c.resumable) for c in list_checkpoints(run.directory)] == [(30, True), (40, True)]
+
+
+def test_snapshots_keep_the_early_weights(train, micro):
+    run = train(micro.with_changes({"train.snapshots": True}), steps=10).run
+    steps = {c.step: c.resumable for c in list_checkpoints(run.directory)}
+    assert steps == {0: False, 1: False, 2: False, 4: False, 8: False, 10: True}
+    initial = torch.tensor([parameter.std() for parameter in gptlab.load(run.id, 0)[0].parameters()])
+    assert torch.isfinite(initial).any()
+
+
+def test_a_sample_is_written_at_the_end_and_an_extension_adds_its_own(train, micro):
+    run = train(micro, steps=10).run
+    train(micro, steps=20)
+    assert [(row["step"], row["prompt"]) for row in run.samples()] == [(10, "The "), (20, "The ")]
+    assert all(row["text"] for row in run.samples())
+
+
+def test_fresh_moves_the_old_run_to_the_trash(train, micro):
+    old = train(micro, steps=5).run
+    wandb_id = old.record.wandb_id
+    new = train(micro, steps=5, fresh=True).run
+    trashed = list((new.directory.parent / ".trash").iterdir())
+    assert len(trashed) == 1
+    assert json.loads((trashed[0] / "run.json").read_text())["wandb_id"] == wandb_id
+    assert new.record.wandb_id != wandb_id
+    assert len(new.attempts()) == 2
+
+
+def test_a_run_that_another_process_trains_is_left_alone(train, micro, signal_at_step):
+    from gptlab.tracking.lock import RunLock
+
+    signal_at_step(12)
+    run = train(micro).run
+    with RunLock(run.directory):
+        assert run.status() == "running"
+        with pytest.raises(GptlabError, match="is being trained by process"):
+            train(micro)
+    assert run.status() == "interrupted"
+
+
+def test_a_new_id_says_which_fields_differ(train, micro, capfd):
+    old = train(micro, steps=1).run
+    capfd.readouterr()
+    train(micro.with_changes({"train.learning_rate": 0.5}), steps=1)
+    first_line = capfd.readouterr().err.splitlines()[0]
+    assert first_line == f"a new run, not {old.id}: train.learning_rate 0.01 → 0.5"
+
+
+def test_another_text_is_another_run_and_says_so(train, micro, tmp_path, text_file, capfd):
+    train(micro, steps=1)
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text() * 2)
+    train(micro.with_changes({"data.text": str(other)}), steps=1)
+    assert "text_sha256" in capfd.readouterr().err.split("a new run")[1].splitlines()[0]
+
+
+def test_resume_uses_the_stored_spec_and_goes_to_the_target(train, micro, signal_at_step):
+    signal_at_step(12)
+    run = train(micro).run
+    result = attempt.resume(find(run.id), Options(wandb="off"), Console(stderr=True))
+    assert (result.run.status(), result.run.step()) == ("complete", 40)
+    attempt.resume(find(run.id), Options(wandb="off", steps=45), Console(stderr=True))
+    assert run.step() == 45
+
+
+def test_resume_refuses_a_text_that_has_changed(train, micro, tmp_path, text_file):
+    text = tmp_path / "mine.txt"
+    shutil.copy(text_file, text)
+    run = train(micro.with_changes({"data.text": str(text)}), steps=5).run
+    text.write_text(text.read_text() + "more")
+    before = contents(run.directory)
+    with pytest.raises(BadInputError, match=run.record.text.sha256):
+        attempt.resume(run, Options(wandb="off", steps=9), Console(stderr=True))
+    assert contents(run.directory) == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(train, micro, monkeypatch):
+    norm = torch.nn.utils.clip_grad_norm_
+
+    def explode(parameters, *rest):
+        explode.steps += 1
+        return torch.tensor(float("nan")) if explode.steps == 14 else norm(parameters, *rest)
+
+    explode.steps = 0
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+    with pytest.raises(DivergedError, match="gradient norm nan"):
+        train(micro)
+    run = find("micro")
+    assert run.status() == "diverged"
+    assert run.attempts()[-1]["step"] == 13
+    assert [c.step for c in list_checkpoints(run.directory)] == [10]
+    with pytest.raises(DivergedError, match="would again"):
+        train(micro)
+
+
+def test_an_error_in_training_is_recorded_and_the_run_goes_on_later(train, micro, monkeypatch):
+    with monkeypatch.context() as patch:
+        step = Trainer._train_step
+
+        def fail(self):
+            if self.step == 15:
+                raise RuntimeError("a bug")
+            step(self)
+
+        patch.setattr(Trainer, "_train_step", fail)
+        with pytest.raises(RuntimeError, match="a bug"):
+            train(micro)
+        assert find("micro").status() == "failed"
+    assert train(micro).run.status() == "complete"
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(train, micro, monkeypatch):
+    import errno
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "gptlab.training.checkpoint._write_tensors",
+            lambda path, *rest: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device", str(path))),
+        )
+        with pytest.raises(GptlabError, match="No space left on device"):
+            train(micro)
+    assert train(micro).run.status() == "complete"
+
+
+def test_text_too_short_for_a_window_writes_nothing(train, micro, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    with pytest.raises(BadInputError, match="sequence_length 16 needs"):
+        train(micro.with_changes({"data.text": str(short)}))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_console_is_kept_in_the_runs_log(train, micro):
+    log = (train(micro, steps=5).run.directory / "log.txt").read_text()
+    assert "micro-" in log
+    assert "step      5 · train loss" in log
+    assert "is complete: 5 steps" in log
+
+
+def test_code_that_changed_since_is_mentioned(train, micro, capfd, monkeypatch):
+    train(micro, steps=5)
+    monkeypatch.setattr(
+        "gptlab.tracking.provenance.source",
+        lambda directory: {"git_commit": "other", "git_dirty": False, "diff_sha256": None},
+    )
+    train(micro, steps=5)
+    assert "the code has changed since" in capfd.readouterr().err
+    train(micro, steps=6)
+    assert "exactness is not promised across it" in capfd.readouterr().err
+
+
+def test_load_gives_the_trained_model_and_its_tokenizer(long_run: Run):
+    model, tokenizer = gptlab.load(str(long_run.directory))
+    tokens = torch.tensor([tokenizer.encode_ordinary("the model learns to read one token after another")])
+    assert not model.training
+    assert model(tokens[:, :-1], tokens[:, 1:]).item() < 7
+    assert gptlab.load(str(long_run.directory), step=30)[0].final_norm.weight.ne(model.final_norm.weight).any()
+    assert directory_of(long_run.directory, 30).is_dir()

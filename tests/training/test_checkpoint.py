@@ -1,0 +1,172 @@
+import json
+import os
+import struct
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from gptlab.errors import BadInputError, GptlabError
+from gptlab.tracking.checkpoints import (
+    CHECKPOINTS,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    Progress,
+    directory_of,
+    list_checkpoints,
+    pick,
+)
+from gptlab.training import checkpoint
+from gptlab.training.checkpoint import is_snapshot, newest_valid, retain, save
+
+
+def save_step(directory, step, *, resumable=True):
+    files = {MODEL: {"weight": torch.arange(6.0).view(2, 3) + step}}
+    if resumable:
+        files[OPTIMIZER] = {"weight/step": torch.tensor(float(step))}
+    manifest = {
+        "run": "r",
+        "step": step,
+        "progress": Progress(),
+        "text_sha256": "t",
+        "tokenizer_sha256": "k",
+        "torch": torch.__version__,
+        "threads": 1,
+    }
+    return save(directory, files, {"run": "r", "step": step}, manifest)
+
+
+def test_a_checkpoint_holds_what_was_saved(tmp_path):
+    saved = save_step(tmp_path, 7)
+    assert saved.directory == tmp_path / CHECKPOINTS / "step-00000007"
+    assert list_checkpoints(tmp_path) == [saved]
+    with safe_open(saved.directory / MODEL, "pt") as file:
+        assert torch.equal(file.get_tensor("weight"), torch.arange(6.0).view(2, 3) + 7)
+    assert {path.name for path in saved.directory.iterdir()} == {MODEL, OPTIMIZER, MANIFEST}
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000007"]
+
+
+def test_the_header_is_one_sorted_json_document_readable_without_the_tensors(tmp_path):
+    path = save_step(tmp_path, 7).directory / MODEL
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        metadata = json.loads(file.read(length))["__metadata__"]
+    assert metadata == {"gptlab": '{"run":"r","step":7}'}
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path):
+    first, second = save_step(tmp_path / "a", 7), save_step(tmp_path / "b", 7)
+    for name in (MODEL, OPTIMIZER, MANIFEST):
+        assert (first.directory / name).read_bytes() == (second.directory / name).read_bytes()
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = save_step(tmp_path, 1).directory / MODEL
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_files_are_flushed_before_the_manifest_and_the_manifest_before_the_rename(tmp_path, monkeypatch):
+    order = []
+    for module, name in ((checkpoint, "fsync_file"), (checkpoint, "fsync_directory"), (checkpoint, "write_durably")):
+        original = getattr(module, name)
+
+        def record(path, *rest, original=original):
+            order.append((path.name, directory_of(tmp_path, 3).exists()))
+            return original(path, *rest)
+
+        monkeypatch.setattr(module, name, record)
+    save_step(tmp_path, 3)
+    assert order == [(MODEL, False), (OPTIMIZER, False), (MANIFEST, False), (CHECKPOINTS, True)]
+
+
+def test_a_directory_without_a_manifest_is_no_checkpoint(tmp_path):
+    save_step(tmp_path, 1)
+    (save_step(tmp_path, 2).directory / MANIFEST).unlink()
+    assert [c.step for c in list_checkpoints(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+def test_a_damaged_checkpoint_is_passed_over_with_a_notice(tmp_path, damage, name):
+    save_step(tmp_path, 1)
+    path = save_step(tmp_path, 2).directory / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flip" else content[:-1])
+    notices = []
+    assert newest_valid(tmp_path, notices.append).step == 1
+    assert len(notices) == 1
+    assert str(path) in notices[0]
+
+
+def test_where_no_checkpoint_is_whole_the_error_says_so(tmp_path):
+    (save_step(tmp_path, 1).directory / MODEL).write_bytes(b"")
+    with pytest.raises(GptlabError, match="no checkpoint is whole.*--fresh"):
+        newest_valid(tmp_path, lambda notice: None)
+
+
+def test_without_a_checkpoint_training_begins_at_the_beginning(tmp_path):
+    save_step(tmp_path, 4, resumable=False)
+    assert newest_valid(tmp_path, lambda notice: None) is None
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "best", "kept"),
+    [
+        (False, None, {30: True, 40: True}),
+        (False, 10, {10: False, 30: True, 40: True}),
+        (False, 40, {30: True, 40: True}),
+        (True, 20, {1: False, 2: False, 20: False, 30: True, 40: True}),
+    ],
+)
+def test_retention_keeps_the_newest_the_best_and_snapshots(tmp_path, snapshots, best, kept):
+    for step in (1, 2, 10, 20, 30, 40):
+        save_step(tmp_path, step, resumable=step > 1)
+    retain(tmp_path, 2, best, snapshots=snapshots)
+    assert {c.step: c.resumable for c in list_checkpoints(tmp_path)} == kept
+    for found in list_checkpoints(tmp_path):
+        found.verify()
+        assert (found.directory / OPTIMIZER).exists() == found.resumable
+
+
+def test_snapshots_are_taken_at_zero_and_powers_of_two():
+    assert [step for step in range(40) if is_snapshot(step)] == [0, 1, 2, 4, 8, 16, 32]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    save_step(tmp_path, 8, resumable=False)
+    save_step(tmp_path, 8)
+    assert [c.resumable for c in list_checkpoints(tmp_path)] == [True]
+
+
+def test_remains_of_a_crash_are_cleared(tmp_path):
+    save_step(tmp_path, 1)
+    for name in (checkpoint.STAGING, checkpoint.TRASH):
+        (tmp_path / CHECKPOINTS / name).mkdir()
+    checkpoint.clear_remains(tmp_path)
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000001"]
+
+
+def test_pick_names_the_steps_there_are(tmp_path):
+    save_step(tmp_path, 1)
+    save_step(tmp_path, 2)
+    assert (pick(tmp_path, None).step, pick(tmp_path, 1).step) == (2, 1)
+    with pytest.raises(BadInputError, match="no checkpoint of step 3; it has 1, 2"):
+        pick(tmp_path, 3)
+    with pytest.raises(BadInputError, match="no checkpoint yet"):
+        pick(tmp_path / "elsewhere", None)
+
+
+def test_a_model_of_another_shape_is_refused(long_run, micro):
+    newest = list_checkpoints(long_run.directory)[-1]
+    wider = micro.with_changes({"model.n_embd": 16}).model
+    with pytest.raises(GptlabError, match="does not fit the model"):
+        checkpoint.load_model(newest, wider)

@@ -1,0 +1,136 @@
+"""Training is a pure function of (spec, seed, step): however a run came to its end, it ends with the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptlab.spec import Experiment
+from gptlab.tracking.checkpoints import MODEL, OPTIMIZER, directory_of, list_checkpoints
+from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
+from gptlab.tracking.run import Run, load
+
+
+def final_state(run: Run, step: int) -> tuple[bytes, bytes]:
+    directory = directory_of(run.directory, step)
+    return (directory / MODEL).read_bytes(), (directory / OPTIMIZER).read_bytes()
+
+
+def deterministic_rows(run: Run) -> list[dict[str, object]]:
+    return [{key: row[key] for key in DETERMINISTIC if key in row} for row in read_metrics(run.directory)]
+
+
+def assert_same(run: Run, long_run: Run) -> None:
+    assert run.id == long_run.id
+    assert final_state(run, 40) == final_state(long_run, 40)
+    assert deterministic_rows(run) == deterministic_rows(long_run)
+
+
+def test_the_same_run_twice_ends_with_the_same_bytes(train, micro, long_run):
+    assert_same(train(micro).run, long_run)
+
+
+@pytest.mark.parametrize("first", [1, 5, 20, 25, 27, 39])
+def test_an_extended_run_is_the_run_that_was_long_from_the_start(train, micro, long_run, first):
+    train(micro, steps=first)
+    assert_same(train(micro, steps=40).run, long_run)
+
+
+@pytest.mark.parametrize("step", [1, 9, 10, 13, 20, 38, 39])
+def test_an_interrupted_run_goes_on_exactly(train, micro, long_run, signal_at_step, step):
+    signal_at_step(step)
+    interrupted = train(micro)
+    assert interrupted.exit_code == 130
+    assert interrupted.run.status() == "interrupted"
+    assert interrupted.run.step() == step
+    assert_same(train(micro).run, long_run)
+
+
+def test_a_run_extended_twice_and_interrupted_in_between_goes_on_exactly(train, micro, long_run, signal_at_step):
+    train(micro, steps=7)
+    signal_at_step(18, signal.SIGTERM)
+    assert train(micro, steps=33).exit_code == 143
+    train(micro, steps=33)
+    assert_same(train(micro, steps=40).run, long_run)
+
+
+def test_dropout_is_a_function_of_the_step(train, micro, monkeypatch, tmp_path, signal_at_step):
+    dropping = micro.with_changes({"model.dropout": 0.2})
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
+        undisturbed = train(dropping).run
+    signal_at_step(23)
+    train(dropping)
+    assert_same(train(dropping).run, undisturbed)
+
+
+def test_another_seed_ends_elsewhere(train, micro, long_run):
+    other = train(micro, seed=1).run
+    assert other.id.endswith("-s1")
+    assert final_state(other, 40) != final_state(long_run, 40)
+
+
+def test_golden_losses(long_run):
+    """They may only change together with `NUMERICS`: the same spec would compute other numbers."""
+    rows = {row["step"]: row for row in read_metrics(long_run.directory)}
+    assert rows[0]["val/loss"] == pytest.approx(10.8308, abs=2e-3)
+    assert rows[40]["train/loss"] == pytest.approx(4.3899, abs=2e-3)
+    assert rows[40]["val/loss"] == pytest.approx(3.8463, abs=2e-3)
+
+
+def test_a_killed_process_leaves_a_run_that_a_new_process_finishes_exactly(micro, long_run, tmp_path):
+    """Real processes: one is killed at a random moment after its first checkpoint, another one finishes its work."""
+    runs = tmp_path / "killed"
+    environment = {**os.environ, "GPTLAB_RUNS": str(runs), "MICRO": micro.model_dump_json()}
+    script = (
+        "import os; from gptlab.console import Console; from gptlab.spec import Experiment\n"
+        "from gptlab.training import attempt\n"
+        "micro = Experiment.model_validate_json(os.environ['MICRO'])\n"
+        "attempt.start(micro, 0, attempt.Options(wandb='off'), Console())\n"
+    )
+    kill_at = random.randrange(11, 40)
+    killing = (
+        "import signal\nfrom gptlab.training.loop import Trainer\n"
+        "step = Trainer._train_step\n"
+        "def die(self):\n"
+        f"    os.kill(os.getpid(), signal.SIGKILL) if self.step == {kill_at} else step(self)\n"
+        "Trainer._train_step = die\n"
+    )
+    lines = script.splitlines(keepends=True)
+    killed = subprocess.run([sys.executable, "-c", "".join([*lines[:2], killing, *lines[2:]])], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    directory = runs / long_run.id
+    run = load(directory)
+    assert run.status() == "interrupted"
+    assert max(c.step for c in list_checkpoints(directory)) == kill_at // 10 * 10
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
+    assert run.status() == "complete"
+    assert_same(run, long_run)
+
+
+def test_rows_stand_on_the_grid_and_at_the_last_step(train, micro):
+    run = train(micro.with_changes({"train.log_every": 4, "train.eval_every": 6}), steps=15).run
+    rows = read_metrics(run.directory)
+    assert [row["step"] for row in rows] == [0, 4, 6, 8, 12, 15]
+    assert [row["step"] for row in rows if "val/loss" in row] == [0, 6, 12, 15]
+    assert "train/loss" not in rows[0]
+    assert all("train/loss" in row for row in rows[1:])
+
+
+def test_the_best_validation_counts_evaluations_on_the_grid_only(train, micro):
+    run = train(micro, steps=15).run
+    rows = {row["step"]: row for row in read_metrics(run.directory)}
+    newest = list_checkpoints(run.directory)[-1].manifest.progress
+    assert (newest.best_step, newest.best_val_loss) == (10, rows[10]["val/loss"])
+    assert rows[15]["val/loss"] < rows[10]["val/loss"]
+
+
+def test_training_learns(long_run: Run, micro: Experiment):
+    rows = read_metrics(long_run.directory)
+    assert rows[-1]["train/loss"] < rows[1]["train/loss"] - 3
+    assert rows[-1]["tokens"] == 40 * 2 * 16
+    assert Path(long_run.record.text.path).read_text() == Path(micro.data.text).read_text()

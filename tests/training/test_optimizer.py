@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from gptlab.model.gpt import build as build_model
+from gptlab.training import optimizer
+
+
+@pytest.fixture
+def model(micro):
+    return build_model(micro.model, seed=0)
+
+
+def trained(model, micro):
+    adamw = optimizer.build(model, micro.train, fused=True)
+    tokens = torch.arange(33).view(1, 33)
+    model(tokens[:, :16], tokens[:, 1:17]).backward()
+    adamw.step()
+    return adamw
+
+
+def test_weight_decay_reaches_matrices_only(model, micro):
+    decayed, plain = optimizer.build(model, micro.train, fused=True).param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in plain["params"]} == {1}
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+def test_the_spec_sets_the_hyperparameters(model, micro):
+    spec = micro.with_changes({"train.learning_rate": 0.5, "train.betas": [0.1, 0.2], "train.eps": 0.3}).train
+    for group in optimizer.build(model, spec, fused=True).param_groups:
+        assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.5, (0.1, 0.2), 0.3, True)
+
+
+def test_state_is_kept_under_the_parameters_names(model, micro):
+    tensors = optimizer.state_tensors(model, trained(model, micro))
+    names = [name for name, _ in model.named_parameters()]
+    assert set(tensors) == {f"{name}/{key}" for name in names for key in ("step", "exp_avg", "exp_avg_sq")}
+
+
+def test_loaded_state_is_the_saved_state_and_shares_no_memory(model, micro):
+    saved = optimizer.state_tensors(model, trained(model, micro))
+    source = {name: tensor.clone() for name, tensor in saved.items()}
+    fresh = optimizer.build(model, micro.train, fused=True)
+    optimizer.load_state_tensors(model, fresh, source)
+    loaded = optimizer.state_tensors(model, fresh)
+    assert loaded.keys() == saved.keys()
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, saved[name])
+        assert tensor.data_ptr() != source[name].data_ptr()
+
+
+def test_missing_state_is_noticed(model, micro):
+    tensors = optimizer.state_tensors(model, trained(model, micro))
+    del tensors["final_norm.bias/exp_avg"]
+    with pytest.raises(KeyError, match="final_norm.bias/exp_avg"):
+        optimizer.load_state_tensors(model, optimizer.build(model, micro.train, fused=True), tensors)

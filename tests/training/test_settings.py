@@ -1,0 +1,44 @@
+import pytest
+
+from gptlab.errors import BadInputError
+from gptlab.training.settings import Available, Settings, resolve
+
+NOTHING = Available(cuda=False, mps=False, bfloat16=False)
+HOPPER = Available(cuda=True, mps=False, bfloat16=True)
+VOLTA = Available(cuda=True, mps=False, bfloat16=False)
+APPLE = Available(cuda=False, mps=True, bfloat16=False)
+
+CPU = Settings("cpu", "float32", compile=False, fused=True, asynchronous=False)
+MPS = Settings("mps", "float32", compile=False, fused=False, asynchronous=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "available", "expected"),
+    [
+        ("auto", "auto", NOTHING, CPU),
+        ("auto", "auto", APPLE, MPS),
+        ("auto", "auto", HOPPER, Settings("cuda", "bfloat16", compile=True, fused=True, asynchronous=True)),
+        ("auto", "auto", VOLTA, Settings("cuda", "float32", compile=True, fused=True, asynchronous=True)),
+        ("auto", "float32", HOPPER, Settings("cuda", "float32", compile=True, fused=True, asynchronous=True)),
+        ("cpu", "auto", HOPPER, CPU),
+        ("cpu", "bfloat16", NOTHING, Settings("cpu", "bfloat16", compile=False, fused=True, asynchronous=False)),
+        ("mps", "auto", APPLE, MPS),
+    ],
+)
+def test_device_and_precision_decide_the_settings(device, precision, available, expected):
+    assert resolve(device, precision, available) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "available", "message"),
+    [
+        ("cuda", "auto", NOTHING, "no cuda device"),
+        ("mps", "auto", HOPPER, "no mps device"),
+        ("tpu", "auto", HOPPER, "there is no device 'tpu'"),
+        ("cuda", "bfloat16", VOLTA, "cannot train in bfloat16"),
+        ("mps", "bfloat16", APPLE, "cannot train in bfloat16"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_refused(device, precision, available, message):
+    with pytest.raises(BadInputError, match=message):
+        resolve(device, precision, available)
