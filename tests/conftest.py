@@ -10,7 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: results depend on it
 
 from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
 
-WORDS = "the a model learns to read one token after another and so it writes what it has read".split()
+SENTENCE = "the a model learns to read one token after another and so it writes what it has read"
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,9 @@ def places(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 20 kB of sentences, always the same."""
     choose = random.Random(0)
-    lines = [" ".join(choose.choices(WORDS, k=choose.randrange(4, 12))).capitalize() + "." for _ in range(500)]
+    lines = [
+        " ".join(choose.choices(SENTENCE.split(), k=choose.randrange(4, 12))).capitalize() + "." for _ in range(500)
+    ]
     path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text("\n".join(lines) + "\n")
     return path

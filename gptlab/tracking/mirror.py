@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from gptlab.errors import BadInputError
@@ -102,14 +103,14 @@ class Mirror:
         """Where the run is to be seen, when online."""
         return self._run.url if self._run is not None and self._mode == "online" else None
 
-    def log(self, row: Row, best: Mapping[str, Any] | None = None) -> None:
+    def log(self, row: Row, best: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Send one row; `best` goes to the summary."""
         if self._run is None:
             return
         document = {"_timestamp" if key == "time" else key: value for key, value in row.items()}
         try:
             self._run.log(document)
-            for key, value in (best or {}).items():
+            for key, value in best.items():
                 if value is not None:
                     self._run.summary[f"best/{key}"] = value
         except Exception as error:

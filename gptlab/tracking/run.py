@@ -86,7 +86,7 @@ class Run:
         if attempts and attempts[-1]["event"] == "end":
             return int(attempts[-1]["step"])
         known = [checkpoint.step for checkpoint in list_checkpoints(self.directory)]
-        known += [row["step"] for row in read_metrics(self.directory)]
+        known += [int(row["step"]) for row in read_metrics(self.directory)]
         return max(known, default=0)
 
     def target(self) -> int:
@@ -113,7 +113,7 @@ class Run:
 
     def start_attempt(self, **facts: Any) -> int:
         """Record that an attempt starts; returns its number, from 1."""
-        number = 1 + sum(row["event"] == "start" for row in self.attempts())
+        number = 1 + len([row for row in self.attempts() if row["event"] == "start"])
         append_json_line(self.directory / ATTEMPTS, {"attempt": number, "event": "start", "time": _now(), **facts})
         return number
 

@@ -43,7 +43,7 @@ class Observer(Protocol):
         """A step is done; the loss is None where reading it would wait for the device."""
 
     def row(self, row: Row, best: dict[str, Any]) -> None:
-        """A row of metrics was written; `best` is the best validation so far."""
+        """A row of metrics was written; one with a validation comes with the best validation so far."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,8 @@ class Trainer:
                 }
             )
             self._interval = _Interval()
-        self.observer.row(row, {"val_loss": self.progress.best_val_loss, "step": self.progress.best_step})
+        best = {"val_loss": self.progress.best_val_loss, "step": self.progress.best_step}
+        self.observer.row(row, best if "val/loss" in row else {})
 
     def _validate(self) -> Row:
         started = time.perf_counter()

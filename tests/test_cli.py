@@ -1,0 +1,300 @@
+"""The commands as a user types them: what they print, and what a mistake costs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from gptlab import cli
+from gptlab.tracking.run import find
+
+ROOT = Path(__file__).parents[1]
+MICRO = [
+    "--set=model.n_layer=1",
+    "--set=model.n_head=2",
+    "--set=model.n_embd=8",
+    "--set=train.sequence_length=16",
+    "--set=train.batch_size=2",
+    "--set=data.val_windows=4",
+]
+
+
+@pytest.fixture
+def gptlab(monkeypatch, capfd):
+    """`gptlab("list", "--json")` → (exit code, stdout, stderr), in this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gptlab", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def trained(gptlab, text_file):
+    """A run of twelve steps; returns its id."""
+    code, out, _ = gptlab("run", "tiny", *MICRO, "--text", text_file, "--steps", 12, "--wandb", "off", "--json")
+    assert code == 0
+    return json.loads(out)["run"]
+
+
+def test_list_shows_names_parameters_and_questions(gptlab):
+    code, out, err = gptlab("list")
+    assert (code, err) == (0, "")
+    assert "baseline    163,037,184  What does the reference GPT" in out
+    experiments = {e["name"]: e for e in json.loads(gptlab("list", "--json")[1])}
+    assert experiments["baseline"]["parameters"] == 163_037_184
+    assert experiments["tiny"]["why"].endswith("?")
+
+
+def test_show_has_the_contract_of_its_json(gptlab):
+    document = json.loads(gptlab("show", "baseline", "--json")[1])
+    assert document["name"] == "baseline"
+    assert document["parameters"] == 163_037_184
+    assert document["spec"]["train"]["learning_rate"] == 3e-4
+    assert document["identity"]["hash"] == "6bb97ff8"
+    assert document["why"]
+
+
+def test_show_prints_the_architecture(gptlab):
+    out = " ".join(gptlab("show", "baseline")[1].split())
+    for row in (
+        "Embedding: 1-1 [-1, 100, 768] 786,432",
+        "Embedding: 1-2 [-1, 100, 768] 38,597,376",
+        "TransformerDecoderBlock: 2-1 [-1, 100, 768] 7,087,872",
+        "TransformerDecoderBlock: 2-12 [-1, 100, 768] 7,087,872",
+        "LayerNorm: 1-5 [-1, 100, 768] 1,536",
+        "Linear: 1-6 [-1, 100, 50257] 38,597,376",
+        "163,037,184 (all trainable)",
+        "621.94 MiB",
+        "forward FLOPs per token 250,750,464",
+    ):
+        assert row in out
+
+
+def test_show_describes_a_run_from_its_own_record(gptlab, trained):
+    document = json.loads(gptlab("show", trained, "--json")[1])
+    assert document["run"] == trained
+    assert document["spec"]["model"]["n_layer"] == 1
+    assert document["identity"]["hash"] == trained.split("-")[1]
+
+
+def test_run_ends_with_one_json_document(gptlab, text_file):
+    code, out, err = gptlab("run", "tiny", *MICRO, "--text", text_file, "--steps", 3, "--wandb", "off", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert list(document) == [
+        "run", "directory", "status", "step", "train_loss", "val_loss", "val_bpb", "tokens_per_s",
+    ]  # fmt: skip
+    assert (document["status"], document["step"]) == ("complete", 3)
+    assert Path(document["directory"]).name == document["run"]
+    assert 10 < document["val_loss"] < 11.5
+    assert document["tokens_per_s"] > 0
+    assert "is complete: 3 steps" in err
+
+
+def test_run_opens_and_closes_with_what_one_wants_to_know(gptlab, text_file):
+    code, out, err = gptlab("run", "tiny", *MICRO, "--text", text_file, "--steps", 3, "--wandb", "off")
+    assert (code, err) == (0, "")
+    opening, closing = out.split("is complete")
+    for fact in (
+        "tiny-",
+        "1 layers",
+        "parameters",
+        "training and",
+        "validation tokens",
+        "cpu · 1 threads · float32",
+        "W&B",
+    ):
+        assert fact in opening
+    for fact in ("train loss", "val loss", "bits/byte", "checkpoint", "sample", "extend", "dashboard", "make report"):
+        assert fact in closing
+    assert "compare     make notebook" in closing
+
+
+def test_runs_lists_what_there_is(gptlab, trained):
+    assert json.loads(gptlab("runs", "--json")[1]) == [find(trained).summary()]
+    (row,) = json.loads(gptlab("runs", "--json")[1])
+    assert list(row) == ["run", "name", "seed", "status", "step", "steps", "val_loss", "directory"]
+    assert (row["status"], row["step"], row["steps"]) == ("complete", 12, 12)
+    assert trained in gptlab("runs")[1]
+
+
+def test_without_runs_the_list_says_how_to_make_one(gptlab):
+    assert gptlab("runs") == (0, "no runs yet; start one with: make exp NAME=tiny\n", "")
+    assert gptlab("runs", "--json")[1].strip() == "[]"
+
+
+def test_resume_extends_a_run(gptlab, trained):
+    code, out, _ = gptlab("resume", trained, "--steps", 15, "--wandb", "off", "--json")
+    assert code == 0
+    assert (json.loads(out)["status"], json.loads(out)["step"]) == ("complete", 15)
+
+
+def test_sample_continues_the_prompt_and_repeats_itself(gptlab, trained):
+    first = gptlab("sample", trained, "--prompt", "one", "--seed", 3, "--tokens", 5)
+    assert first[0] == 0
+    assert first[1].startswith("one")
+    assert gptlab("sample", trained, "--prompt", "one", "--seed", 3, "--tokens", 5) == first
+    document = json.loads(gptlab("sample", trained, "--prompt", "one", "--json")[1])
+    assert document["prompt"] == "one"
+
+
+def test_eval_judges_the_whole_split_and_keeps_the_windows(gptlab, trained):
+    code, out, _ = gptlab("eval", trained, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert {"loss", "loss_se", "bpb", "perplexity", "tokens", "bytes"} <= document.keys()
+    assert document["tokens"] == 30 * 16
+    (kept,) = (find(trained).directory / "evaluations").iterdir()
+    from safetensors.numpy import load_file
+
+    losses = load_file(kept)["loss"]
+    assert losses.mean() == document["loss"]
+    assert document["perplexity"] == pytest.approx(2.718281828459045 ** document["loss"])
+
+
+def test_eval_on_another_text_has_another_yardstick(gptlab, trained, text_file):
+    own = json.loads(gptlab("eval", trained, "--json")[1])
+    other = json.loads(gptlab("eval", trained, "--text", text_file, "--json")[1])
+    assert other["tokens"] > 8 * own["tokens"]
+    assert other["yardstick"] != own["yardstick"]
+    assert "bits/byte" in gptlab("eval", trained, "--text", text_file)[1]
+
+
+def test_rm_moves_a_run_to_the_trash(gptlab, trained):
+    code, out, _ = gptlab("rm", trained)
+    assert code == 0
+    assert "/.trash/" in out
+    assert gptlab("runs", "--json")[1].strip() == "[]"
+
+
+RUN = ["run", "tiny", "--wandb=off"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], None),
+        (["lst"], "lst"),
+        (["list", "--jsn"], "--json"),
+        (["show", "basline"], "there is no experiment 'basline'; did you mean 'baseline'?"),
+        (["run"], "Missing argument 'name'"),
+        (["run", "bseline"], "did you mean 'baseline'?"),
+        (["run", "zzz"], "there are: baseline, tiny"),
+        (["run", "../x"], "there is no experiment '../x'"),
+        ([*RUN, "--steps", "0"], "--steps"),
+        ([*RUN, "--steps", "many"], "--steps"),
+        ([*RUN, "--seed", "-1"], "--seed"),
+        ([*RUN, "--device", "tpu"], "choose auto, cpu, cuda or mps"),
+        ([*RUN, "--wandb", "on"], "--wandb"),
+        ([*RUN, "--set", "learning_rate"], "--set wants KEY=VALUE"),
+        ([*RUN, "--set", "learning_rate=1"], "did you mean 'train.learning_rate'?"),
+        ([*RUN, "--set", "model.n_heads=2"], "did you mean 'model.n_head'?"),
+        ([*RUN, "--set", "train.learning_rate=fast"], "valid number, unable to parse string as a number, not 'fast'"),
+        ([*RUN, "--set", "train.learning_rate=nan"], "finite number"),
+        ([*RUN, "--set", "train.betas=[0.9"], "not JSON"),
+        ([*RUN, "--set", "train.betas=[0.9,1.5]"], "train.betas.1: input should be less than 1"),
+        ([*RUN, "--set", "model.n_head=3"], "n_embd 128 is not divisible by n_head 3"),
+        ([*RUN, "--set", "train.sequence_length=2000"], "is longer than model.context_length 1024"),
+        ([*RUN, "--set", "train.batch_size=-4"], "greater than or equal to 1, not '-4'"),
+        ([*RUN, "--set", "model.vocab_size=100"], "greater than or equal to 50257"),
+        ([*RUN, "--set", "name=other"], "write a variant in experiments/"),
+        ([*RUN, "--text", "missing.txt"], "there is no file 'missing.txt'"),
+        ([*RUN, "--text", "shakespear"], "did you mean 'shakespeare'?"),
+        ([*RUN, "--text", "/"], "not a regular file"),
+        (["resume", "nothing"], "there is no run 'nothing'"),
+        (["sample", "nothing"], "there is no run 'nothing'"),
+        (["eval", "./nowhere"], "there is no run in './nowhere'"),
+        (["dashboard", "nothing"], "there is no run 'nothing'"),
+        (["rm", "nothing"], "there is no run 'nothing'"),
+        (["sample", "x", "--temperature", "-1"], "--temperature"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(gptlab, tmp_path, arguments, message):
+    code, out, err = gptlab(*arguments)
+    if message is None:  # help, as asked for by saying nothing
+        assert "Usage" in out + err
+        return
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"x", "needs 128"),
+        (b"a few words only", "needs 128"),
+        (b"good \xff bad " * 500, "is not UTF-8: byte 0xff at offset 5"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_one_clear_line(gptlab, tmp_path, content, message):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(content)
+    code, out, err = gptlab(*RUN, "--text", path)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sample_beyond_the_trained_length_is_refused(gptlab, trained):
+    code, _, err = gptlab("sample", trained, "--prompt", "one two", "--tokens", 100)
+    assert code == 2
+    assert "exceed the 16 positions that saw training; ask for at most 14" in err
+
+
+def test_a_run_without_wandb_has_no_dashboard_and_says_so(gptlab, trained):
+    code, _, err = gptlab("dashboard", trained)
+    assert code == 2
+    assert "it ran with --wandb off" in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"], ["list", "--json"]])
+def test_help_and_list_start_without_the_heavy_packages(arguments):
+    script = (
+        "import sys; sys.argv = ['gptlab', *sys.argv[1:]]\n"
+        "from gptlab import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as exit_: assert not exit_.code\n"
+        "loaded = {'torch', 'wandb', 'pandas', 'tiktoken', 'rich'} & sys.modules.keys()\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_specs_tracking_and_data_start_without_torch():
+    script = (
+        "import sys, gptlab, gptlab.spec, gptlab.catalog, gptlab.tracking.run, gptlab.tracking.mirror\n"
+        "import gptlab.tracking.provenance, gptlab.data.tokens, gptlab.data.windows, gptlab.data.text\n"
+        "loaded = {'torch', 'wandb', 'pandas'} & sys.modules.keys()\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
+    group = typer.main.get_command(cli.app)
+    assert set(group.commands) == {"list", "show", "run", "resume", "runs", "sample", "eval", "dashboard", "rm"}
+    for name, command in group.commands.items():
+        assert command.help
+        assert all(parameter.help for parameter in command.params), name
+        code, out, _ = gptlab(name, "--help")
+        assert code == 0
+        assert len(out.splitlines()) < 50

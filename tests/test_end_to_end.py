@@ -1,0 +1,124 @@
+"""Whole commands in real processes, as a user runs them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptlab.tracking.checkpoints import MODEL, OPTIMIZER, directory_of
+from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
+from gptlab.tracking.mirror import newest_segment
+from gptlab.tracking.run import all_runs, find
+
+ROOT = Path(__file__).parents[1]
+MICRO = {
+    "model.n_layer": 2,
+    "model.n_head": 2,
+    "model.n_embd": 8,
+    "train.sequence_length": 16,
+    "train.batch_size": 2,
+    "train.log_every": 5,
+    "train.checkpoint_every": 20,
+    "data.val_windows": 4,
+}
+MAKE = ["make", "-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}"]
+
+
+def command(*arguments: object) -> list[str]:
+    settings = [f"--set={key}={value}" for key, value in MICRO.items()]
+    return [sys.executable, "-m", "gptlab", "run", "tiny", *settings, *map(str, arguments)]
+
+
+def test_ctrl_c_saves_and_the_same_command_in_a_new_process_ends_like_an_undisturbed_run(
+    text_file, tmp_path, monkeypatch
+):
+    arguments = command("--text", text_file, "--steps", 60, "--wandb", "offline")
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT)
+    stop_after = f"step {random.choice(range(5, 45, 5)):>6} ·"
+    for line in process.stdout:
+        if stop_after in line:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+            break
+    rest, _ = process.communicate()
+    assert process.returncode == 130
+    assert "was interrupted at step" in rest
+    (run,) = all_runs()
+    assert run.status() == "interrupted"
+    assert directory_of(run.directory, run.step()).is_dir()
+
+    subprocess.run(arguments, check=True, cwd=ROOT, capture_output=True)
+    assert run.status() == "complete"
+    monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
+    subprocess.run([*arguments[:-1], "off"], check=True, cwd=ROOT, capture_output=True)
+    undisturbed = find(run.id)
+    assert undisturbed.directory != run.directory
+    for name in (MODEL, OPTIMIZER):
+        ours, theirs = (directory_of(r.directory, 60) / name for r in (run, undisturbed))
+        assert ours.read_bytes() == theirs.read_bytes()
+    ours, theirs = (
+        [{key: row.get(key) for key in DETERMINISTIC} for row in read_metrics(r.directory)] for r in (run, undisturbed)
+    )
+    assert ours == theirs
+
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(newest_segment(run.directory))]
+    records = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout.splitlines()
+    steps = [json.loads(line)["history"]["item"]["step"] for line in records if '"type":"history"' in line]
+    assert steps == [row["step"] for row in read_metrics(run.directory)]
+
+
+def test_sigterm_during_start_up_leaves_nothing_that_stands_in_the_way(text_file):
+    arguments = command("--text", text_file, "--steps", 5, "--wandb", "off")
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process.stdout.readline()
+    process.terminate()
+    process.communicate()
+    assert process.returncode in {-signal.SIGTERM, 128 + signal.SIGTERM}
+    subprocess.run(arguments, check=True, cwd=ROOT, capture_output=True)
+    assert all_runs()[0].status() == "complete"
+
+
+def test_make_exp_passes_every_variable_on_as_it_was_given(text_file, tmp_path):
+    mine = tmp_path / "it's $HOME mine.txt"
+    mine.write_text(text_file.read_text())
+    settings = " ".join(f"{key}={value}" for key, value in MICRO.items())
+    # A dollar sign is doubled for make, as everywhere in it.
+    variables = ["NAME=tiny", "SEED=3", "STEPS=2", f"TEXT={str(mine).replace('$', '$$')}", f"SET={settings}"]
+    environment = {**os.environ, "WANDB_MODE": "disabled"}
+    done = subprocess.run([*MAKE, "exp", *variables], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (run,) = all_runs()
+    assert run.record.seed == 3
+    assert run.record.text.path == str(mine)
+    assert run.record.spec.model.n_embd == 8
+    assert (run.status(), run.step()) == ("complete", 2)
+
+
+def test_make_exp_without_a_name_lists_the_experiments():
+    done = subprocess.run([*MAKE, "exp"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "baseline    163,037,184" in done.stdout
+    assert "make exp NAME=" in done.stdout
+
+
+def test_make_ends_with_an_error_where_the_experiment_does_not_exist():
+    done = subprocess.run([*MAKE, "exp", "NAME=basline"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "did you mean 'baseline'?" in done.stderr
+
+
+def test_make_alone_prints_help():
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("exp", "test", "lint", "report", "notebook", "dashboard"):
+        assert f"make {target}" in done.stdout
+
+
+@pytest.mark.parametrize("folder", ["analysis", "gptlab/data"])
+def test_commands_work_from_any_folder_of_the_project(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "gptlab", "list"], cwd=ROOT / folder, capture_output=True, text=True, check=True
+    )
+    assert "baseline" in done.stdout

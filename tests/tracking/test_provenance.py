@@ -1,0 +1,70 @@
+import subprocess
+
+import pytest
+
+from gptlab.tracking.provenance import environment, source
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A project under git with one committed file."""
+    project = tmp_path / "project"
+    (project / "experiments").mkdir(parents=True)
+    (project / "pyproject.toml").write_text("")
+    (project / ".gitignore").write_text("ignored.py\n")
+    git = ["git", "-C", str(project), "-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.chdir(project)
+    return project
+
+
+@pytest.fixture
+def run_directory(tmp_path):
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def test_a_clean_checkout_is_its_commit(checkout, run_directory):
+    facts = source(run_directory)
+    assert len(facts["git_commit"]) == 40
+    assert (facts["git_dirty"], facts["diff_sha256"]) == (False, None)
+    assert list(run_directory.iterdir()) == []
+
+
+def test_changes_are_kept_as_one_patch_per_distinct_difference(checkout, run_directory):
+    (checkout / "pyproject.toml").write_text("changed = 1\n")
+    (checkout / "new.py").write_text("print('new')\n")
+    facts = source(run_directory)
+    assert facts["git_dirty"] is True
+    assert source(run_directory) == facts
+    (patch,) = run_directory.iterdir()
+    assert patch.name == f"source-{facts['diff_sha256'][:8]}.patch"
+    subprocess.run(["git", "stash", "-qu"], check=True, env={"GIT_AUTHOR_NAME": "n", "GIT_AUTHOR_EMAIL": "e",
+        "GIT_COMMITTER_NAME": "n", "GIT_COMMITTER_EMAIL": "e", "PATH": "/usr/bin:/bin"})  # fmt: skip
+    subprocess.run(["git", "apply", str(patch)], check=True)
+    assert (checkout / "pyproject.toml").read_text() == "changed = 1\n"
+    assert (checkout / "new.py").read_text() == "print('new')\n"
+
+
+def test_other_untracked_files_stay_out_of_the_patch(checkout, run_directory):
+    (checkout / ".env").write_text("SECRET=hunter2\n")
+    (checkout / "ignored.py").write_text("hunter2\n")
+    (checkout / "new.py").write_text("1\n")
+    source(run_directory)
+    (patch,) = run_directory.iterdir()
+    assert "hunter2" not in patch.read_text()
+
+
+def test_outside_git_there_is_no_commit(tmp_path, run_directory, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "pyproject.toml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert source(run_directory) == {"git_commit": None, "git_dirty": None, "diff_sha256": None}
+
+
+def test_the_environment_names_versions():
+    facts = environment()
+    assert facts["packages"]["torch"].startswith("2.13.0")
+    assert {"host", "platform", "python"} <= facts.keys()

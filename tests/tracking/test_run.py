@@ -1,0 +1,121 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptlab.errors import BadInputError, GptlabError
+from gptlab.spec import identify
+from gptlab.tracking.run import RECORD, TextRecord, all_runs, create, find, load
+
+TEXT = TextRecord(source="t", path="/t", bytes=1, sha256="abc")
+
+
+@pytest.fixture
+def new_run(micro):
+    def make(seed=0, **changes):
+        experiment = micro.with_changes(changes)
+        identity = identify(experiment, precision="float32", text_sha256="abc", tokenizer_sha256="def")
+        return create(experiment, identity, seed, "float32", TEXT)
+
+    return make
+
+
+def test_a_run_is_read_back_as_it_was_created(new_run):
+    run = new_run()
+    assert load(run.directory) == run
+    assert run.directory.name == run.id == f"micro-{run.id.split('-')[1]}-s0"
+    assert run.record.wandb_id.startswith(run.id + "-")
+
+
+def test_creating_a_run_again_gives_the_one_that_is_there(new_run):
+    assert new_run() == new_run()
+
+
+@pytest.mark.parametrize(
+    ("events", "status", "step"),
+    [
+        ([], "interrupted", 0),
+        ([("start", {"steps": 9})], "interrupted", 0),
+        ([("start", {"steps": 9}), ("end", (9, "complete"))], "complete", 9),
+        ([("start", {"steps": 9}), ("end", (4, "diverged"))], "diverged", 4),
+        ([("start", {"steps": 9}), ("end", (9, "complete")), ("start", {"steps": 12})], "interrupted", 0),
+    ],
+)
+def test_status_and_step_come_from_the_last_attempt(new_run, events, status, step):
+    run = new_run()
+    for event, facts in events:
+        if event == "start":
+            number = run.start_attempt(**facts)
+        else:
+            run.end_attempt(number, *facts)
+    assert (run.status(), run.step()) == (status, step)
+    assert run.target() == (facts["steps"] if events and events[-1][0] == "start" else 9 if events else 40)
+
+
+def test_a_run_is_found_by_id_unique_prefix_or_path(new_run):
+    run, other = new_run(), new_run(seed=1)
+    assert find(run.id) == run
+    assert find(other.id[:-1] + "1") == other
+    assert find(str(run.directory)) == run
+    assert [found.id for found in all_runs()] == [run.id, other.id]
+    with pytest.raises(BadInputError, match=f"{run.id} or {other.id}"):
+        find("micro")
+    with pytest.raises(BadInputError, match="there is no run 'mikro.*did you mean 'micro-"):
+        find(run.id.replace("micro", "mikro"))
+    with pytest.raises(BadInputError, match="there is no run ''"):
+        find("")
+
+
+def test_a_prefix_that_is_a_whole_id_is_that_run(new_run):
+    run = new_run(seed=1)
+    new_run(seed=11)
+    assert find(run.id) == run
+
+
+@given(reference=st.text(max_size=20))
+def test_no_reference_leaves_the_runs_directory(reference):
+    try:
+        find(reference)
+    except BadInputError:
+        return
+    pytest.fail("there is nothing to find")
+
+
+def test_the_trash_keeps_a_removed_run_and_is_not_listed(new_run):
+    run = new_run()
+    trashed = run.move_to_trash()
+    assert load(trashed).id == run.id
+    assert all_runs() == []
+    new_run().move_to_trash()
+    assert len(list(trashed.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"run": 1}'])
+def test_a_damaged_record_is_named(new_run, content):
+    run = new_run()
+    (run.directory / RECORD).write_text(content)
+    with pytest.raises(GptlabError, match=r"run\.json"):
+        load(run.directory)
+
+
+def test_a_run_from_before_a_field_existed_is_read_with_its_default(new_run):
+    run = new_run()
+    document = json.loads((run.directory / RECORD).read_text())
+    del document["spec"]["model"]["dropout"]
+    (run.directory / RECORD).write_text(json.dumps(document))
+    assert load(run.directory).record.spec == run.record.spec
+
+
+def test_samples_after_a_step_are_dropped(new_run):
+    run = new_run()
+    for step in (1, 2, 3):
+        run.add_sample(step, "p", "größer\n")
+    run.drop_samples_after(2)
+    assert run.samples() == [{"step": step, "prompt": "p", "text": "größer\n"} for step in (1, 2)]
+
+
+def test_a_read_only_place_is_one_clear_error(new_run, monkeypatch):
+    monkeypatch.setenv("GPTLAB_RUNS", "/proc/nowhere")
+    with pytest.raises(GptlabError, match="cannot write /proc/nowhere.*GPTLAB_RUNS"):
+        new_run()
