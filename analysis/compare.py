@@ -17,8 +17,12 @@ def ranked(runs: DataFrame) -> DataFrame:
 
 
 def what_differs(runs: DataFrame) -> list[str]:
-    """The columns of `load.runs()` that change what is computed and are not the same in all of these runs."""
-    return [column for column in IDENTITY_COLUMNS if runs[column].nunique(dropna=False) > 1]
+    """The columns of `load.runs()` that change what is computed and are not the same in all of these runs.
+
+    Where the texts differ, `text.source` comes along: people know a text by its name.
+    """
+    differing = [column for column in IDENTITY_COLUMNS if runs[column].nunique(dropna=False) > 1]
+    return [*differing, *(["text.source"] if "text.sha256" in differing else [])]
 
 
 def comparison(runs: DataFrame) -> DataFrame:

@@ -183,7 +183,7 @@ def samples(runs: DataFrame | None = None) -> DataFrame:
         run, name, seed: The run.
         step: Optimizer steps done when it was written.
         prompt: Where the text begins.
-        text: The text, as `samples.jsonl` holds it.
+        text: What the model wrote after it.
 
     Args:
         runs: Rows of `runs()`; all where None.

@@ -55,7 +55,6 @@ def _figure(x: str, y: str) -> go.Figure:
         "font": {"color": "#808080", "family": "system-ui, sans-serif"},
         "height": 420,
         "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
-        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
         "showlegend": True,
         "xaxis": {**axis, "title": {"text": x}},
         "yaxis": {**axis, "title": {"text": y}},

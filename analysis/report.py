@@ -7,11 +7,13 @@ Names and samples come from texts and models, so all of them are escaped.
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 
+import plotly.graph_objects as go
 import plotly.offline
-from pandas import DataFrame, Series, isna, option_context
+from pandas import DataFrame, Series, isna
 
 from analysis import compare, load, plots
 from gptlab import project
@@ -35,7 +37,6 @@ body { margin: 2.5rem auto; max-width: 76rem; padding: 0 1.25rem; background: va
   font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 0.5rem; }
-h3 { font-size: 1rem; margin: 1.75rem 0 0.25rem; }
 p { margin: 0.25rem 0 0.75rem; }
 .faint { color: var(--faint); font-size: 0.9rem; }
 .caution { border-left: 3px solid var(--warn); padding-left: 0.75rem; }
@@ -44,16 +45,16 @@ table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabu
 th, td { border-bottom: 1px solid var(--line); padding: 0.4rem 0.8rem; text-align: right; }
 th { color: var(--faint); font-weight: 600; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
-pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 0.75rem 1rem; overflow-x: auto;
+pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 0.75rem 1rem;
   font: 0.85rem/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .xtick text, .ytick text, .xtitle, .ytitle, .legendtext { fill: var(--ink) !important; }
 """
 
 
-def main() -> int:
-    """Write both reports; returns the exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write both reports; returns the exit code. The arguments are the command line's by default."""
     parser = argparse.ArgumentParser(prog="python -m analysis.report", description="Write report.md and report.html.")
-    parser.parse_args()
+    parser.parse_args(arguments)
     directory = project.runs_directory()
     try:
         runs = load.runs()
@@ -81,16 +82,15 @@ def to_markdown(runs: DataFrame, metrics: DataFrame, samples: DataFrame) -> str:
         metrics: Their rows of `load.metrics()`.
         samples: Their rows of `load.samples()`.
     """
-    parts = ["# Runs", _heading(runs)]
+    parts = ["# Runs", _inline(_heading(runs))]
     if runs.empty:
         return _paragraphs([*parts, NO_RUNS])
     caution = compare.caution(runs)
     parts += [*([f"**{_inline(caution)}**"] if caution else []), _markdown_table(overview(runs)), READING]
-    for column, title in LOSSES.items():
+    for column, title in _losses(metrics).items():
         parts += [f"## {title}", _markdown_table(loss_table(runs, metrics, column))]
-    parts.append("## Samples")
-    for run, why, step, text in _last_samples(runs, samples):
-        parts += [f"### {_inline(run)}", _inline(f"{why} Step {step}:"), _code_block(text)]
+    for run, about, text in _last_samples(runs, samples):
+        parts += [f"## {_inline(run)}", _inline(about), _code_block(text)]
     return _paragraphs(parts)
 
 
@@ -109,14 +109,12 @@ def to_html(runs: DataFrame, metrics: DataFrame, samples: DataFrame) -> str:
         parts.append(f'<p class="caution">{escape(caution)}</p>')
     parts += [_html_table(overview(runs)), f'<p class="faint">{escape(READING)}</p>']
     parts.append(f"<script>{plotly.offline.get_plotlyjs()}</script>")
-    for column, title in LOSSES.items():
+    for column, title in _losses(metrics).items():
         curves = plots.loss_curves(_in_order(metrics, runs), column=column)
-        plot = curves.to_html(full_html=False, include_plotlyjs=False, div_id=f"plot-{column.replace('/', '-')}")
-        parts += [f"<h2>{title}</h2>", plot]
-    parts.append("<h2>Samples</h2>")
-    for run, why, step, text in _last_samples(runs, samples):
-        about = f'<p class="faint">{escape(f"{why} Step {step}:")}</p>'
-        parts += [f"<h3>{escape(run)}</h3>", about, f"<pre>{escape(printable(text))}</pre>"]
+        parts += [f"<h2>{title}</h2>", _plot(curves, column.replace("/", "-"))]
+    for run, about, text in _last_samples(runs, samples):
+        parts += [f"<h2>{escape(run)}</h2>", f'<p class="faint">{escape(about)}</p>']
+        parts.append(f"<pre>{escape(printable(text))}</pre>")
     return _page(parts)
 
 
@@ -154,11 +152,18 @@ def _in_order(metrics: DataFrame, runs: DataFrame) -> DataFrame:
     return metrics.sort_values("run", key=lambda column: column.map(rank), kind="stable", ignore_index=True)
 
 
-def _last_samples(runs: DataFrame, samples: DataFrame) -> list[tuple[str, str, int, str]]:
-    """Run, question, step and text of each run's newest sample, the best run's first."""
-    newest = samples.drop_duplicates("run", keep="last")
-    table = compare.ranked(runs)[["run", "why"]].merge(newest[["run", "step", "text"]], on="run")
-    return list(table.itertuples(index=False, name=None))
+def _last_samples(runs: DataFrame, samples: DataFrame) -> list[tuple[str, str, str]]:
+    """Run, what it asked, and its newest sample, the best run's first."""
+    newest = samples.drop_duplicates("run", keep="last")[["run", "step", "prompt", "text"]]
+    table = compare.ranked(runs)[["run", "why"]].merge(newest, on="run")
+    return [
+        (run, f"The question: {why} A sample after {step} steps:", prompt + text)
+        for run, why, step, prompt, text in table.itertuples(index=False, name=None)
+    ]
+
+
+def _losses(metrics: DataFrame) -> dict[str, str]:
+    return {column: title for column, title in LOSSES.items() if metrics[column].notna().any()}
 
 
 def _heading(runs: DataFrame) -> str:
@@ -191,7 +196,7 @@ def _markdown_table(table: DataFrame) -> str:
 def _inline(text: str) -> str:
     """The text on one line, without a meaning to Markdown or HTML."""
     line = escape(printable(" ".join(text.split())), quote=False)
-    return "".join(f"\\{c}" if c in "\\`*_[]|" else c for c in line)
+    return "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in line)
 
 
 def _code_block(text: str) -> str:
@@ -203,14 +208,18 @@ def _paragraphs(parts: list[str]) -> str:
 
 
 def _html_table(table: DataFrame) -> str:
-    with option_context("display.max_colwidth", None):
-        return f'<div class="wide">{table.to_html(index=False, border=0, escape=True)}</div>'
+    return f'<div class="wide">{table.to_html(index=False, border=0, escape=True)}</div>'
+
+
+def _plot(figure: go.Figure, name: str) -> str:
+    config = {"displayModeBar": False, "responsive": True}  # the bar offers to send the data to a server
+    return str(figure.to_html(config, full_html=False, include_plotlyjs=False, div_id=name))
 
 
 def _page(parts: list[str]) -> str:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Runs</title>'
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>\n{body}\n</body>\n</html>\n'
+    top = f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{STYLE}</style></head>\n<body>'
+    return "\n".join([top, *parts, "</body>\n</html>\n"])
 
 
 if __name__ == "__main__":

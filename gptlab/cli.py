@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptlab.errors import EXIT_BAD_INPUT, EXIT_SIGINT, GptlabError
+from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, GptlabError
 
 app = typer.Typer(
     name="gptlab",
@@ -240,6 +240,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `gptlab runs | head` is no error
         sys.exit(0)
+    except OSError as error:  # a full disk, a place that cannot be written
+        where = f": {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}", EXIT_FAILED)
     sys.exit(code or 0)
 
 

@@ -85,6 +85,7 @@ class TrainingDisplay:
                 BarColumn(bar_width=None),
                 TextColumn("loss {task.fields[loss]}"),
                 _Rate(batch_tokens),
+                TextColumn("ETA"),
                 TimeRemainingColumn(),
                 console=console.rich,
                 speed_estimate_period=60,

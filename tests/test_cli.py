@@ -252,6 +252,15 @@ def test_a_text_that_cannot_be_used_is_one_clear_line(gptlab, tmp_path, content,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_place_that_cannot_be_written_is_one_line(gptlab, text_file, monkeypatch):
+    monkeypatch.setenv("GPTLAB_RUNS", "/proc/nowhere")
+    code, out, err = gptlab("run", "tiny", *MICRO, "--text", text_file, "--wandb", "off")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert "/proc/nowhere" in err
+    assert err.count("\n") == 1
+
+
 def test_a_sample_beyond_the_trained_length_is_refused(gptlab, trained):
     code, _, err = gptlab("sample", trained, "--prompt", "one two", "--tokens", 100)
     assert code == 2

@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 import socket
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,39 @@ def environment() -> dict[str, Any]:
     }
 
 
-def source(directory: Path) -> dict[str, Any]:
-    """The project's commit, and whether the working tree differs; the difference is kept in the run's directory.
+@dataclass(frozen=True)
+class WorkingTree:
+    """The project's code as it stands; without a commit where the project is not a git checkout."""
 
-    The patch holds tracked files and untracked `*.py` only, so that no stray secret comes along. All values are None
-    where the project is not a git checkout.
-    """
+    commit: str | None
+    patch: bytes
+    """What differs from the commit: tracked files and untracked `*.py` only, so that no stray secret comes along."""
+
+    @property
+    def patch_sha256(self) -> str | None:
+        """None where nothing differs."""
+        return hashlib.sha256(self.patch).hexdigest() if self.patch else None
+
+    def facts(self) -> dict[str, Any]:
+        """As `attempts.jsonl` records it."""
+        dirty = None if self.commit is None else bool(self.patch)
+        return {"git_commit": self.commit, "git_dirty": dirty, "diff_sha256": self.patch_sha256}
+
+    def keep_patch(self, directory: Path) -> None:
+        """Write `source-HASH8.patch` where something differs."""
+        if self.patch_sha256:
+            write_durably(directory / f"source-{self.patch_sha256[:8]}.patch", self.patch)
+
+
+def working_tree() -> WorkingTree:
+    """Look at the project's code now."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
-        return {"git_commit": None, "git_dirty": None, "diff_sha256": None}
+        return WorkingTree(None, b"")
     untracked = _git("ls-files", "--others", "--exclude-standard", "-z", "--", "*.py") or b""
     additions = [_git_diff_new(name) for name in sorted(untracked.decode().split("\0")) if name]
-    patch = (_git("diff", "--binary", "HEAD", "--", ".") or b"") + b"".join(additions)
-    digest = hashlib.sha256(patch).hexdigest() if patch else None
-    if digest:
-        write_durably(directory / f"source-{digest[:8]}.patch", patch)
-    return {"git_commit": commit.decode().strip(), "git_dirty": digest is not None, "diff_sha256": digest}
+    changes = _git("diff", "--binary", "HEAD", "--", ".") or b""
+    return WorkingTree(commit.decode().strip(), changes + b"".join(additions))
 
 
 def _version(package: str) -> str | None:

@@ -12,6 +12,7 @@ runs/baseline-1a2b3c4d-s0/
 """
 
 import json
+import logging
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from gptlab.tracking.lock import holder_of
 from gptlab.tracking.metrics import last_value, read_metrics
 
 RECORD, ATTEMPTS, SAMPLES, LOG, TRASH = "run.json", "attempts.jsonl", "samples.jsonl", "log.txt", ".trash"
+
+logger = logging.getLogger(__name__)
 
 Outcome = Literal["complete", "interrupted", "diverged", "failed"]
 Status = Literal["running", "complete", "interrupted", "diverged", "failed"]
@@ -169,13 +172,8 @@ def create(experiment: Experiment, identity: Identity, seed: int, precision: Pre
         tokenizer_sha256=identity.content["tokenizer_sha256"],
         wandb_id=f"{run_id}-{secrets.token_hex(4)}",
     )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_durably(directory / RECORD, record.model_dump_json(indent=2) + "\n")
-    except OSError as error:
-        raise GptlabError(
-            f"cannot write {directory}: {error.strerror}; choose another place with GPTLAB_RUNS"
-        ) from error
+    directory.mkdir(parents=True, exist_ok=True)
+    write_durably(directory / RECORD, record.model_dump_json(indent=2) + "\n")
     return Run(directory, record)
 
 
@@ -195,8 +193,14 @@ def load(directory: Path) -> Run:
 
 
 def all_runs() -> list[Run]:
-    """Every run in the runs directory, by id."""
-    return [load(directory) for directory in _directories()]
+    """Every run in the runs directory, by id; one whose record is damaged is left out with a warning."""
+    found = []
+    for directory in _directories():
+        try:
+            found.append(load(directory))
+        except GptlabError as error:
+            logger.warning("%s; this run is left out", error)
+    return found
 
 
 def find(reference: str) -> Run:

@@ -15,7 +15,7 @@ from gptlab.data import text as texts
 from gptlab.data import tokenizer, tokens
 from gptlab.data.text import Text
 from gptlab.data.windows import Windows, validation_starts
-from gptlab.errors import EXIT_FAILED, BadInputError, DivergedError, GptlabError
+from gptlab.errors import EXIT_FAILED, BadInputError, DivergedError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.model.sample import sample
@@ -174,7 +174,19 @@ def _train(
     keep_freed_memory()
     begin = newest.step if newest else 0
     mode, reason = choose_mode(options.wandb)
-    facts = _facts(run, begin, steps, settings, options)
+    code = provenance.working_tree()
+    facts = {
+        "from_step": begin,
+        "steps": steps,
+        "device": device_name(settings.device),
+        "deterministic": options.deterministic,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        **provenance.environment(),
+        **code.facts(),
+        "tags": list(options.tags),
+        "notes": options.notes,
+    }
     messages.opening(run, begin, steps, material, settings, f"{mode} ({reason})", console)
     messages.changed_surroundings(run, facts, console)
     model, adamw, progress = _state(run, newest, settings)
@@ -182,6 +194,7 @@ def _train(
     display = TrainingDisplay(console, begin, steps, train.batch_size * train.sequence_length)
     with MetricsFile(run.directory, progress.metrics_bytes) as metrics, StopSignals() as signals, display:
         attempt = run.start_attempt(**facts)
+        code.keep_patch(run.directory)
         run.drop_samples_after(begin)
         mirror = Mirror(run.directory, mode, _identification(run, facts), read_metrics(run.directory), console.notice)
         trainer = Trainer(
@@ -206,29 +219,11 @@ def _train(
         except DivergedError:
             outcome = "diverged"
             raise
-        except OSError as error:
-            raise GptlabError(f"{error.strerror or error}: {error.filename or run.directory}") from error
         finally:
             run.end_attempt(attempt, trainer.step, outcome)
             mirror.finish(0 if outcome == "complete" else EXIT_FAILED)
     messages.closing(run, outcome, mirror.url, console)
     return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
-
-
-def _facts(run: Run, begin: int, steps: int, settings: Settings, options: Options) -> dict[str, Any]:
-    """What the attempt's first row records."""
-    return {
-        "from_step": begin,
-        "steps": steps,
-        "device": device_name(settings.device),
-        "deterministic": options.deterministic,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        **provenance.environment(),
-        **provenance.source(run.directory),
-        "tags": list(options.tags),
-        "notes": options.notes,
-    }
 
 
 class _Watchers:

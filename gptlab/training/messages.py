@@ -44,7 +44,7 @@ def complete(run: Run, steps: int, done: int, console: Console) -> None:
     more = f", more than the {steps} asked for" if steps < done else ""
     console.say(f"{run.id} is complete: {done} steps{more}; nothing changed", style="bold")
     last = [row for row in run.attempts() if row["event"] == "start"][-1]
-    now = provenance.source(run.directory)
+    now = provenance.working_tree().facts()
     if any(last[key] != now[key] for key in ("git_commit", "diff_sha256")):
         console.notice("the code has changed since; --fresh moves the run to the trash and starts it again")
     _results(run, console)

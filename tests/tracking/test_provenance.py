@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from gptlab.tracking.provenance import environment, source
+from gptlab.tracking.provenance import environment, working_tree
 
 
 @pytest.fixture
@@ -17,6 +17,12 @@ def checkout(tmp_path, monkeypatch):
         subprocess.run([*git, *arguments], check=True)
     monkeypatch.chdir(project)
     return project
+
+
+def source(directory):
+    tree = working_tree()
+    tree.keep_patch(directory)
+    return tree.facts()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 import gptlab
 from gptlab.console import Console
 from gptlab.errors import BadInputError, DivergedError, GptlabError
+from gptlab.tracking import provenance
 from gptlab.tracking.checkpoints import directory_of, list_checkpoints
 from gptlab.tracking.metrics import read_metrics
 from gptlab.tracking.run import Run, find
@@ -190,7 +191,7 @@ def test_an_error_in_training_is_recorded_and_the_run_goes_on_later(train, micro
     assert train(micro).run.status() == "complete"
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_later(train, micro, monkeypatch):
+def test_a_full_disk_ends_the_attempt_and_the_run_goes_on_later(train, micro, monkeypatch):
     import errno
 
     with monkeypatch.context() as patch:
@@ -198,8 +199,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(train, micro, monkeyp
             "gptlab.training.checkpoint._write_tensors",
             lambda path, *rest: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device", str(path))),
         )
-        with pytest.raises(GptlabError, match="No space left on device"):
+        with pytest.raises(OSError, match="No space left on device"):
             train(micro)
+        assert find("micro").status() == "failed"
     assert train(micro).run.status() == "complete"
 
 
@@ -219,14 +221,15 @@ def test_the_console_is_kept_in_the_runs_log(train, micro):
 
 
 def test_code_that_changed_since_is_mentioned(train, micro, capfd, monkeypatch):
-    train(micro, steps=5)
+    before = contents(train(micro, steps=5).run.directory)
     monkeypatch.setattr(
-        "gptlab.tracking.provenance.source",
-        lambda directory: {"git_commit": "other", "git_dirty": False, "diff_sha256": None},
+        "gptlab.tracking.provenance.working_tree", lambda: provenance.WorkingTree("other", b"a change\n")
     )
-    train(micro, steps=5)
+    run = train(micro, steps=5).run
     assert "the code has changed since" in capfd.readouterr().err
+    assert contents(run.directory) == before
     train(micro, steps=6)
+    assert any(name.startswith("source-") for name in contents(run.directory).keys() - before.keys())
     assert "exactness is not promised across it" in capfd.readouterr().err
 
 

@@ -1,0 +1,115 @@
+"""Synthetic runs, written by the classes that write real ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from gptlab.spec import Experiment, ModelSpec, TrainSpec, identify
+from gptlab.tracking import run as tracking
+from gptlab.tracking.checkpoints import MANIFEST, MODEL, Manifest, Progress, digest_of, directory_of
+from gptlab.tracking.metrics import MetricsFile
+from gptlab.tracking.run import Run, TextRecord
+
+Tensors = Mapping[str, NDArray[Any]]
+MakeRun = Callable[..., Run]
+
+FACTS = {
+    "from_step": 0,
+    "steps": 20,
+    "device": "cpu",
+    "torch": "2.13.0",
+    "threads": 2,
+    "host": "somewhere",
+    "platform": "Linux",
+    "python": "3.11.9",
+    "packages": {"torch": "2.13.0"},
+    "git_commit": "c0ffee",
+    "git_dirty": False,
+    "diff_sha256": None,
+    "tags": ["first", "second"],
+    "notes": "",
+}
+
+
+@pytest.fixture
+def weights() -> Tensors:
+    """Two blocks of one matrix and one bias each, and a final norm."""
+    tensors: dict[str, NDArray[Any]] = {"final_norm.weight": np.ones(3, np.float32)}
+    for layer in range(2):
+        tensors[f"blocks.{layer}.attention.projection.weight"] = np.full((2, 3), layer + 1, np.float32)
+        tensors[f"blocks.{layer}.attention.projection.bias"] = np.zeros(2, np.float32)
+    return tensors
+
+
+@pytest.fixture
+def make_run() -> MakeRun:
+    """`make_run(name, seed=…, …)` makes a run that was trained once.
+
+    Its rows stand at steps 0, 10, 20, … with `val_losses`, and from the second on a training loss that is 0.5 lower.
+    `checkpoints` are tensors by step; `facts` are those of the attempt's start.
+    """
+
+    def make(
+        name: str = "micro",
+        seed: int = 0,
+        *,
+        why: str = "Does it hold?",
+        changes: Mapping[str, Any] | None = None,
+        source: str = "words",
+        sha256: str = "ab" * 32,
+        val_losses: Sequence[float] = (11.0, 8.0, 6.0),
+        yardstick: str = "aaaaaaaa",
+        samples: Sequence[str] = (),
+        checkpoints: Mapping[int, Tensors] | None = None,
+        **facts: Any,
+    ) -> Run:
+        experiment = Experiment(
+            name=name,
+            why=why,
+            model=ModelSpec(n_layer=2, n_head=2, n_embd=8, context_length=32),
+            train=TrainSpec(sequence_length=16, batch_size=2, steps=20),
+        ).with_changes(changes or {})
+        text = TextRecord(source=source, path="/words.txt", bytes=1000, sha256=sha256)
+        identity = identify(experiment, precision="float32", text_sha256=sha256, tokenizer_sha256="cd" * 32)
+        run = tracking.create(experiment, identity, seed, "float32", text)
+        attempt = run.start_attempt(**FACTS | facts)
+        rows = [_row(number, loss, yardstick) for number, loss in enumerate(val_losses)]
+        with MetricsFile(run.directory, 0) as metrics:
+            for row in rows:
+                metrics.append(row)
+        for step, tensors in (checkpoints or {}).items():
+            _save_weights(run, step, tensors)
+        for sample in samples:
+            run.add_sample(20, "The ", sample)
+        run.end_attempt(attempt, rows[-1]["step"] if rows else 0, "complete")
+        return run
+
+    return make
+
+
+def _row(number: int, val_loss: float, yardstick: str) -> dict[str, Any]:
+    row = {"step": 10 * number, "tokens": 320 * number, "attempt": 1, "elapsed_s": 2.0 * number}
+    if number:
+        row |= {"train/loss": val_loss - 0.5, "perf/tokens_per_s": 1600.0}
+    return row | {"val/loss": val_loss, "val/loss_se": 0.25, "val/bpb": val_loss / 2, "val/yardstick": yardstick}
+
+
+def _save_weights(run: Run, step: int, tensors: Tensors) -> None:
+    directory = directory_of(run.directory, step)
+    directory.mkdir(parents=True)
+    save_file(dict(tensors), directory / MODEL)
+    manifest = Manifest(
+        run=run.id,
+        step=step,
+        files={MODEL: digest_of(directory / MODEL)},
+        progress=Progress(best_val_loss=5.5, best_step=10),
+        text_sha256=run.record.text.sha256,
+        tokenizer_sha256=run.record.tokenizer_sha256,
+        torch="2.13.0",
+        threads=2,
+    )
+    (directory / MANIFEST).write_text(manifest.model_dump_json())
