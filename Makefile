@@ -55,7 +55,7 @@ report: $(READY)
 	@$(VENV)/bin/python -m analysis.report
 
 notebook: $(READY)
-	@$(VENV)/bin/jupyter lab --notebook-dir analysis
+	@$(VENV)/bin/jupyter lab --notebook-dir analysis $(if $(filter 0,$(shell id -u)),--allow-root)
 
 dashboard: $(READY)
 ifeq ($(RUN),)

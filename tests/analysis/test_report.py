@@ -8,6 +8,7 @@ from markdown_it import MarkdownIt
 
 from analysis import load, report
 from gptlab import project
+from gptlab.tracking.metrics import METRICS
 from gptlab.tracking.run import RECORD, SAMPLES, Run
 
 MakeRun = Callable[..., Run]
@@ -126,9 +127,17 @@ def test_without_runs_the_report_says_how_to_make_one(capsys: pytest.CaptureFixt
         assert lines[0] in text
 
 
-def test_a_damaged_run_is_one_line_on_stderr(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_run_is_left_out_with_a_warning(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run()
     (run.directory / RECORD).write_text("{}")
+    assert report.main([]) == 0
+    assert str(run.directory) in caplog.text
+    assert "no runs yet" in (project.runs_directory() / "report.md").read_text()
+
+
+def test_damaged_metrics_are_one_line_on_stderr(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run()
+    (run.directory / METRICS).write_text("torn\n")
     assert report.main([]) == 1
     output = capsys.readouterr()
     assert output.err.count("\n") == 1
