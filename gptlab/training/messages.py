@@ -123,9 +123,8 @@ def _results(run: Run, console: Console) -> None:
         f"{last_value(rows, 'val/loss'):.4f}{f' ± {se:.4f}' if se is not None else ''} nats/token · "
         f"{last_value(rows, 'val/bpb'):.4f} bits/byte",
     )
-    newest = list_checkpoints(run.directory)[-1:]
-    for checkpoint in newest:
-        console.fact("checkpoint", project.shown(checkpoint.directory))
+    console.fact("directory", project.shown(run.directory))
+    console.fact("checkpoint", f"checkpoints/{list_checkpoints(run.directory)[-1].directory.name} in it")
 
 
 def _next_commands(run: Run, console: Console) -> None:
