@@ -85,7 +85,11 @@ def run(
     wandb: WandbOption = None,
     tags: Annotated[list[str] | None, typer.Option("--tag", help="A tag for W&B and reports; repeatable.")] = None,
     notes: Annotated[str, typer.Option(help="A remark kept with this attempt.")] = "",
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="RUN@STEP", help="Start from the weights of another run.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move the old run to the trash and start again.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Record where the time of a few steps goes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run an experiment; go on where it stopped; extend it with more --steps."""
@@ -107,8 +111,10 @@ def run(
         tags=tuple(tags or ()),
         notes=notes,
         fresh=fresh,
+        profile=profile,
     )
-    _finish(attempt.start(experiment, seed, options, Console(stderr=as_json)), as_json)
+    parent = attempt.weights_of(from_) if from_ else None
+    _finish(attempt.start(experiment, seed, options, Console(stderr=as_json), parent), as_json)
 
 
 @app.command()

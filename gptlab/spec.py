@@ -206,13 +206,24 @@ class Identity:
         return f"{self.name}-{self.hash}-s{seed}"
 
 
-def identify(experiment: Experiment, *, precision: Precision, text_sha256: str, tokenizer_sha256: str) -> Identity:
-    """The identity of what `experiment` computes with a resolved precision on a given text."""
+def identify(
+    experiment: Experiment,
+    *,
+    precision: Precision,
+    text_sha256: str,
+    tokenizer_sha256: str,
+    initial_weights_sha256: str | None = None,
+) -> Identity:
+    """The identity of what `experiment` computes with a resolved precision on a given text.
+
+    A run that starts from another's weights names their sha256; one that draws its own does not.
+    """
     content = {
         "numerics": NUMERICS,
         "precision": precision,
         "text_sha256": text_sha256,
         "tokenizer_sha256": tokenizer_sha256,
+        **({"initial_weights_sha256": initial_weights_sha256} if initial_weights_sha256 else {}),
         **identity_fields(experiment, exclude_defaults=True),
     }
     digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()

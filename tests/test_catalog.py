@@ -83,7 +83,7 @@ def test_variant_of_an_imported_experiment_repeats_nothing(write: Callable[..., 
         starred="from experiments.baseline import *\nflat = baseline.vary('flat', why='Flatter?')\n",
         module="from experiments import baseline as b\ntied = b.baseline.vary('tied', why='Tied?')\n",
     )
-    assert set(catalog.experiments()) == {"wide", "baseline", "tied", "deep", "flat"}
+    assert list(catalog.experiments()) == ["wide", "baseline", "tied", "deep", "flat"], "each in its own file's place"
 
 
 def test_second_name_for_one_experiment_repeats_nothing(write: Callable[..., None]):

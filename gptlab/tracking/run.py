@@ -49,6 +49,17 @@ class TextRecord(BaseModel):
     sha256: str
 
 
+class InitialWeights(BaseModel):
+    """Where a warm start takes its weights from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    step: int
+    path: str
+    sha256: str
+
+
 class RunRecord(BaseModel):
     """`run.json`: what the run computes. Written once, never changed."""
 
@@ -63,6 +74,8 @@ class RunRecord(BaseModel):
     """All that went into the hash of the run's id."""
     text: TextRecord
     tokenizer_sha256: str
+    initial_weights: InitialWeights | None = None
+    """None where the weights are drawn from the seed."""
     wandb_id: str
     """The run's id and a random suffix: two machines, or a deleted run, never meet in one W&B run."""
 
@@ -155,7 +168,14 @@ class Run:
         return target
 
 
-def create(experiment: Experiment, identity: Identity, seed: int, precision: Precision, text: TextRecord) -> Run:
+def create(
+    experiment: Experiment,
+    identity: Identity,
+    seed: int,
+    precision: Precision,
+    text: TextRecord,
+    initial_weights: InitialWeights | None = None,
+) -> Run:
     """A new run's directory with its record, or the one that is there already."""
     run_id = identity.run_id(seed)
     directory = project.runs_directory() / run_id
@@ -170,6 +190,7 @@ def create(experiment: Experiment, identity: Identity, seed: int, precision: Pre
         identity=identity.content,
         text=text,
         tokenizer_sha256=identity.content["tokenizer_sha256"],
+        initial_weights=initial_weights,
         wandb_id=f"{run_id}-{secrets.token_hex(4)}",
     )
     directory.mkdir(parents=True, exist_ok=True)

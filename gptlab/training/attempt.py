@@ -5,6 +5,7 @@ checkpoint; a larger number of steps extends it; a smaller one changes nothing.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +23,15 @@ from gptlab.model.sample import sample
 from gptlab.spec import Experiment, identify
 from gptlab.tracking import provenance
 from gptlab.tracking import run as runs
-from gptlab.tracking.checkpoints import Checkpoint, Progress
+from gptlab.tracking.checkpoints import MODEL, Checkpoint, Progress, pick
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import MetricsFile, Row, last_value, read_metrics
 from gptlab.tracking.mirror import Identification, Mirror, Mode, choose_mode
-from gptlab.tracking.run import LOG, Outcome, Run, TextRecord
+from gptlab.tracking.run import LOG, InitialWeights, Outcome, Run, TextRecord
 from gptlab.training import checkpoint as checkpoints
 from gptlab.training import messages, optimizer
 from gptlab.training.loop import Material, Trainer
+from gptlab.training.profiler import Profiler
 from gptlab.training.settings import (
     Available,
     Settings,
@@ -52,6 +54,7 @@ class Options:
     tags: tuple[str, ...] = ()
     notes: str = ""
     fresh: bool = False
+    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,17 @@ class Result:
         }
 
 
-def start(experiment: Experiment, seed: int, options: Options, console: Console) -> Result:
+def start(
+    experiment: Experiment, seed: int, options: Options, console: Console, parent: InitialWeights | None = None
+) -> Result:
     """Run an experiment: begin it, go on with it, extend it, or say that it is complete.
+
+    Args:
+        experiment: What to compute.
+        seed: Of the weights, the order of windows and dropout.
+        options: How to run it.
+        console: Where to say what happens.
+        parent: Weights to start from, instead of the seed's own.
 
     Raises:
         BadInputError: Text, spec and machine do not go together; nothing was written.
@@ -89,7 +101,10 @@ def start(experiment: Experiment, seed: int, options: Options, console: Console)
         precision=settings.precision,
         text_sha256=text.sha256,
         tokenizer_sha256=tokenizer.TOKENIZER_SHA256,
+        initial_weights_sha256=parent.sha256 if parent else None,
     )
+    if parent:
+        checkpoints.check_weights_fit(Path(parent.path), experiment.model)
     material = _material(experiment, text, seed)
     directory = project.runs_directory() / identity.run_id(seed)
     if options.fresh and (directory / runs.RECORD).is_file():
@@ -97,7 +112,8 @@ def start(experiment: Experiment, seed: int, options: Options, console: Console)
     if not directory.exists():
         messages.why_new(experiment, identity, console)
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
-    run = runs.create(experiment, identity, seed, settings.precision, record)
+    run = runs.create(experiment, identity, seed, settings.precision, record, parent)
+    messages.kept_fields(run, experiment, console)
     return _go_on(run, experiment.train.steps, material, settings, options, console)
 
 
@@ -112,6 +128,21 @@ def resume(run: Run, options: Options, console: Console) -> Result:
     text = stored_text(run)
     material = _material(record.spec, text, record.seed)
     return _go_on(run, options.steps or run.target(), material, settings, options, console)
+
+
+def weights_of(reference: str) -> InitialWeights:
+    """The weights that `RUN@STEP` names, or the newest of `RUN`.
+
+    Raises:
+        BadInputError: There is no such run or checkpoint.
+    """
+    name, at, step = reference.rpartition("@")
+    if at and not step.isdecimal():
+        raise BadInputError(f"--from wants RUN@STEP, not '{reference}'")
+    run = runs.find(name if at else reference)
+    checkpoint = pick(run.directory, int(step) if at else None)
+    path = checkpoint.directory / MODEL
+    return InitialWeights(run=run.id, step=checkpoint.step, path=str(path), sha256=texts.sha256_of(path))
 
 
 def stored_text(run: Run) -> Text:
@@ -154,6 +185,7 @@ def _go_on(run: Run, steps: int, material: Material, settings: Settings, options
         newest = checkpoints.newest_valid(run.directory, console.notice)
         if newest and steps < newest.step:
             console.say(f"{run.id} has {newest.step} steps already, more than the {steps} asked for; nothing changed")
+            console.fact("go on", command("resume", run.id, "--steps", str(run.target())))
             return Result(run)
         console.log_to(run.directory / LOG)
         return _train(run, steps, newest, material, settings, options, lock, console)
@@ -192,7 +224,12 @@ def _train(
     model, adamw, progress = _state(run, newest, settings)
     train = run.record.spec.train
     display = TrainingDisplay(console, begin, steps, train.batch_size * train.sequence_length)
-    with MetricsFile(run.directory, progress.metrics_bytes) as metrics, StopSignals() as signals, display:
+    with (
+        MetricsFile(run.directory, progress.metrics_bytes) as metrics,
+        StopSignals() as signals,
+        display,
+        Profiler(run.directory, console.notice, wanted=options.profile) as profiler,
+    ):
         attempt = run.start_attempt(**facts)
         code.keep_patch(run.directory)
         run.drop_samples_after(begin)
@@ -204,7 +241,7 @@ def _train(
             material,
             settings,
             metrics,
-            _Watchers(display, mirror, lock),
+            _Watchers(display, mirror, lock, profiler),
             attempt=attempt,
             start=begin,
             progress=progress,
@@ -229,11 +266,12 @@ def _train(
 class _Watchers:
     """All that a step or a row of metrics goes to."""
 
-    def __init__(self, display: TrainingDisplay, mirror: Mirror, lock: RunLock) -> None:
-        self._display, self._mirror, self._lock = display, mirror, lock
+    def __init__(self, display: TrainingDisplay, mirror: Mirror, lock: RunLock, profiler: Profiler) -> None:
+        self._display, self._mirror, self._lock, self._profiler = display, mirror, lock, profiler
 
     def step(self, step: int, loss: float | None) -> None:
         self._display.step(step, loss)
+        self._profiler.step()
 
     def row(self, row: Row, best: dict[str, Any]) -> None:
         self._display.row(row)
@@ -243,13 +281,28 @@ class _Watchers:
 
 def _state(run: Run, newest: Checkpoint | None, settings: Settings) -> tuple[GPT, torch.optim.AdamW, Progress]:
     spec = run.record.spec
-    model = gpt.build(spec.model, run.record.seed) if newest is None else gpt.empty(spec.model)
+    model = gpt.empty(spec.model) if newest else _initial_model(run)
     model = model.to(settings.device)
     adamw = optimizer.build(model, spec.train, fused=settings.fused)
     if newest is None:
         return model, adamw, Progress()
     checkpoints.load_training_state(newest, model, adamw)
     return model, adamw, newest.manifest.progress
+
+
+def _initial_model(run: Run) -> GPT:
+    record = run.record
+    parent = record.initial_weights
+    if parent is None:
+        return gpt.build(record.spec.model, record.seed)
+    path = Path(parent.path)
+    if not path.is_file() or texts.sha256_of(path) != parent.sha256:
+        raise BadInputError(
+            f"{run.id} starts from the weights of {parent.run} at step {parent.step}, which are no longer in {path}"
+        )
+    model = gpt.empty(record.spec.model)
+    checkpoints.load_weights(path, model)
+    return model
 
 
 def _identification(run: Run, facts: dict[str, Any]) -> Identification:

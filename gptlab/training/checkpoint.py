@@ -13,10 +13,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gptlab.errors import GptlabError
+from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec, canonical_json
@@ -92,7 +92,7 @@ def load_training_state(checkpoint: Checkpoint, model: GPT, optimizer: torch.opt
     Raises:
         GptlabError: The tensors do not fit the model.
     """
-    _load_weights(checkpoint, model)
+    load_weights(checkpoint.directory / MODEL, model)
     try:
         adamw.load_state_tensors(model, optimizer, _read_tensors(checkpoint.directory / OPTIMIZER))
     except (KeyError, ValueError) as error:
@@ -107,8 +107,39 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
     """
     checkpoint.verify()
     model = gpt.empty(spec)
-    _load_weights(checkpoint, model)
+    load_weights(checkpoint.directory / MODEL, model)
     return model.eval()
+
+
+def load_weights(path: Path, model: GPT) -> None:
+    """Fill a model with a file of weights.
+
+    Raises:
+        GptlabError: The file is damaged or does not fit the model.
+    """
+    try:
+        model.load_state_dict(_read_tensors(path))
+    except RuntimeError as error:
+        raise GptlabError(f"{path} does not fit the model: {error}") from error
+
+
+def check_weights_fit(path: Path, spec: ModelSpec) -> None:
+    """Compare names and shapes, without reading the tensors.
+
+    Raises:
+        BadInputError: The weights are another model's.
+    """
+    with torch.device("meta"):
+        wanted = {name: list(tensor.shape) for name, tensor in GPT(spec).state_dict().items()}
+    with safe_open(path, "pt") as file:
+        names = file.keys()
+        given = {name: file.get_slice(name).get_shape() for name in names}
+    if different := sorted(name for name in wanted | given if wanted.get(name) != given.get(name)):
+        name = different[0]
+        raise BadInputError(
+            f"the weights in {path} are another model's: {name} is {given.get(name, 'missing')} there and "
+            f"{wanted.get(name, 'not wanted')} in this experiment"
+        )
 
 
 def retain(run_directory: Path, keep: int, best_step: int | None, *, snapshots: bool) -> None:
@@ -155,14 +186,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         )  # not mapped: a file that shrinks under a map kills the process
     except SafetensorError as error:
         raise GptlabError(f"{path} is not a safetensors file: {error}") from error
-
-
-def _load_weights(checkpoint: Checkpoint, model: GPT) -> None:
-    path = checkpoint.directory / MODEL
-    try:
-        model.load_state_dict(_read_tensors(path))
-    except RuntimeError as error:
-        raise GptlabError(f"{path} does not fit the model: {error}") from error
 
 
 def _strip_optimizer(checkpoint: Checkpoint) -> None:

@@ -15,6 +15,8 @@ from gptlab.tracking.run import Outcome, Run
 from gptlab.training.loop import Material
 from gptlab.training.settings import Settings, device_name
 
+RESOLVED_ANEW = {"train.steps", "train.precision", "data.text"}
+
 
 def why_new(experiment: Experiment, identity: Identity, console: Console) -> None:
     """Where runs of the same name exist, say what makes this one another run."""
@@ -25,8 +27,21 @@ def why_new(experiment: Experiment, identity: Identity, console: Console) -> Non
     newest = max(others, key=lambda run: run.record.created)
     old = _facts(newest.record.spec, newest.record.identity)
     new = _facts(experiment, identity.content)
-    differences = [f"{key} {_short(old[key])} → {_short(new[key])}" for key in new if old[key] != new[key]]
+    differences = [
+        f"{key} {_short(old.get(key))} → {_short(new.get(key))}" for key in old | new if old.get(key) != new.get(key)
+    ]
     console.say(f"a new run, not {newest.id}: {', '.join(differences)}")
+
+
+def kept_fields(run: Run, experiment: Experiment, console: Console) -> None:
+    """Say which fields an existing run keeps although the experiment has others today.
+
+    They are not part of the identity: when to log, to evaluate and to save is settled when a run begins.
+    """
+    stored, today = (dict(flatten(spec.model_dump(exclude={"name", "why"}))) for spec in (run.record.spec, experiment))
+    kept = [f"{key}={stored[key]}" for key in stored if stored[key] != today[key] and key not in RESOLVED_ANEW]
+    if kept:
+        console.notice(f"{run.id} keeps {', '.join(kept)} from when it began; --fresh starts it again")
 
 
 def _facts(experiment: Experiment, content: dict[str, Any]) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def site(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     site = Site()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the library's name
+        def do_GET(self) -> None:
             site.requests.append(self.path)
             self.wfile.write(site.answer)
 

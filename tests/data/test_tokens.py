@@ -23,11 +23,35 @@ from gptlab.errors import BadInputError
 ROOT = Path(__file__).resolve().parents[2]
 TextOf = Callable[[bytes], Text]
 
-WHITESPACE = [*" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u3000", "  ", "\n\n", "\r\n", " \n"]
+WHITESPACE = [
+    *" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u3000",
+    "  ",
+    "\n\n",
+    "\r\n",
+    " \n",
+]
 NO_WHITESPACE = ["\u180e", "\u200b", "\u200d", "\ufeff", "\0", "\x7f"]  # though they look like it
 WORDS = ["a", "Z", "the", "Hello", "0", "12345", ".", "...", "!?", "(", "_", "-", "'", "<|endoftext|>"]
 CONTRACTIONS = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "don't", "I'LL"]
-OTHERS = ["é", "ß", "Ж", "東京", "ひ", "한", "🙂", "👩\u200d🚀", "e\u0301", "\u0301", "٣", "Ⅷ", "²", "—", "“", "ﬀ", "\U0001d7d8"]
+OTHERS = [
+    "é",
+    "ß",
+    "Ж",
+    "東京",
+    "ひ",
+    "한",
+    "🙂",
+    "👩\u200d🚀",
+    "e\u0301",
+    "\u0301",
+    "٣",
+    "Ⅷ",
+    "²",
+    "—",
+    "“",
+    "ﬀ",
+    "\U0001d7d8",
+]
 FRAGMENTS = [*WHITESPACE, *NO_WHITESPACE, *WORDS, *CONTRACTIONS, *OTHERS]
 
 some_text = st.lists(
@@ -287,9 +311,7 @@ def test_literal_end_of_text_is_counted_and_is_ordinary_text(
     assert 50256 not in split.val.tokens
 
 
-def test_text_without_end_of_text_needs_no_warning(
-    prepared: Callable[..., Tokens], caplog: pytest.LogCaptureFixture
-):
+def test_text_without_end_of_text_needs_no_warning(prepared: Callable[..., Tokens], caplog: pytest.LogCaptureFixture):
     prepared(b"<|endoftext|end> " * 10)
     assert not caplog.records
 

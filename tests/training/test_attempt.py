@@ -240,3 +240,46 @@ def test_load_gives_the_trained_model_and_its_tokenizer(long_run: Run):
     assert model(tokens[:, :-1], tokens[:, 1:]).item() < 7
     assert gptlab.load(str(long_run.directory), step=30)[0].final_norm.weight.ne(model.final_norm.weight).any()
     assert directory_of(long_run.directory, 30).is_dir()
+
+
+def test_a_warm_start_begins_with_the_parents_weights_and_names_them_in_its_identity(train, micro, long_run):
+    parent = attempt.weights_of(f"{long_run.directory}@30")
+    snapshots = micro.with_changes({"train.snapshots": True, "train.steps": 1})
+    child = attempt.start(snapshots, 0, Options(wandb="off"), Console(stderr=True), parent).run
+    assert child.id != long_run.id
+    assert child.record.identity["initial_weights_sha256"] == parent.sha256
+    for ours, theirs in zip(
+        gptlab.load(child.id, 0)[0].parameters(), gptlab.load(str(long_run.directory), 30)[0].parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_warm_start_from_another_shape_or_a_missing_step_is_refused(train, micro, long_run, tmp_path):
+    parent = attempt.weights_of(str(long_run.directory))
+    wider = micro.with_changes({"model.n_embd": 16})
+    with pytest.raises(BadInputError, match="are another model's: blocks.0.attention.projection.bias"):
+        attempt.start(wider, 0, Options(wandb="off"), Console(stderr=True), parent)
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(BadInputError, match="no checkpoint of step 7"):
+        attempt.weights_of(f"{long_run.directory}@7")
+    with pytest.raises(BadInputError, match="RUN@STEP"):
+        attempt.weights_of(f"{long_run.directory}@last")
+
+
+def test_a_profile_is_written_on_request(train, micro):
+    run = train(micro, steps=8, profile=True).run
+    assert json.loads((run.directory / "profile" / "trace.json").read_text())["traceEvents"]
+    assert "aten::" in (run.directory / "profile" / "operators.txt").read_text()
+
+
+def test_a_run_too_short_for_a_profile_says_so(train, micro, capfd):
+    run = train(micro, steps=2, profile=True).run
+    assert not (run.directory / "profile").exists()
+    assert "no profile: it takes 6 steps" in capfd.readouterr().err
+
+
+def test_when_to_log_is_settled_when_a_run_begins(train, micro, capfd):
+    train(micro, steps=10)
+    run = train(micro.with_changes({"train.log_every": 1}), steps=20).run
+    assert f"{run.id} keeps train.log_every=5 from when it began" in capfd.readouterr().err
+    assert [row["step"] for row in read_metrics(run.directory)] == [0, 5, 10, 15, 20]

@@ -1,0 +1,59 @@
+"""`--profile`: where the time of a few steps goes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+WARM_UP, RECORDED = 3, 3
+"""Steps that are left out because the first ones are slow, and steps that are recorded after them."""
+
+
+class Profiler:
+    """A context manager around training; does nothing unless wanted.
+
+    Writes `profile/trace.json`, for chrome://tracing or Perfetto, and `profile/operators.txt` in the run's directory.
+    """
+
+    def __init__(self, run_directory: Path, notice: Callable[[str], None], *, wanted: bool) -> None:
+        self._folder, self._notice, self._done = run_directory / "profile", notice, False
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+        self._profile = (
+            profile(
+                activities=activities,
+                schedule=schedule(wait=WARM_UP - 1, warmup=1, active=RECORDED, repeat=1),
+                on_trace_ready=self._write,
+                profile_memory=True,
+            )
+            if wanted
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._profile:
+            self._profile.start()
+        return self
+
+    def step(self) -> None:
+        """A training step is done."""
+        if self._profile and not self._done:
+            self._profile.step()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._profile and not self._done:
+            self._profile.stop()
+            if not self._done:
+                self._notice(f"no profile: it takes {WARM_UP + RECORDED} steps")
+
+    def _write(self, finished: profile) -> None:
+        self._folder.mkdir(exist_ok=True)
+        finished.export_chrome_trace(str(self._folder / "trace.json"))
+        table = finished.key_averages().table(sort_by="self_cpu_time_total", row_limit=40)
+        (self._folder / "operators.txt").write_text(table)
+        self._done = True
+        self._notice(f"the profile of {RECORDED} steps is in {self._folder}")

@@ -1,0 +1,158 @@
+"""Text from a model: what is drawn, from what, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from gptlab.data import tokenizer
+from gptlab.errors import BadInputError
+from gptlab.model.gpt import GPT, build
+from gptlab.model.sample import sample
+from gptlab.spec import ModelSpec
+
+PROMPT = "The cat"  # two tokens
+
+
+def greedy(model: GPT, prompt: str, count: int) -> str:
+    """The likeliest token each time, computed from the whole text so far without a cache."""
+    tokens = tokenizer.gpt2().encode_ordinary(prompt)
+    before = len(tokens)
+    for _ in range(count):
+        with torch.no_grad():
+            tokens.append(int(model(torch.tensor([tokens]))[0, -1, :50257].argmax()))
+    return tokenizer.gpt2().decode(tokens[before:])
+
+
+def test_sample_is_a_function_of_its_arguments(lively: GPT):
+    torch.manual_seed(0)
+    first = sample(lively, PROMPT, trained_length=16, seed=3)
+    torch.manual_seed(1)
+    assert sample(lively, PROMPT, trained_length=16, seed=3) == first
+    assert sample(lively, PROMPT, trained_length=16, seed=4) != first
+    assert sample(lively, "A dog", trained_length=16, seed=3) != first
+
+
+def test_sampling_leaves_torchs_own_randomness_alone(lively: GPT):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    sample(lively, PROMPT, trained_length=16)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_temperature_zero_takes_the_likeliest_token_each_time(lively: GPT):
+    expected = greedy(lively, PROMPT, 14)
+    assert len(set(expected)) > 5, "a model that repeats itself would hide a mistake"
+    for seed in (0, 1):
+        assert sample(lively, PROMPT, trained_length=16, temperature=0, seed=seed) == expected
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 100.0])
+def test_drawing_from_the_likeliest_alone_is_greedy(lively: GPT, temperature: float):
+    drawn = sample(lively, PROMPT, trained_length=16, top_k=1, temperature=temperature, seed=7)
+    assert drawn == greedy(lively, PROMPT, 14)
+
+
+def likes(token: int, others: list[int]) -> GPT:
+    """A model that gives one token a logit of 4, a few others 3.9, all the rest 0, wherever it stands."""
+    model = build(ModelSpec(n_layer=1, n_head=1, n_embd=4, context_length=64), seed=0).eval()
+    assert isinstance(model.output, nn.Linear)
+    with torch.no_grad():
+        model.final_norm.weight.zero_()
+        model.final_norm.bias.fill_(1.0)
+        model.output.weight.zero_()
+        model.output.weight[others] = 3.9 / 4
+        model.output.weight[token] = 4.0 / 4
+    return model
+
+
+def drawn_tokens(model: GPT, **options: float) -> set[str]:
+    text = "".join(sample(model, PROMPT, trained_length=64, seed=seed, **options) for seed in range(3))  # type: ignore[arg-type]
+    return set(text)
+
+
+def test_top_k_draws_from_that_many_likeliest_tokens():
+    a, b, c, d = (tokenizer.gpt2().encode_ordinary(letter)[0] for letter in "abcd")
+    model = likes(a, [b, c])
+    assert drawn_tokens(model, top_k=3, temperature=1) == set("abc")
+    assert drawn_tokens(likes(a, [b, c, d]), top_k=4, temperature=1) == set("abcd")
+    assert drawn_tokens(model, top_k=1, temperature=1) == {"a"}
+    assert len(drawn_tokens(model, top_k=0, temperature=1)) > 20, "0 draws from all"
+    assert len(drawn_tokens(model, top_k=50257, temperature=1)) > 20
+
+
+def test_low_temperature_is_nearly_greedy():
+    a, b = (tokenizer.gpt2().encode_ordinary(letter)[0] for letter in "ab")
+    assert drawn_tokens(likes(a, [b]), top_k=2, temperature=0.001) == {"a"}
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 0}, {"top_k": 5}])
+def test_rows_beyond_the_tokenizers_vocabulary_are_never_drawn(options: dict[str, float]):
+    model = build(ModelSpec(n_layer=1, n_head=1, n_embd=4, context_length=16, vocab_size=50304), seed=0).eval()
+    assert isinstance(model.output, nn.Linear)
+    with torch.no_grad():
+        model.final_norm.weight.zero_()
+        model.final_norm.bias.fill_(1.0)
+        model.output.weight[50257:] = 100.0
+    assert sample(model, PROMPT, trained_length=16, **options)  # type: ignore[arg-type]
+
+
+# --- How much ---
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(None, 14), (14, 14), (1, 1), (5, 5)])
+def test_as_many_tokens_as_asked_for_each_at_the_cost_of_one(lively: GPT, max_tokens: int | None, expected: int):
+    seen: list[int] = []
+    hook = lively.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].shape[1]))
+    text = sample(lively, PROMPT, trained_length=16, max_tokens=max_tokens, temperature=0)
+    hook.remove()
+    assert seen == [2, *[1] * (expected - 1)]
+    assert text == greedy(lively, PROMPT, expected)
+
+
+def test_new_text_comes_without_the_prompt(lively: GPT):
+    assert not sample(lively, PROMPT, trained_length=16).startswith(PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "words"),
+    [
+        ("", {"trained_length": 16}, ["prompt is empty", "at least one"]),
+        ("a b c d", {"trained_length": 4}, ["prompt has 4 tokens", "windows of 4", "at most 3"]),
+        ("a b c d e", {"trained_length": 4}, ["prompt has 5 tokens", "at most 3"]),
+        (
+            "a b c d",
+            {"trained_length": 16, "max_tokens": 13},
+            ["4 prompt tokens", "13 new", "16 positions", "at most 12"],
+        ),
+    ],
+)
+def test_what_no_position_was_trained_for_is_refused_with_the_numbers(
+    small: GPT, prompt: str, options: dict[str, int], words: list[str]
+):
+    with pytest.raises(BadInputError) as caught:
+        sample(small, prompt, **options)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+# --- What it leaves behind ---
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_returns_to_the_mode_it_had(lively: GPT, training: bool):
+    lively.train(training)
+    modes: list[bool] = []
+    hook = lively.register_forward_pre_hook(lambda module, arguments: modes.append(module.training))
+    sample(lively, PROMPT, trained_length=16)
+    hook.remove()
+    assert not any(modes), "drawn without dropout"
+    assert all(module.training is training for module in lively.modules())
+
+
+def test_sampling_leaves_no_gradients_and_changes_no_weight(lively: GPT):
+    before = {name: parameter.clone() for name, parameter in lively.named_parameters()}
+    sample(lively, PROMPT, trained_length=16)
+    for name, parameter in lively.named_parameters():
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[name])
