@@ -232,7 +232,7 @@ def _train(
     ):
         attempt = run.start_attempt(**facts)
         code.keep_patch(run.directory)
-        run.drop_samples_after(begin)
+        run.drop_samples_after(min(begin, steps - 1))
         mirror = Mirror(run.directory, mode, _identification(run, facts), read_metrics(run.directory), console.notice)
         trainer = Trainer(
             run,

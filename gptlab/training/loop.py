@@ -9,12 +9,8 @@ longer run would have no such row, it leaves the sums as they are, and an extens
 """
 
 import math
-import resource
-import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,12 +24,14 @@ from gptlab.data.windows import Windows
 from gptlab.errors import DivergedError
 from gptlab.model.gpt import GPT
 from gptlab.randomness import Purpose, random_bits
+from gptlab.spec import identity_fields
 from gptlab.tracking.checkpoints import MODEL, OPTIMIZER, Progress
 from gptlab.tracking.metrics import MetricsFile, Row
 from gptlab.tracking.run import Run
 from gptlab.training import checkpoint, optimizer
 from gptlab.training.evaluate import autocast, evaluate
 from gptlab.training.settings import Settings, peak_flops
+from gptlab.training.stopwatch import Interval, peak_memory_gib
 
 
 class Observer(Protocol):
@@ -80,7 +78,7 @@ class Trainer:
         self.progress = progress
         self._forward: torch.nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
         self._pending: list[Tensor] = []  # (loss, gradient norm) of steps not yet read back from the device
-        self._interval = _Interval()
+        self._interval = Interval()
         self._last_loss = math.nan
         self._val_loss: tuple[int, float] | None = None
 
@@ -91,7 +89,7 @@ class Trainer:
             DivergedError: A loss or gradient norm is not finite; the last checkpoint is older than that.
         """
         self.model.train()
-        self._interval = _Interval()
+        self._interval = Interval()
         if self.step == 0:
             self._arrive(steps, stopping=False)
         elif self.progress.steps_since_row and (self._on_grid() or self.step == steps):
@@ -190,7 +188,7 @@ class Trainer:
             flops = 3 * self.spec.model.forward_flops_per_token(train.sequence_length)
             row["perf/mfu"] = row["perf/tokens_per_s"] * flops / peak
         if step:
-            row["perf/peak_mem_gib"] = _peak_memory_gib(self.settings)
+            row["perf/peak_mem_gib"] = peak_memory_gib(self.settings.device)
         if last or self._evaluates():
             with self._interval.paused():
                 row |= self._validate()
@@ -206,7 +204,7 @@ class Trainer:
                     "steps_since_row": 0,
                 }
             )
-            self._interval = _Interval()
+            self._interval = Interval()
         best = {"val_loss": self.progress.best_val_loss, "step": self.progress.best_step}
         self.observer.row(row, best if "val/loss" in row else {})
 
@@ -258,7 +256,7 @@ class Trainer:
                     "step": step,
                     "tokens": step * train.batch_size * train.sequence_length,
                     "losses": losses,
-                    "config": record.identity,
+                    "config": {**record.identity, **identity_fields(record.spec)},
                 },
                 manifest={
                     "run": record.run,
@@ -274,44 +272,3 @@ class Trainer:
                 self.run.directory, train.keep_checkpoints, self.progress.best_step, snapshots=train.snapshots
             )
         self._interval.saving_s += time.perf_counter() - started
-
-
-class _Interval:
-    """A stopwatch for the training since the last row."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._paused_s = 0.0
-        self.step_s: list[float] = []
-        self.data_s = 0.0
-        self.saving_s = 0.0
-
-    def training_s(self) -> float:
-        """Seconds, without the pauses."""
-        return time.perf_counter() - self._started - self._paused_s
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """A context whose duration does not count as training."""
-        started = time.perf_counter()
-        yield
-        self._paused_s += time.perf_counter() - started
-
-    def performance(self, batch_tokens: int) -> Row:
-        """The columns `perf/*` of the steps so far."""
-        if not self.step_s:
-            return {}
-        seconds = self.training_s()
-        row: Row = {
-            "perf/tokens_per_s": len(self.step_s) * batch_tokens / seconds,
-            "perf/step_ms": statistics.median(self.step_s) * 1e3,
-            "perf/data_wait_frac": self.data_s / seconds,
-        }
-        return row | ({"perf/ckpt_s": self.saving_s} if self.saving_s else {})
-
-
-def _peak_memory_gib(settings: Settings) -> float:
-    if settings.device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

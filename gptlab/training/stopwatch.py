@@ -1,0 +1,58 @@
+"""Where the seconds and the bytes of training go: the columns `perf/*`."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from gptlab.tracking.metrics import Row
+from gptlab.training.settings import Device
+
+
+class Interval:
+    """A stopwatch for the training since the last row of metrics."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._paused_s = 0.0
+        self.step_s: list[float] = []
+        """Seconds of each step."""
+        self.data_s = 0.0
+        """Seconds spent on making batches."""
+        self.saving_s = 0.0
+        """Seconds spent on checkpoints."""
+
+    def training_s(self) -> float:
+        """Seconds, without the pauses."""
+        return time.perf_counter() - self._started - self._paused_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose duration does not count as training."""
+        started = time.perf_counter()
+        yield
+        self._paused_s += time.perf_counter() - started
+
+    def performance(self, batch_tokens: int) -> Row:
+        """The columns `perf/*` of the steps so far."""
+        if not self.step_s:
+            return {}
+        seconds = self.training_s()
+        row: Row = {
+            "perf/tokens_per_s": len(self.step_s) * batch_tokens / seconds,
+            "perf/step_ms": statistics.median(self.step_s) * 1e3,
+            "perf/data_wait_frac": self.data_s / seconds,
+        }
+        return row | ({"perf/ckpt_s": self.saving_s} if self.saving_s else {})
+
+
+def peak_memory_gib(device: Device) -> float:
+    """The largest memory in use so far: of the GPU on CUDA, resident memory elsewhere."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
