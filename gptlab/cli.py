@@ -102,7 +102,7 @@ def run(
     experiment = catalog.find(name).with_changes(changes)
 
     from gptlab.console import Console
-    from gptlab.training import attempt
+    from gptlab.training import attempt, initial
 
     options = attempt.Options(
         device=device,
@@ -113,7 +113,7 @@ def run(
         fresh=fresh,
         profile=profile,
     )
-    parent = attempt.weights_of(from_) if from_ else None
+    parent = initial.weights_of(from_) if from_ else None
     _finish(attempt.start(experiment, seed, options, Console(stderr=as_json), parent), as_json)
 
 

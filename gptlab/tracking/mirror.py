@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from gptlab.errors import BadInputError
 from gptlab.tracking.metrics import Row
+from gptlab.tracking.run import Run
 
 Mode = Literal["online", "offline", "off"]
 Notice = Callable[[str], None]
@@ -43,6 +44,35 @@ class Identification:
     notes: str
     tags: list[str]
     config: dict[str, Any]
+
+
+def identification(run: Run, attempt: Mapping[str, Any]) -> Identification:
+    """What a run is called in W&B.
+
+    Args:
+        run: The run.
+        attempt: The first row of the attempt, as `attempts.jsonl` records it.
+    """
+    record = run.record
+    config = {
+        **record.spec.model_dump(mode="json", include={"model", "data", "train"}),
+        "seed": record.seed,
+        "precision": record.precision,
+        "parameters": record.spec.model.parameters,
+        "git_sha": attempt["git_commit"],
+        "dirty": attempt["git_dirty"],
+        "text_sha256": record.text.sha256,
+        "tokenizer_sha256": record.tokenizer_sha256,
+    }
+    name = record.spec.name
+    return Identification(
+        id=record.wandb_id,
+        name=f"{name}-s{record.seed}",
+        group=run.id.removesuffix(f"-s{record.seed}"),
+        notes=attempt["notes"] or record.spec.why,
+        tags=attempt["tags"],
+        config=config,
+    )
 
 
 def choose_mode(wanted: Mode | None) -> tuple[Mode, str]:

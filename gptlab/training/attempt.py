@@ -23,13 +23,14 @@ from gptlab.model.sample import sample
 from gptlab.spec import Experiment, identify
 from gptlab.tracking import provenance
 from gptlab.tracking import run as runs
-from gptlab.tracking.checkpoints import MODEL, Checkpoint, Progress, pick
+from gptlab.tracking.checkpoints import Checkpoint, Progress
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import MetricsFile, Row, last_value, read_metrics
-from gptlab.tracking.mirror import Identification, Mirror, Mode, choose_mode
+from gptlab.tracking.mirror import Mirror, Mode, choose_mode, identification
 from gptlab.tracking.run import LOG, InitialWeights, Outcome, Run, TextRecord
 from gptlab.training import checkpoint as checkpoints
 from gptlab.training import messages, optimizer
+from gptlab.training.initial import initial_model
 from gptlab.training.loop import Material, Trainer
 from gptlab.training.profiler import Profiler
 from gptlab.training.settings import (
@@ -130,21 +131,6 @@ def resume(run: Run, options: Options, console: Console) -> Result:
     return _go_on(run, options.steps or run.target(), material, settings, options, console)
 
 
-def weights_of(reference: str) -> InitialWeights:
-    """The weights that `RUN@STEP` names, or the newest of `RUN`.
-
-    Raises:
-        BadInputError: There is no such run or checkpoint.
-    """
-    name, at, step = reference.rpartition("@")
-    if at and not step.isdecimal():
-        raise BadInputError(f"--from wants RUN@STEP, not '{reference}'")
-    run = runs.find(name if at else reference)
-    checkpoint = pick(run.directory, int(step) if at else None)
-    path = checkpoint.directory / MODEL
-    return InitialWeights(run=run.id, step=checkpoint.step, path=str(path), sha256=texts.sha256_of(path))
-
-
 def stored_text(run: Run) -> Text:
     """The run's text, as it was when the run began.
 
@@ -233,7 +219,7 @@ def _train(
         attempt = run.start_attempt(**facts)
         code.keep_patch(run.directory)
         run.drop_samples_after(min(begin, steps - 1))
-        mirror = Mirror(run.directory, mode, _identification(run, facts), read_metrics(run.directory), console.notice)
+        mirror = Mirror(run.directory, mode, identification(run, facts), read_metrics(run.directory), console.notice)
         trainer = Trainer(
             run,
             model,
@@ -281,48 +267,10 @@ class _Watchers:
 
 def _state(run: Run, newest: Checkpoint | None, settings: Settings) -> tuple[GPT, torch.optim.AdamW, Progress]:
     spec = run.record.spec
-    model = gpt.empty(spec.model) if newest else _initial_model(run)
+    model = gpt.empty(spec.model) if newest else initial_model(run)
     model = model.to(settings.device)
     adamw = optimizer.build(model, spec.train, fused=settings.fused)
     if newest is None:
         return model, adamw, Progress()
     checkpoints.load_training_state(newest, model, adamw)
     return model, adamw, newest.manifest.progress
-
-
-def _initial_model(run: Run) -> GPT:
-    record = run.record
-    parent = record.initial_weights
-    if parent is None:
-        return gpt.build(record.spec.model, record.seed)
-    path = Path(parent.path)
-    if not path.is_file() or texts.sha256_of(path) != parent.sha256:
-        raise BadInputError(
-            f"{run.id} starts from the weights of {parent.run} at step {parent.step}, which are no longer in {path}"
-        )
-    model = gpt.empty(record.spec.model)
-    checkpoints.load_weights(path, model)
-    return model
-
-
-def _identification(run: Run, facts: dict[str, Any]) -> Identification:
-    record = run.record
-    config = {
-        **record.spec.model_dump(mode="json", include={"model", "data", "train"}),
-        "seed": record.seed,
-        "precision": record.precision,
-        "parameters": record.spec.model.parameters,
-        "git_sha": facts["git_commit"],
-        "dirty": facts["git_dirty"],
-        "text_sha256": record.text.sha256,
-        "tokenizer_sha256": record.tokenizer_sha256,
-    }
-    name = record.spec.name
-    return Identification(
-        id=record.wandb_id,
-        name=f"{name}-s{record.seed}",
-        group=run.id.removesuffix(f"-s{record.seed}"),
-        notes=facts["notes"] or record.spec.why,
-        tags=facts["tags"],
-        config=config,
-    )

@@ -14,7 +14,7 @@ from gptlab.tracking import provenance
 from gptlab.tracking.checkpoints import directory_of, list_checkpoints
 from gptlab.tracking.metrics import read_metrics
 from gptlab.tracking.run import Run, find
-from gptlab.training import attempt
+from gptlab.training import attempt, initial
 from gptlab.training.attempt import Options
 from gptlab.training.loop import Trainer
 
@@ -243,7 +243,7 @@ def test_load_gives_the_trained_model_and_its_tokenizer(long_run: Run):
 
 
 def test_a_warm_start_begins_with_the_parents_weights_and_names_them_in_its_identity(train, micro, long_run):
-    parent = attempt.weights_of(f"{long_run.directory}@30")
+    parent = initial.weights_of(f"{long_run.directory}@30")
     snapshots = micro.with_changes({"train.snapshots": True, "train.steps": 1})
     child = attempt.start(snapshots, 0, Options(wandb="off"), Console(stderr=True), parent).run
     assert child.id != long_run.id
@@ -255,15 +255,15 @@ def test_a_warm_start_begins_with_the_parents_weights_and_names_them_in_its_iden
 
 
 def test_a_warm_start_from_another_shape_or_a_missing_step_is_refused(train, micro, long_run, tmp_path):
-    parent = attempt.weights_of(str(long_run.directory))
+    parent = initial.weights_of(str(long_run.directory))
     wider = micro.with_changes({"model.n_embd": 16})
     with pytest.raises(BadInputError, match="are another model's: blocks.0.attention.projection.bias"):
         attempt.start(wider, 0, Options(wandb="off"), Console(stderr=True), parent)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(BadInputError, match="no checkpoint of step 7"):
-        attempt.weights_of(f"{long_run.directory}@7")
+        initial.weights_of(f"{long_run.directory}@7")
     with pytest.raises(BadInputError, match="RUN@STEP"):
-        attempt.weights_of(f"{long_run.directory}@last")
+        initial.weights_of(f"{long_run.directory}@last")
 
 
 def test_a_profile_is_written_on_request(train, micro):
