@@ -23,7 +23,7 @@ def load(run: str, step: int | None = None) -> tuple[GPT, tiktoken.Encoding]:
     from gptlab.data.tokenizer import gpt2
     from gptlab.tracking.checkpoints import pick
     from gptlab.tracking.run import find
-    from gptlab.training.checkpoint import load_model
+    from gptlab.training.restore import load_model
 
     found = find(run)
     return load_model(pick(found.directory, step), found.record.spec.model), gpt2()

@@ -3,6 +3,8 @@
 The line says what is wrong, where, and how to mend it. Anything else that is raised is a bug and keeps its traceback.
 """
 
+from typing import Any
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_DIVERGED = 3
@@ -26,3 +28,8 @@ class DivergedError(GptlabError):
     """The loss or the gradient norm is not finite."""
 
     exit_code = EXIT_DIVERGED
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        """Keep what `attempts.jsonl` records about it beside the message."""
+        super().__init__(message)
+        self.facts = facts

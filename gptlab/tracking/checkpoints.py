@@ -1,4 +1,4 @@
-"""The checkpoints of a run, read without torch: which there are, and whether their bytes are whole.
+"""The checkpoints of a run: which there are, and what their manifests say; without torch.
 
     checkpoints/step-00000100/{model.safetensors, optimizer.safetensors, manifest.json}
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gptlab.errors import BadInputError, GptlabError
+from gptlab.errors import BadInputError
 
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -74,21 +74,6 @@ class Checkpoint:
     def resumable(self) -> bool:
         """Whether training can go on from it."""
         return OPTIMIZER in self.manifest.files
-
-    def verify(self) -> None:
-        """Compare every file with the manifest.
-
-        Raises:
-            GptlabError: One is missing, of another size or changed; the message names it.
-        """
-        for name, expected in self.manifest.files.items():
-            path = self.directory / name
-            if not path.is_file():
-                raise GptlabError(f"{path} is missing")
-            if path.stat().st_size != expected.bytes:
-                raise GptlabError(f"{path} has {path.stat().st_size:,} bytes, not {expected.bytes:,}")
-            if digest_of(path).xxh3_128 != expected.xxh3_128:
-                raise GptlabError(f"{path} is damaged: its checksum is not the one in {MANIFEST}")
 
 
 def directory_of(run_directory: Path, step: int) -> Path:

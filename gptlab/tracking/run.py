@@ -133,9 +133,9 @@ class Run:
         append_json_line(self.directory / ATTEMPTS, {"attempt": number, "event": "start", "time": _now(), **facts})
         return number
 
-    def end_attempt(self, number: int, step: int, status: Outcome) -> None:
+    def end_attempt(self, number: int, step: int, status: Outcome, **facts: Any) -> None:
         """Record how an attempt ended."""
-        row = {"attempt": number, "event": "end", "time": _now(), "step": step, "status": status}
+        row = {"attempt": number, "event": "end", "time": _now(), "step": step, "status": status, **facts}
         append_json_line(self.directory / ATTEMPTS, row)
 
     def samples(self) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ checkpoint; a larger number of steps extends it; a smaller one changes nothing.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,22 +22,24 @@ from gptlab.model.sample import sample
 from gptlab.spec import Experiment, identify
 from gptlab.tracking import provenance
 from gptlab.tracking import run as runs
-from gptlab.tracking.checkpoints import Checkpoint, Progress
+from gptlab.tracking.checkpoints import Progress
 from gptlab.tracking.lock import RunLock
-from gptlab.tracking.metrics import MetricsFile, Row, last_value, read_metrics
+from gptlab.tracking.metrics import MetricsFile, Row, last_value, read_metrics, torn_metrics
 from gptlab.tracking.mirror import Mirror, Mode, choose_mode, identification
 from gptlab.tracking.run import LOG, InitialWeights, Outcome, Run, TextRecord
 from gptlab.training import checkpoint as checkpoints
 from gptlab.training import messages, optimizer
-from gptlab.training.initial import initial_model
+from gptlab.training.initial import check_weights_fit, initial_model
 from gptlab.training.loop import Material, Trainer
 from gptlab.training.profiler import Profiler
+from gptlab.training.restore import State, newest_state
 from gptlab.training.settings import (
     Available,
     Settings,
     be_deterministic,
     device_name,
     keep_freed_memory,
+    out_of_memory,
     resolve,
 )
 from gptlab.training.signals import StopSignals
@@ -105,7 +106,7 @@ def start(
         initial_weights_sha256=parent.sha256 if parent else None,
     )
     if parent:
-        checkpoints.check_weights_fit(Path(parent.path), experiment.model)
+        check_weights_fit(parent, experiment.model)
     material = _material(experiment, text, seed)
     directory = project.runs_directory() / identity.run_id(seed)
     if options.fresh and (directory / runs.RECORD).is_file():
@@ -166,31 +167,33 @@ def _go_on(run: Run, steps: int, material: Material, settings: Settings, options
     if status == "complete" and steps <= done:
         messages.complete(run, steps, done, console)
         return Result(run)
-    with RunLock(run.directory) as lock:
+    with RunLock(run.directory) as lock, StopSignals() as signals:
         checkpoints.clear_remains(run.directory)
-        newest = checkpoints.newest_valid(run.directory, console.notice)
-        if newest and steps < newest.step:
-            console.say(f"{run.id} has {newest.step} steps already, more than the {steps} asked for; nothing changed")
+        state = newest_state(run.directory, run.record.spec.model, console.notice)
+        if state and steps < (done := state.checkpoint.step):
+            console.say(f"{run.id} has {done} steps already, more than the {steps} asked for; nothing changed")
             console.fact("go on", command("resume", run.id, "--steps", str(run.target())))
             return Result(run)
         console.log_to(run.directory / LOG)
-        return _train(run, steps, newest, material, settings, options, lock, console)
+        checkpoints.check_space(run.directory, run.record.spec)
+        return _train(run, steps, state, material, settings, options, lock, signals, console)
 
 
 def _train(
     run: Run,
     steps: int,
-    newest: Checkpoint | None,
+    state: State | None,
     material: Material,
     settings: Settings,
     options: Options,
     lock: RunLock,
+    signals: StopSignals,
     console: Console,
 ) -> Result:
     if options.deterministic:
         be_deterministic()
     keep_freed_memory()
-    begin = newest.step if newest else 0
+    begin = state.checkpoint.step if state else 0
     mode, reason = choose_mode(options.wandb)
     code = provenance.working_tree()
     facts = {
@@ -207,13 +210,13 @@ def _train(
     }
     messages.opening(run, begin, steps, material, settings, f"{mode} ({reason})", console)
     messages.changed_surroundings(run, facts, console)
-    model, adamw, progress = _state(run, newest, settings)
     train = run.record.spec.train
-    display = TrainingDisplay(console, begin, steps, train.batch_size * train.sequence_length)
+    model, adamw, progress = _restore(run, state, settings)
+    if lost := torn_metrics(run.directory):
+        console.notice(f"the last row of metrics.jsonl was torn by a crash; its {lost} bytes are dropped")
     with (
         MetricsFile(run.directory, progress.metrics_bytes) as metrics,
-        StopSignals() as signals,
-        display,
+        TrainingDisplay(console, begin, steps, train.batch_size * train.sequence_length) as display,
         Profiler(run.directory, console.notice, wanted=options.profile) as profiler,
     ):
         attempt = run.start_attempt(**facts)
@@ -233,17 +236,20 @@ def _train(
             progress=progress,
         )
         outcome: Outcome = "failed"
+        facts_at_end: dict[str, Any] = {}
         try:
             trainer.train(steps, lambda: signals.received is not None)
             outcome = "complete" if trainer.step == steps else "interrupted"
             if outcome == "complete":
                 text = sample(model, train.prompt, trained_length=train.sequence_length, seed=run.record.seed)
                 run.add_sample(steps, train.prompt, text)
-        except DivergedError:
-            outcome = "diverged"
+        except DivergedError as error:
+            outcome, facts_at_end = "diverged", {"diverged": error.facts}
             raise
+        except (MemoryError, RuntimeError) as error:
+            raise (out_of_memory(error, train) or error) from None
         finally:
-            run.end_attempt(attempt, trainer.step, outcome)
+            run.end_attempt(attempt, trainer.step, outcome, **facts_at_end)
             mirror.finish(0 if outcome == "complete" else EXIT_FAILED)
     messages.closing(run, outcome, mirror.url, console)
     return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
@@ -265,12 +271,16 @@ class _Watchers:
         self._lock.beat()
 
 
-def _state(run: Run, newest: Checkpoint | None, settings: Settings) -> tuple[GPT, torch.optim.AdamW, Progress]:
+def _restore(run: Run, state: State | None, settings: Settings) -> tuple[GPT, torch.optim.AdamW, Progress]:
+    """Model, optimizer and sums as they were at the checkpoint, or as they are before the first step."""
     spec = run.record.spec
-    model = gpt.empty(spec.model) if newest else initial_model(run)
+    if state is None:
+        model = initial_model(run).to(settings.device)
+        return model, optimizer.build(model, spec.train, fused=settings.fused), Progress()
+    # Copied, so that the tensors lie in torch's own memory: kernels may depend on its alignment.
+    model = gpt.empty(spec.model)
+    model.load_state_dict(state.weights)
     model = model.to(settings.device)
     adamw = optimizer.build(model, spec.train, fused=settings.fused)
-    if newest is None:
-        return model, adamw, Progress()
-    checkpoints.load_training_state(newest, model, adamw)
-    return model, adamw, newest.manifest.progress
+    optimizer.load_state_tensors(model, adamw, state.moments)
+    return model, adamw, state.checkpoint.manifest.progress

@@ -1,4 +1,4 @@
-"""Saving and loading checkpoints, so that a crash at any moment leaves the older ones as they were.
+"""Saving checkpoints, so that a crash at any moment leaves the older ones as they were.
 
 A checkpoint is written into a temporary directory beside its place: each file flushed to the disk, then the manifest,
 then the directory; a rename puts it in place. safetensors alone has neither checksums nor an fsync; the manifest and
@@ -7,19 +7,14 @@ this order add them.
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gptlab.errors import BadInputError, GptlabError
-from gptlab.model import gpt
-from gptlab.model.gpt import GPT
-from gptlab.spec import ModelSpec, canonical_json
+from gptlab.errors import GptlabError
+from gptlab.spec import Experiment, canonical_json
 from gptlab.tracking.checkpoints import (
     CHECKPOINTS,
     MANIFEST,
@@ -33,7 +28,6 @@ from gptlab.tracking.checkpoints import (
     list_checkpoints,
 )
 from gptlab.tracking.files import fsync_directory, fsync_file, write_durably
-from gptlab.training import optimizer as adamw
 
 STAGING, TRASH = ".saving", ".trash"
 
@@ -64,84 +58,6 @@ def save(
     return Checkpoint(target, committed)
 
 
-def newest_valid(run_directory: Path, notice: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint to go on from whose bytes are whole; a damaged one is passed over with a notice.
-
-    Raises:
-        GptlabError: There are checkpoints, and none is whole.
-    """
-    damaged = None
-    for checkpoint in reversed(list_checkpoints(run_directory)):
-        if not checkpoint.resumable:
-            continue
-        try:
-            checkpoint.verify()
-        except GptlabError as error:
-            notice(f"{error}; going on from the checkpoint before it")
-            damaged = error
-            continue
-        return checkpoint
-    if damaged:
-        raise GptlabError(f"no checkpoint is whole: {damaged}; start again with --fresh")
-    return None
-
-
-def load_training_state(checkpoint: Checkpoint, model: GPT, optimizer: torch.optim.AdamW) -> None:
-    """Fill a model and its optimizer with the checkpoint's tensors.
-
-    Raises:
-        GptlabError: The tensors do not fit the model.
-    """
-    load_weights(checkpoint.directory / MODEL, model)
-    try:
-        adamw.load_state_tensors(model, optimizer, _read_tensors(checkpoint.directory / OPTIMIZER))
-    except (KeyError, ValueError) as error:
-        raise GptlabError(f"{checkpoint.directory / OPTIMIZER} does not fit the model: {error}") from error
-
-
-def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
-    """The model of a checkpoint, on the CPU and in evaluation mode.
-
-    Raises:
-        GptlabError: A file is damaged or does not fit the spec.
-    """
-    checkpoint.verify()
-    model = gpt.empty(spec)
-    load_weights(checkpoint.directory / MODEL, model)
-    return model.eval()
-
-
-def load_weights(path: Path, model: GPT) -> None:
-    """Fill a model with a file of weights.
-
-    Raises:
-        GptlabError: The file is damaged or does not fit the model.
-    """
-    try:
-        model.load_state_dict(_read_tensors(path))
-    except RuntimeError as error:
-        raise GptlabError(f"{path} does not fit the model: {error}") from error
-
-
-def check_weights_fit(path: Path, spec: ModelSpec) -> None:
-    """Compare names and shapes, without reading the tensors.
-
-    Raises:
-        BadInputError: The weights are another model's.
-    """
-    with torch.device("meta"):
-        wanted = {name: list(tensor.shape) for name, tensor in GPT(spec).state_dict().items()}
-    with safe_open(path, "pt") as file:
-        names = file.keys()
-        given = {name: file.get_slice(name).get_shape() for name in names}
-    if different := sorted(name for name in wanted | given if wanted.get(name) != given.get(name)):
-        name = different[0]
-        raise BadInputError(
-            f"the weights in {path} are another model's: {name} is {given.get(name, 'missing')} there and "
-            f"{wanted.get(name, 'not wanted')} in this experiment"
-        )
-
-
 def retain(run_directory: Path, keep: int, best_step: int | None, *, snapshots: bool) -> None:
     """Remove what is no longer wanted, after a newer checkpoint is committed.
 
@@ -164,6 +80,27 @@ def is_snapshot(step: int) -> bool:
     return step & (step - 1) == 0
 
 
+def check_space(run_directory: Path, spec: Experiment) -> None:
+    """See before the first step that the disk has room for the checkpoints to come.
+
+    Raises:
+        GptlabError: It has not; the message says how much is missing.
+    """
+    weights = 4 * spec.model.parameters
+    full = 3 * weights  # with both of AdamW's moments
+    snapshots = spec.train.steps.bit_length() + 1 if spec.train.snapshots else 0
+    wanted = (spec.train.keep_checkpoints + 1) * full + (1 + snapshots) * weights  # one more while it is written
+    held = sum(
+        file.bytes for checkpoint in list_checkpoints(run_directory) for file in checkpoint.manifest.files.values()
+    )
+    free = shutil.disk_usage(run_directory).free
+    if free < wanted - held:
+        raise GptlabError(
+            f"the checkpoints need {(wanted - held) / 2**30:.2f} GiB more, and {run_directory} has "
+            f"{free / 2**30:.2f} GiB free; make room, or choose another place with GPTLAB_RUNS"
+        )
+
+
 def clear_remains(run_directory: Path) -> None:
     """Remove what a crash left half-written or half-removed."""
     for name in (STAGING, TRASH):
@@ -177,15 +114,6 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, s
     path.chmod(0o666 & ~umask)  # the library makes files that only their owner can read
     fsync_file(path)
     return digest_of(path)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(
-            path.read_bytes()
-        )  # not mapped: a file that shrinks under a map kills the process
-    except SafetensorError as error:
-        raise GptlabError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _strip_optimizer(checkpoint: Checkpoint) -> None:

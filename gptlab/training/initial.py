@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from gptlab.data.text import sha256_of
-from gptlab.errors import BadInputError
+from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
+from gptlab.spec import ModelSpec
 from gptlab.tracking.checkpoints import MODEL, pick
 from gptlab.tracking.run import InitialWeights, Run, find
-from gptlab.training.checkpoint import load_weights
+from gptlab.training.restore import read_tensors, weight_shapes
 
 
 def weights_of(reference: str) -> InitialWeights:
@@ -24,6 +25,19 @@ def weights_of(reference: str) -> InitialWeights:
     checkpoint = pick(run.directory, int(step) if at else None)
     path = checkpoint.directory / MODEL
     return InitialWeights(run=run.id, step=checkpoint.step, path=str(path), sha256=sha256_of(path))
+
+
+def check_weights_fit(weights: InitialWeights, spec: ModelSpec) -> None:
+    """See that a warm start is possible.
+
+    Raises:
+        BadInputError: The weights are another model's.
+    """
+    path = Path(weights.path)
+    try:
+        read_tensors(path, path.read_bytes(), weight_shapes(spec))
+    except GptlabError as error:
+        raise BadInputError(str(error)) from error
 
 
 def initial_model(run: Run) -> GPT:
@@ -42,5 +56,5 @@ def initial_model(run: Run) -> GPT:
             f"{run.id} starts from the weights of {parent.run} at step {parent.step}, which are no longer in {path}"
         )
     model = gpt.empty(record.spec.model)
-    load_weights(path, model)
+    model.load_state_dict(read_tensors(path, path.read_bytes(), weight_shapes(record.spec.model)))
     return model

@@ -14,8 +14,8 @@ from gptlab.data.windows import validation_starts
 from gptlab.tracking.checkpoints import pick
 from gptlab.tracking.run import Run
 from gptlab.training.attempt import stored_text
-from gptlab.training.checkpoint import load_model
 from gptlab.training.evaluate import evaluate
+from gptlab.training.restore import load_model
 from gptlab.training.settings import Available, keep_freed_memory, resolve
 
 

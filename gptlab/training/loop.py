@@ -77,7 +77,7 @@ class Trainer:
         """Optimizer steps done."""
         self.progress = progress
         self._forward: torch.nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
-        self._pending: list[Tensor] = []  # (loss, gradient norm) of steps not yet read back from the device
+        self._pending: list[tuple[int, Tensor]] = []  # (loss, gradient norm) of steps not yet read from the device
         self._interval = Interval()
         self._last_loss = math.nan
         self._val_loss: tuple[int, float] | None = None
@@ -88,6 +88,8 @@ class Trainer:
         Raises:
             DivergedError: A loss or gradient norm is not finite; the last checkpoint is older than that.
         """
+        if stopped():  # while everything was being made ready
+            return
         self.model.train()
         self._interval = Interval()
         if self.step == 0:
@@ -112,9 +114,11 @@ class Trainer:
             loss = self._forward(batch[:, :-1], batch[:, 1:])
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
-        self._pending.append(torch.stack([loss.detach(), norm.detach()]))
-        if not self.settings.asynchronous:
-            self._settle()  # a loss that is not finite must not reach the weights
+        self._pending.append((self.step, torch.stack([loss.detach(), norm.detach()])))
+        if self.settings.asynchronous:
+            self._hold_back_unless_finite(loss.detach() + norm.detach())
+        else:
+            self._settle()  # raises before the update
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         self.step += 1
@@ -125,15 +129,28 @@ class Trainer:
     def _max_norm(self) -> float:
         return self.spec.train.grad_clip or math.inf
 
+    def _hold_back_unless_finite(self, number: Tensor) -> None:
+        """Let fused AdamW skip this update on the device, without the host waiting to see the number."""
+        if self.settings.fused:
+            self.adamw.found_inf = (~number.isfinite()).float()  # type: ignore[attr-defined]
+
     def _settle(self) -> None:
         """Add what the device has computed to the sums."""
         if not self._pending:
             return
         sums = self.progress
         loss_sum, norm_sum, clipped = sums.loss_sum, sums.grad_norm_sum, sums.clipped
-        for loss, norm in torch.stack(self._pending).tolist():
+        steps, numbers = zip(*self._pending, strict=True)
+        for step, (loss, norm) in zip(steps, torch.stack(numbers).tolist(), strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise DivergedError(f"within the step after {self.step} the loss is {loss}, the gradient norm {norm}")
+                raise DivergedError(
+                    f"{self.run.id} diverged: after step {step} the loss is {loss} and the gradient norm {norm}; "
+                    "try a smaller train.learning_rate",
+                    after_step=step,
+                    loss=str(loss),
+                    grad_norm=str(norm),
+                    window_starts=self.material.windows.starts(step).tolist(),
+                )
             loss_sum, norm_sum, clipped = loss_sum + loss, norm_sum + norm, clipped + (norm > self._max_norm)
             self._last_loss = loss
         self.progress = sums.model_copy(

@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from gptlab.errors import BadInputError
-from gptlab.spec import Precision
+from gptlab.errors import BadInputError, GptlabError
+from gptlab.spec import Precision, TrainSpec
 
 Device = Literal["cpu", "cuda", "mps"]
 
@@ -98,6 +98,17 @@ def keep_freed_memory() -> None:
         if mallopt is not None:  # musl has none
             mallopt(M_MMAP_THRESHOLD, 1 << 30)
             mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def out_of_memory(error: Exception, train: TrainSpec) -> GptlabError | None:
+    """The error in words where it says that memory ran out, else None."""
+    told = str(error)
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in told:
+        return None
+    return GptlabError(
+        f"out of memory with batch_size {train.batch_size} × sequence_length {train.sequence_length}; "
+        f"try --set train.batch_size={max(train.batch_size // 2, 1)} or a smaller model"
+    )
 
 
 def be_deterministic() -> None:

@@ -162,15 +162,20 @@ def test_dropout_drops_only_while_training(small_spec: ModelSpec, tokens: Tensor
 
 
 @torch.no_grad()
-def test_dropout_drops_embeddings_attention_and_both_sublayers(tokens: Tensor):
-    """The positions where each kind of dropout acts, seen one by one with all others turned off."""
-    spec = ModelSpec(n_layer=1, n_head=2, n_embd=8, context_length=24, dropout=0.5)
-    reference = build(spec, seed=0).eval()(tokens)
-    for part in ("dropout", "blocks.0.dropout", "blocks.0.attention"):
-        model = build(spec, seed=0).eval()
-        model.get_submodule(part).train()
-        torch.manual_seed(0)
-        assert not torch.equal(model(tokens), reference), part
+def test_dropout_drops_embeddings_attention_weights_and_both_sublayers(tokens: Tensor):
+    """With nearly everything dropped, what is left is the residual stream alone."""
+    spec = ModelSpec(n_layer=1, n_head=2, n_embd=8, context_length=24, dropout=0.999_999)
+    model = build(spec, seed=0)
+    torch.manual_seed(0)
+    (block,), x = model.blocks, torch.randn(1, 8, 8)
+    assert torch.equal(block.train()(x), x)
+    assert not torch.equal(block.eval()(x), x)
+    assert not block.attention.train()(x).any(), "its biases are zero"
+    assert block.attention.eval()(x).any()
+    seen: list[Tensor] = []
+    block.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    model.train()(tokens)
+    assert not seen[0].any()
 
 
 @torch.no_grad()

@@ -257,7 +257,7 @@ def test_a_warm_start_begins_with_the_parents_weights_and_names_them_in_its_iden
 def test_a_warm_start_from_another_shape_or_a_missing_step_is_refused(train, micro, long_run, tmp_path):
     parent = initial.weights_of(str(long_run.directory))
     wider = micro.with_changes({"model.n_embd": 16})
-    with pytest.raises(BadInputError, match="are another model's: blocks.0.attention.projection.bias"):
+    with pytest.raises(BadInputError, match="blocks.0.attention.projection.bias as .8. .* but this model's is .16."):
         attempt.start(wider, 0, Options(wandb="off"), Console(stderr=True), parent)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(BadInputError, match="no checkpoint of step 7"):

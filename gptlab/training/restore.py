@@ -1,0 +1,113 @@
+"""Reading checkpoints. Nothing in a file is believed before size, checksum, names, shapes and dtypes are checked.
+
+Files are read, not mapped: one that shrinks under a map kills the process, and one that is edited changes the tensors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import xxhash
+from safetensors import SafetensorError
+from torch import Tensor
+
+from gptlab.errors import GptlabError
+from gptlab.model import gpt
+from gptlab.model.gpt import GPT
+from gptlab.spec import ModelSpec
+from gptlab.tracking.checkpoints import MANIFEST, MODEL, OPTIMIZER, Checkpoint, list_checkpoints
+
+Tensors = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class State:
+    """All tensors of a checkpoint that training can go on from."""
+
+    checkpoint: Checkpoint
+    weights: Tensors
+    moments: Tensors
+
+
+def newest_state(run_directory: Path, spec: ModelSpec, notice: Callable[[str], None]) -> State | None:
+    """The newest checkpoint to go on from that is whole; a damaged one is passed over with a notice.
+
+    Raises:
+        GptlabError: There are checkpoints, and none is whole.
+    """
+    damage = None
+    for checkpoint in reversed(list_checkpoints(run_directory)):
+        if not checkpoint.resumable:
+            continue
+        try:
+            weights = _read(checkpoint, MODEL, weight_shapes(spec))
+            return State(checkpoint, weights, _read(checkpoint, OPTIMIZER, _moment_shapes(spec)))
+        except GptlabError as error:
+            damage = error
+            notice(f"{error}; the checkpoint before it is used, if there is one")
+    if damage:
+        raise GptlabError(f"no checkpoint is whole: {damage}; start again with --fresh")
+    return None
+
+
+def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
+    """The model of a checkpoint, on the CPU and in evaluation mode.
+
+    Raises:
+        GptlabError: The file is damaged or another model's.
+    """
+    model = gpt.empty(spec)
+    model.load_state_dict(_read(checkpoint, MODEL, weight_shapes(spec)))
+    return model.eval()
+
+
+def weight_shapes(spec: ModelSpec) -> Shapes:
+    """The shape of each of the model's weights, all of them float32."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in GPT(spec).state_dict().items()}
+
+
+def read_tensors(path: Path, content: bytes, shapes: Shapes) -> Tensors:
+    """The tensors in a file's bytes.
+
+    Raises:
+        GptlabError: They are not exactly those of `shapes`, in float32; the message names file and tensor.
+    """
+    try:
+        tensors = safetensors.torch.load(content)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise GptlabError(f"{path} is not a safetensors file: {error}") from error
+    for name in sorted(shapes.keys() | tensors.keys()):
+        wanted, given = shapes.get(name), tensors.get(name)
+        if given is None:
+            raise GptlabError(f"{path} lacks the tensor {name}")
+        if wanted is None:
+            raise GptlabError(f"{path} has a tensor {name}, which this model has not")
+        if tuple(given.shape) != wanted or given.dtype != torch.float32:
+            raise GptlabError(
+                f"{path} has {name} as {list(given.shape)} {given.dtype}, but this model's is {list(wanted)} float32"
+            )
+    return tensors
+
+
+def _read(checkpoint: Checkpoint, name: str, shapes: Shapes) -> Tensors:
+    path, expected = checkpoint.directory / name, checkpoint.manifest.files.get(name)
+    if expected is None or not path.is_file():
+        raise GptlabError(f"{path} is missing")
+    if path.stat().st_size != expected.bytes:
+        raise GptlabError(f"{path} has {path.stat().st_size:,} bytes, not {expected.bytes:,}")
+    content = path.read_bytes()
+    if xxhash.xxh3_128_hexdigest(content) != expected.xxh3_128:
+        raise GptlabError(f"{path} is damaged: its checksum is not the one in {MANIFEST}")
+    return read_tensors(path, content, shapes)
+
+
+def _moment_shapes(spec: ModelSpec) -> Shapes:
+    return {
+        f"{name}/{key}": () if key == "step" else shape
+        for name, shape in weight_shapes(spec).items()
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    }
