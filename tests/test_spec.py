@@ -363,10 +363,23 @@ def test_name_and_question_do_not_change_the_identity(plain: Experiment):
 
 
 @pytest.mark.parametrize(
-    "resolved", [{"precision": "bfloat16"}, {"text_sha256": "other"}, {"tokenizer_sha256": "other"}]
+    "resolved",
+    [
+        {"precision": "bfloat16"},
+        {"text_sha256": "other"},
+        {"tokenizer_sha256": "other"},
+        {"initial_weights_sha256": "some"},
+    ],
 )
-def test_what_text_tokenizer_and_precision_come_to_changes_the_identity(plain: Experiment, resolved: dict[str, str]):
+def test_what_the_run_reads_and_computes_in_changes_the_identity(plain: Experiment, resolved: dict[str, str]):
     assert identity_hash(plain, **resolved) != identity_hash(plain)
+
+
+def test_weights_to_start_from_are_in_the_identity_only_where_there_are_some(plain: Experiment):
+    assert identity_hash(plain, initial_weights_sha256="some") != identity_hash(plain, initial_weights_sha256="other")
+    drawn = identify(plain, precision="float32", text_sha256="aa", tokenizer_sha256="bb", initial_weights_sha256=None)
+    assert drawn.hash == identity_hash(plain)
+    assert "initial_weights_sha256" not in drawn.content
 
 
 def test_numerics_revision_changes_the_identity(plain: Experiment, monkeypatch: pytest.MonkeyPatch):

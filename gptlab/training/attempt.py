@@ -212,6 +212,7 @@ def _train(
     messages.changed_surroundings(run, facts, console)
     train = run.record.spec.train
     model, adamw, progress = _restore(run, state, settings)
+    checkpoints.retain(run.directory, train.keep_checkpoints, progress.best_step, snapshots=train.snapshots)
     if lost := torn_metrics(run.directory):
         console.notice(f"the last row of metrics.jsonl was torn by a crash; its {lost} bytes are dropped")
     with (

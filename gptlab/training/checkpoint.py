@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from gptlab.errors import GptlabError
@@ -108,7 +109,10 @@ def clear_remains(run_directory: Path) -> None:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> FileDigest:
-    safetensors.torch.save_file({name: t.detach().cpu() for name, t in tensors.items()}, path, metadata)
+    try:
+        safetensors.torch.save_file({name: t.detach().cpu() for name, t in tensors.items()}, path, metadata)
+    except SafetensorError as error:  # a full disk, for one
+        raise GptlabError(f"{path} cannot be written: {error}") from error
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)  # the library makes files that only their owner can read

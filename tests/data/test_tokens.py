@@ -232,6 +232,11 @@ def test_split_lies_before_whitespace_where_there_is_some(text_of: TextOf):
     assert [split_boundary(path, target) for target in range(13)] == [3, 3, 3, 3, 7, 7, 7, 7, 8, 9, 10, 11, 12]
 
 
+def test_split_far_from_any_whitespace_lies_between_characters(text_of: TextOf):
+    content = "é".encode() * tokens.PIECE_BYTES + b" and more"
+    assert [split_boundary(text_of(content).path, target) for target in (1000, 1001, 1002)] == [1000, 1002, 1002]
+
+
 @pytest.mark.xfail(strict=True, reason="at the very start the first byte is taken for a part of what comes before")
 def test_split_at_the_very_start_lies_between_characters(text_of: TextOf):
     assert split_boundary(text_of("東京".encode()).path, 0) == 0

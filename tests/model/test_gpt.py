@@ -169,6 +169,8 @@ def test_dropout_drops_embeddings_attention_weights_and_both_sublayers(tokens: T
     torch.manual_seed(0)
     (block,), x = model.blocks, torch.randn(1, 8, 8)
     assert torch.equal(block.train()(x), x)
+    block.attention.eval()  # the dropout of its weights would drop all of it
+    assert torch.equal(block(x), x)
     assert not torch.equal(block.eval()(x), x)
     assert not block.attention.train()(x).any(), "its biases are zero"
     assert block.attention.eval()(x).any()
@@ -263,3 +265,12 @@ def test_tied_model_reads_its_output_from_the_token_embedding(small_spec: ModelS
     model.final_norm.register_forward_hook(lambda module, arguments, output: hidden.append(output))
     logits = model(tokens)
     torch.testing.assert_close(logits, F.linear(hidden[0], model.token_embedding.weight))
+
+
+def test_tied_embedding_learns_from_both_its_uses(small_spec: ModelSpec, tokens: Tensor):
+    model = build(small_spec.model_copy(update={"tied": True}), seed=0)
+    model(tokens[:, :-1], tokens[:, 1:]).backward()
+    assert model.token_embedding.weight.grad is not None
+    unread = torch.ones(50257).bool()
+    unread[tokens.flatten()] = False
+    assert model.token_embedding.weight.grad[unread].any(dim=1).all(), "as an output, of every token"

@@ -3,18 +3,12 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from support import run_attempt
 
-from gptlab.console import Console
 from gptlab.spec import Experiment
 from gptlab.tracking.run import Run
 from gptlab.training import attempt
-from gptlab.training.attempt import Options, Result
-
-
-def run_attempt(experiment: Experiment, seed: int = 0, steps: int | None = None, **options: object) -> Result:
-    if steps is not None:
-        experiment = experiment.with_changes({"train.steps": steps})
-    return attempt.start(experiment, seed, Options(**{"wandb": "off", **options}), Console(stderr=True))
+from gptlab.training.attempt import Result
 
 
 @pytest.fixture

@@ -1,0 +1,327 @@
+"""A run survives the death of its process and a full disk, at any operation on its files.
+
+Children are forked from this process, which has everything imported already; the runs are small, the deaths are real.
+"""
+
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from gptlab.errors import GptlabError
+from gptlab.tracking.checkpoints import CHECKPOINTS, MODEL, OPTIMIZER, digest_of, directory_of, list_checkpoints
+from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
+from gptlab.tracking.run import Run, find, load
+from gptlab.training import checkpoint
+from gptlab.training.loop import Trainer
+
+PARTS = 4
+"""The operations are dealt out to so many tests, which can run beside each other."""
+
+
+@pytest.fixture(scope="module")
+def small(micro):
+    return micro.with_changes({"name": "small", "model.n_embd": 4, "model.n_layer": 1, "train.checkpoint_every": 5})
+
+
+@pytest.fixture(scope="module")
+def begun(small, cache, tmp_path_factory) -> Path:
+    """A runs directory in which ten steps are done, with checkpoints at 5 and 10."""
+    return trained_in(tmp_path_factory.mktemp("begun"), cache, small, 10)
+
+
+@pytest.fixture(scope="module")
+def finished(small, cache, tmp_path_factory) -> Run:
+    """The same run, fifteen steps from the start."""
+    return load(next(trained_in(tmp_path_factory.mktemp("finished"), cache, small, 15).iterdir()))
+
+
+def trained_in(runs: Path, cache: Path, experiment, steps: int) -> Path:
+    from support import run_attempt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_RUNS", str(runs))
+        patch.setenv("GPTLAB_CACHE", str(cache))
+        run_attempt(experiment, steps=steps)
+    return runs
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do some work in a forked child; its wait status (0: done, 1 << 8: an error that users see)."""
+    child = os.fork()
+    if child == 0:
+        code = 0
+        try:
+            work()
+        except (GptlabError, OSError):
+            code = 1
+        except BaseException:
+            traceback.print_exc()
+            code = 99
+        os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+class Operations:
+    """Counts what is done to files (open for writing, fsync, rename, remove, mkdir), and acts at the N-th.
+
+    A file of tensors counts twice: before it is written, and when half of it is.
+    """
+
+    def __init__(self, act_at: int, act: Callable[[], None]) -> None:
+        self.count, self._act_at, self._act = 0, act_at, act
+
+    def watch(self, folder: Path) -> None:
+        """From now on, in this process, for files below `folder`."""
+        self._folder = str(folder)
+        sys.addaudithook(self._hear)
+        fsync, save_file = os.fsync, safetensors.torch.save_file
+
+        def counted_fsync(descriptor: int) -> None:
+            self._done()
+            fsync(descriptor)
+
+        def torn_save_file(tensors: object, path: Path, metadata: object) -> None:
+            self._done()
+            save_file(tensors, path, metadata)
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2])
+            self._done()
+            path.write_bytes(content)
+
+        os.fsync, safetensors.torch.save_file = counted_fsync, torn_save_file
+
+    def _hear(self, event: str, arguments: tuple) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}:
+            path = os.fspath(arguments[0]) if isinstance(arguments[0], (str, Path)) else ""
+            if path.startswith(self._folder) or not path.startswith("/"):  # rmtree names files below a directory
+                self._done()
+
+    def _done(self) -> None:
+        self.count += 1
+        if self.count == self._act_at:
+            self._act()
+
+
+def goes_on(small, runs: Path, act_at: int, act: Callable[[], None], count_to: Path | None = None) -> int:
+    """In a child, extend the run from 10 to 15 steps, and act at an operation; the child's wait status."""
+
+    def work() -> None:
+        from support import run_attempt
+
+        operations = Operations(act_at, act)
+        operations.watch(runs)
+        run_attempt(small, steps=15)
+        if count_to:
+            count_to.write_text(str(operations.count))
+
+    return in_child(work)
+
+
+@pytest.fixture(scope="module")
+def operations(small, begun, cache, tmp_path_factory) -> int:
+    """How many operations an undisturbed extension takes."""
+    folder = tmp_path_factory.mktemp("count")
+    shutil.copytree(begun, folder / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_RUNS", str(folder / "runs"))
+        patch.setenv("GPTLAB_CACHE", str(cache))
+        assert goes_on(small, folder / "runs", 0, lambda: None, folder / "count") == 0
+    count = int((folder / "count").read_text())
+    assert count > 30
+    return count
+
+
+def assert_every_checkpoint_is_whole(run: Run) -> None:
+    for found in list_checkpoints(run.directory):
+        assert {name: digest_of(found.directory / name) for name in found.manifest.files} == found.manifest.files
+
+
+def assert_finished_like(run: Run, finished: Run, steps: int = 15) -> None:
+    assert (run.status(), run.step()) == ("complete", steps)
+    for name in (MODEL, OPTIMIZER):
+        ours, theirs = (directory_of(r.directory, steps) / name for r in (run, finished))
+        assert ours.read_bytes() == theirs.read_bytes()
+    ours, theirs = (
+        [{key: row.get(key) for key in DETERMINISTIC} for row in read_metrics(r.directory)] for r in (run, finished)
+    )
+    assert ours == theirs
+    assert {path.name for path in (run.directory / CHECKPOINTS).iterdir()} == {
+        path.name for path in (finished.directory / CHECKPOINTS).iterdir()
+    }
+    assert len(run.samples()) == len({row["step"] for row in run.samples()})
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_process_that_dies_at_any_operation_leaves_a_run_that_goes_on_exactly(
+    small, begun, finished, operations, train, tmp_path, part
+):
+    for number in range(1 + part, operations + 1, PARTS):
+        runs = tmp_path / "runs"
+        shutil.copytree(begun, runs)
+        status = goes_on(small, runs, number, lambda: os._exit(77))
+        assert os.waitstatus_to_exitcode(status) == 77, f"no death at operation {number}"
+        run = find("small")
+        assert_every_checkpoint_is_whole(run)
+        assert any(c.resumable and c.step >= 10 for c in list_checkpoints(run.directory))
+        train(small, steps=15)
+        assert_finished_like(run, finished)
+        shutil.rmtree(runs)
+
+
+def no_space() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_disk_that_is_full_at_any_operation_costs_no_checkpoint_and_the_run_goes_on_later(
+    small, begun, finished, operations, train, tmp_path, part
+):
+    for number in range(1 + part, operations + 1, PARTS):
+        runs = tmp_path / "runs"
+        shutil.copytree(begun, runs)
+        status = goes_on(small, runs, number, no_space)
+        assert os.waitstatus_to_exitcode(status) in {0, 1}, f"a traceback at operation {number}"
+        run = find("small")
+        assert_every_checkpoint_is_whole(run)
+        assert any(c.resumable and c.step >= 10 for c in list_checkpoints(run.directory))
+        train(small, steps=15)
+        assert_finished_like(run, finished)
+        shutil.rmtree(runs)
+
+
+def test_twenty_kills_in_a_row_at_least_half_of_them_inside_a_save_lose_nothing(small, train, tmp_path, monkeypatch):
+    """The process saves after every step and is killed by the kernel, wherever it is."""
+    saving = small.with_changes({"train.checkpoint_every": 1, "train.steps": 90})
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
+        undisturbed = train(saving).run
+    staging = tmp_path / "runs" / undisturbed.id / CHECKPOINTS / checkpoint.STAGING
+    inside = 0
+    for _ in range(20):
+        before = newest_step(staging.parent)
+        child = os.fork()
+        if child == 0:
+            train(saving)
+            os._exit(0)
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            if newest_step(staging.parent) > before and staging.exists():  # this child's, not an earlier one's
+                time.sleep(random.uniform(0, 0.004))  # anywhere in the save, or just after it
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                break
+        inside += staging.exists()
+        assert find(undisturbed.id).status() == "interrupted", "it ended before it was killed"
+        assert_every_checkpoint_is_whole(find(undisturbed.id))
+    assert inside >= 10
+    run = train(saving).run
+    assert_finished_like(run, undisturbed, 90)
+    assert len(run.attempts()) == 20 + 2
+
+
+def newest_step(checkpoints: Path) -> int:
+    return max((int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")), default=0)
+
+
+@pytest.mark.parametrize("limit", [1_000, 100_000, 1_000_000])
+def test_a_file_that_cannot_grow_is_one_line_and_the_run_goes_on_later(
+    small, begun, finished, train, tmp_path, monkeypatch, limit
+):
+    shutil.copytree(begun, tmp_path / "runs")
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        train(small, steps=15)
+
+    assert os.waitstatus_to_exitcode(in_child(work)) == 1
+    assert_every_checkpoint_is_whole(find("small"))
+    train(small, steps=15)
+    assert_finished_like(find("small"), finished)
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_said_before_the_first_step(train, micro, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(GptlabError, match=r"need 0\.03 GiB more.*has 0\.00 GiB free.*GPTLAB_RUNS"):
+        train(micro)
+    run = find("micro")
+    assert (run.status(), run.step(), run.attempts()) == ("interrupted", 0, [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_the_process_at_once_with_the_old_checkpoints_intact(
+    small, begun, finished, train, tmp_path, monkeypatch, number
+):
+    shutil.copytree(begun, tmp_path / "runs")
+    write = checkpoint._write_tensors
+
+    def interrupted_write(path, *rest):
+        digest = write(path, *rest)
+        os.kill(os.getpid(), number)  # the first: the save goes on
+        os.kill(os.getpid(), number)  # the second: it does not
+        return digest
+
+    def work() -> None:
+        monkeypatch.setattr(checkpoint, "_write_tensors", interrupted_write)
+        train(small, steps=15)
+
+    assert os.waitstatus_to_exitcode(in_child(work)) == 128 + number
+    run = find("small")
+    assert [c.step for c in list_checkpoints(run.directory)] == [5, 10]
+    assert (run.directory / CHECKPOINTS / checkpoint.STAGING).is_dir()
+    train(small, steps=15)
+    assert_finished_like(run, finished)
+
+
+def test_a_signal_during_a_save_ends_the_run_after_it(small, train, monkeypatch):
+    write, pending = checkpoint._write_tensors, [signal.SIGTERM]
+
+    def signalled_write(path, *rest):
+        if pending:
+            os.kill(os.getpid(), pending.pop())
+        return write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", signalled_write)
+    result = train(small.with_changes({"train.checkpoint_every": 5}))
+    assert result.exit_code == 143
+    assert (result.run.status(), result.run.step()) == ("interrupted", 6)
+
+
+def test_a_signal_before_the_first_step_ends_the_run_there(small, train, monkeypatch):
+    from gptlab.training import attempt
+
+    restore = attempt._restore
+
+    def signalled_restore(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return restore(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attempt, "_restore", signalled_restore)
+        result = train(small, steps=10)
+    assert result.exit_code == 130
+    assert (result.run.status(), result.run.step()) == ("interrupted", 0)
+    assert train(small, steps=10).run.status() == "complete"
+
+
+def test_memory_that_runs_out_is_one_line_that_names_batch_and_sequence(small, train, monkeypatch):
+    def run_out(self):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", run_out)
+        with pytest.raises(GptlabError, match="out of memory with batch_size 2 × sequence_length 16"):
+            train(small)
+    assert find("small").status() == "failed"
