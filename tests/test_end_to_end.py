@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,45 @@ def test_sigterm_during_start_up_leaves_nothing_that_stands_in_the_way(text_file
     assert process.returncode in {-signal.SIGTERM, 128 + signal.SIGTERM}
     subprocess.run(arguments, check=True, cwd=ROOT, capture_output=True)
     assert all_runs()[0].status() == "complete"
+
+
+MOUNT_WORKS = subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0 if shutil.which(
+    "unshare"
+) else False  # fmt: skip
+
+FULL_DISK = """
+set -u
+mount -t tmpfs -o size=80m tmpfs "$GPTLAB_RUNS"
+"$@" --steps 100000 > "$OUT/first.out" 2> "$OUT/first.err" &
+while ! ls "$GPTLAB_RUNS"/*/checkpoints/step-00000020/manifest.json > "$OUT/seen" 2>&1; do sleep 0.2; done
+head -c 100m /dev/zero > "$GPTLAB_RUNS/filler" 2> "$OUT/filler.err"
+wait $!; echo $? > "$OUT/first.rc"
+rm "$GPTLAB_RUNS/filler"
+step=$(basename "$(ls -d "$GPTLAB_RUNS"/*/checkpoints/step-* | tail -1)" | sed 's/step-0*//')
+"$@" --steps $((step + 5)) > "$OUT/second.out" 2> "$OUT/second.err"; echo $? > "$OUT/second.rc"
+mount -o remount,ro "$GPTLAB_RUNS"
+"$@" --steps $((step + 9)) > "$OUT/third.out" 2> "$OUT/third.err"; echo $? > "$OUT/third.rc"
+"""
+
+
+@pytest.mark.skipif(not MOUNT_WORKS, reason="mounting a small disk needs unshare with user namespaces")
+def test_a_disk_that_fills_up_and_one_that_is_read_only_cost_one_line_each(text_file, tmp_path):
+    """A real disk of 80 MB, filled by somebody else while the run saves and W&B writes."""
+    (tmp_path / "runs").mkdir()
+    environment = {**os.environ, "OUT": str(tmp_path)}
+    arguments = command("--text", text_file, "--wandb", "offline", "--set", "train.snapshots=false")
+    script = ["unshare", "-rm", "bash", "-c", FULL_DISK, "bash", *arguments]
+    subprocess.run(script, env=environment, cwd=ROOT, check=True, timeout=120)
+    codes = {name: int((tmp_path / f"{name}.rc").read_text()) for name in ("first", "second", "third")}
+    errors = {name: (tmp_path / f"{name}.err").read_text() for name in codes}
+    assert codes == {"first": 1, "second": 0, "third": 1}, errors
+    for name in ("first", "third"):
+        assert errors[name].startswith("error: ")
+        assert errors[name].count("\n") == 1
+    assert "No space left on device" in errors["first"]
+    assert "Read-only file system" in errors["third"]
+    assert "goes on from step" in (tmp_path / "second.out").read_text()
+    assert "is complete" in (tmp_path / "second.out").read_text()
 
 
 def test_make_exp_passes_every_variable_on_as_it_was_given(text_file, tmp_path):

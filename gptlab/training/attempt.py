@@ -123,10 +123,14 @@ def resume(run: Run, options: Options, console: Console) -> Result:
     """Go on with a run from its own stored spec, whatever the spec file says today.
 
     Raises:
-        BadInputError: The text is not the one that the run began with.
+        BadInputError: Text or tokenizer are not the ones that the run began with.
     """
     record = run.record
     settings = resolve(options.device, record.precision, Available.here())
+    if record.tokenizer_sha256 != tokenizer.TOKENIZER_SHA256:
+        raise BadInputError(
+            f"{run.id} began with another tokenizer: sha256 {record.tokenizer_sha256}, now {tokenizer.TOKENIZER_SHA256}"
+        )
     text = stored_text(run)
     material = _material(record.spec, text, record.seed)
     return _go_on(run, options.steps or run.target(), material, settings, options, console)

@@ -47,14 +47,18 @@ def save(
     target = directory_of(run_directory, manifest["step"])
     staging = target.parent / STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    metadata = {"gptlab": canonical_json(header)}  # one key: several come out in random order
-    digests = {name: _write_tensors(staging / name, tensors, metadata) for name, tensors in files.items()}
-    committed = Manifest(files=digests, **manifest)
-    write_durably(staging / MANIFEST, committed.model_dump_json(indent=2) + "\n")  # flushes the directory too
-    if target.exists():
-        _discard(target)
-    staging.rename(target)
+    try:
+        staging.mkdir(parents=True)
+        metadata = {"gptlab": canonical_json(header)}  # one key: several come out in random order
+        digests = {name: _write_tensors(staging / name, tensors, metadata) for name, tensors in files.items()}
+        committed = Manifest(files=digests, **manifest)
+        write_durably(staging / MANIFEST, committed.model_dump_json(indent=2) + "\n")  # flushes the directory too
+        if target.exists():
+            _discard(target)
+        staging.rename(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     fsync_directory(target.parent)
     return Checkpoint(target, committed)
 

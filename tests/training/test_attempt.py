@@ -156,6 +156,36 @@ def test_resume_refuses_a_text_that_has_changed(train, micro, tmp_path, text_fil
     assert contents(run.directory) == before
 
 
+def test_resume_refuses_another_tokenizer(train, micro, monkeypatch):
+    run = train(micro, steps=5).run
+    monkeypatch.setattr("gptlab.data.tokenizer.TOKENIZER_SHA256", "0" * 64)
+    with pytest.raises(BadInputError, match="another tokenizer.*" + run.record.tokenizer_sha256):
+        attempt.resume(run, Options(wandb="off", steps=9), Console(stderr=True))
+
+
+def test_a_torn_last_row_is_dropped_and_reported(train, micro, signal_at_step, capfd):
+    signal_at_step(12)
+    run = train(micro).run
+    with (run.directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1')
+    assert train(micro).run.status() == "complete"
+    assert "torn by a crash; its 10 bytes are dropped" in capfd.readouterr().err
+    assert [row["step"] for row in read_metrics(run.directory)] == list(range(0, 41, 5))
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(train, micro, long_run, monkeypatch):
+    import itertools
+    import time
+
+    clock = itertools.count(2_000_000_000, -1000)
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    run = train(micro).run
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (directory_of(r.directory, 40) / name for r in (run, long_run))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert [c.step for c in list_checkpoints(run.directory)] == [30, 40]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(train, micro, monkeypatch):
     norm = torch.nn.utils.clip_grad_norm_
 
@@ -169,10 +199,59 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(train, micro, 
         train(micro)
     run = find("micro")
     assert run.status() == "diverged"
-    assert run.attempts()[-1]["step"] == 13
+    end = run.attempts()[-1]
+    assert end["step"] == 13
+    assert end["diverged"]["after_step"] == 13
+    assert end["diverged"]["grad_norm"] == "nan"
+    assert len(end["diverged"]["window_starts"]) == micro.train.batch_size
     assert [c.step for c in list_checkpoints(run.directory)] == [10]
     with pytest.raises(DivergedError, match="would again"):
         train(micro)
+
+
+def test_on_a_device_that_runs_behind_the_update_is_held_back_and_the_next_row_ends_the_run(train, micro, monkeypatch):
+    """As on a GPU: nobody waits for the number, fused AdamW skips the update by itself."""
+    from dataclasses import replace
+
+    real = attempt.resolve
+    monkeypatch.setattr(attempt, "resolve", lambda *arguments: replace(real(*arguments), asynchronous=True))
+    norm, weights = torch.nn.utils.clip_grad_norm_, {}
+    step = Trainer._train_step
+
+    def explode(parameters, *rest):
+        parameters = list(parameters)
+        for parameter in parameters:
+            parameter.grad.fill_(torch.inf)
+        return norm(parameters, *rest)
+
+    def watched_step(self):
+        with monkeypatch.context() as patch:
+            if self.step == 12:
+                weights["before"] = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+                patch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+            step(self)
+        if self.step == 13:
+            weights["after"] = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    monkeypatch.setattr(Trainer, "_train_step", watched_step)
+    with pytest.raises(DivergedError, match="after step 12"):
+        train(micro)
+    assert all(torch.equal(weights["before"][name], weights["after"][name]) for name in weights["before"])
+    run = find("micro")
+    assert run.status() == "diverged"
+    assert run.attempts()[-1]["diverged"]["after_step"] == 12
+    assert [c.step for c in list_checkpoints(run.directory)] == [10]
+
+
+def test_reading_losses_late_changes_no_number(train, micro, long_run, monkeypatch):
+    from dataclasses import replace
+
+    real = attempt.resolve
+    monkeypatch.setattr(attempt, "resolve", lambda *arguments: replace(real(*arguments), asynchronous=True))
+    run = train(micro).run
+    theirs, ours = read_metrics(long_run.directory), read_metrics(run.directory)
+    for column in ("train/loss", "val/loss", "optim/grad_norm", "optim/clip_frac"):
+        assert [row.get(column) for row in ours] == [row.get(column) for row in theirs]
 
 
 def test_an_error_in_training_is_recorded_and_the_run_goes_on_later(train, micro, monkeypatch):

@@ -1,9 +1,12 @@
 import json
 import os
 import struct
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from gptlab.errors import BadInputError
@@ -14,7 +17,6 @@ from gptlab.tracking.checkpoints import (
     OPTIMIZER,
     Progress,
     digest_of,
-    directory_of,
     list_checkpoints,
     pick,
 )
@@ -71,18 +73,39 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_files_are_flushed_before_the_manifest_and_the_manifest_before_the_rename(tmp_path, monkeypatch):
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="which file is flushed is read from /proc")
+def test_the_order_on_the_disk_is_metrics_files_manifest_directory_rename_parent(train, micro, monkeypatch):
+    """What a power failure leaves is decided by this order; killing a process could never show a missing fsync."""
+    run = train(micro, steps=5).run
     order = []
-    for module, name in ((checkpoint, "fsync_file"), (checkpoint, "fsync_directory"), (checkpoint, "write_durably")):
-        original = getattr(module, name)
+    fsync, rename, replace = os.fsync, os.rename, os.replace
 
-        def record(path, *rest, original=original):
-            order.append((path.name, directory_of(tmp_path, 3).exists()))
-            return original(path, *rest)
+    def recorded_fsync(descriptor):
+        order.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().relative_to(run.directory)}")
+        fsync(descriptor)
 
-        monkeypatch.setattr(module, name, record)
-    save_step(tmp_path, 3)
-    assert order == [(MODEL, False), (OPTIMIZER, False), (MANIFEST, False), (CHECKPOINTS, True)]
+    def recorded(do):
+        def move(source, target, **options):
+            order.append(f"rename to {Path(target).relative_to(run.directory)}")
+            do(source, target, **options)
+
+        return move
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", recorded(rename))
+    monkeypatch.setattr(os, "replace", recorded(replace))
+    train(micro, steps=10)
+    first = order.index("fsync metrics.jsonl")
+    assert order[first : first + 8] == [
+        "fsync metrics.jsonl",
+        "fsync checkpoints/.saving/model.safetensors",
+        "fsync checkpoints/.saving/optimizer.safetensors",
+        "fsync checkpoints/.saving/.manifest.json.tmp",
+        "rename to checkpoints/.saving/manifest.json",
+        "fsync checkpoints/.saving",
+        "rename to checkpoints/step-00000010",
+        "fsync checkpoints",
+    ]
 
 
 def test_a_directory_without_a_manifest_is_no_checkpoint(tmp_path):
@@ -108,6 +131,35 @@ def test_retention_keeps_the_newest_the_best_and_snapshots(tmp_path, snapshots, 
     for found in list_checkpoints(tmp_path):
         assert {name: digest_of(found.directory / name) for name in found.manifest.files} == found.manifest.files
         assert (found.directory / OPTIMIZER).exists() == found.resumable
+
+
+@given(
+    saves=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12),
+    keep=st.integers(2, 4),
+    snapshots=st.booleans(),
+)
+def test_whatever_is_saved_retention_keeps_what_it_must(saves, keep, snapshots, tmp_path_factory):
+    """`saves` are (resumable, is the best so far), one for each step from 1."""
+    directory = tmp_path_factory.mktemp("retention")
+    best, resumable = None, []
+    for step, (is_resumable, is_best) in enumerate(saves, start=1):
+        save_step(directory, step, resumable=is_resumable)
+        best, resumable = step if is_best else best, [*resumable, step] if is_resumable else resumable
+        retain(directory, keep, best, snapshots=snapshots)
+        kept = {c.step: c.resumable for c in list_checkpoints(directory)}
+        assert [step for step in kept if kept[step]] == resumable[-keep:]
+        assert best is None or best in kept
+        if snapshots:
+            assert {saved for saved in range(1, step + 1) if is_snapshot(saved)} <= kept.keys()
+        assert kept.keys() <= {*resumable[-keep:], best, *(s for s in range(step + 1) if snapshots and is_snapshot(s))}
+
+
+def test_the_order_is_by_step_and_not_by_clock(tmp_path):
+    for step in (30, 10, 20):
+        save_step(tmp_path, step)
+    assert [c.step for c in list_checkpoints(tmp_path)] == [10, 20, 30]
+    retain(tmp_path, 2, None, snapshots=False)
+    assert [c.step for c in list_checkpoints(tmp_path)] == [20, 30]
 
 
 def test_snapshots_are_taken_at_zero_and_powers_of_two():

@@ -194,6 +194,7 @@ def test_a_disk_that_is_full_at_any_operation_costs_no_checkpoint_and_the_run_go
         status = goes_on(small, runs, number, no_space)
         assert os.waitstatus_to_exitcode(status) in {0, 1}, f"a traceback at operation {number}"
         run = find("small")
+        assert not (run.directory / CHECKPOINTS / checkpoint.STAGING).exists()
         assert_every_checkpoint_is_whole(run)
         assert any(c.resumable and c.step >= 10 for c in list_checkpoints(run.directory))
         train(small, steps=15)

@@ -68,6 +68,24 @@ def test_dropout_is_a_function_of_the_step(train, micro, monkeypatch, tmp_path, 
     assert_same(train(dropping).run, undisturbed)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_resume_is_exact_at_every_step(train, micro, monkeypatch, tmp_path, signal_at_step, dropout):
+    short = micro.with_changes(
+        {"model.dropout": dropout, "model.n_layer": 1, "train.steps": 12, "train.log_every": 4, "train.eval_every": 6}
+    )
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
+        undisturbed = train(short).run
+    for step in range(1, 12):
+        monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / f"stopped-{step}"))
+        with monkeypatch.context():
+            signal_at_step(step)
+            assert train(short).run.step() == step
+        run = train(short).run
+        assert final_state(run, 12) == final_state(undisturbed, 12)
+        assert deterministic_rows(run) == deterministic_rows(undisturbed)
+
+
 def test_another_seed_ends_elsewhere(train, micro, long_run):
     other = train(micro, seed=1).run
     assert other.id.endswith("-s1")
