@@ -60,16 +60,19 @@ def _defined_in(file: Path) -> Iterator[Experiment]:
     except Exception as error:  # whatever a user's file may raise
         raise BadInputError(f"{project.shown(file)}{_line_in(file, error)}: {_what(error)}") from error
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    imported = {
-        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
-    for name, value in vars(module).items():
-        if isinstance(value, Experiment) and name not in imported:
+    sources = [
+        sys.modules.get(f"{file.parent.name}.{node.module}" if node.level else str(node.module))
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+    ]
+    imported = {id(value) for source in sources if source for value in vars(source).values()}
+    for value in vars(module).values():
+        if isinstance(value, Experiment) and id(value) not in imported:
             yield value
 
 
 def _line_in(file: Path, error: Exception) -> str:
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.filename == str(file):
         return f":{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f":{lines[-1]}" if lines else ""

@@ -266,7 +266,7 @@ def parse_settings(settings: list[str]) -> dict[str, str | list[Any]]:
             raise BadInputError(f"--set wants KEY=VALUE such as train.learning_rate=1e-3, not '{setting}'")
         if key.strip() in {"name", "why"}:
             raise BadInputError(f"--set cannot change '{key.strip()}': write a variant in experiments/ instead")
-        changes[key.strip()] = value.strip() if not value.strip().startswith("[") else _json_list(setting, value)
+        changes[key.strip()] = _json_list(setting, value) if value.strip().startswith("[") else value
     return changes
 
 
@@ -284,7 +284,7 @@ def explain(error: ValidationError) -> str:
         where = ".".join(map(str, detail["loc"]))
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            message = f"there is no such field{did_you_mean(where, _all_keys())}"
+            message = f"there is no such field{did_you_mean(where, [key for key in _all_keys() if key != where])}"
         elif detail["type"] == "missing":
             message = "is required"
         elif detail["type"] != "value_error":

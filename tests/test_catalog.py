@@ -96,7 +96,6 @@ def test_experiments_in_a_list_are_no_named_experiments(write: Callable[..., Non
     assert catalog.experiments() == {}
 
 
-@pytest.mark.xfail(strict=True, reason="a name that was imported counts as imported whatever it is bound to later")
 def test_experiment_under_a_name_that_was_imported_before_is_found(write: Callable[..., None]):
     write(
         baseline=ONE.format(name="baseline"),
@@ -177,7 +176,6 @@ def test_mistake_in_an_imported_file_names_that_file(write: Callable[..., None])
     assert re.match(r"experiments/(a\.py:2|broken\.py:1): ZeroDivisionError", message_of(catalog.experiments))
 
 
-@pytest.mark.xfail(strict=True, reason="the line is the imported file's, the file is the importing one")
 def test_syntax_error_in_an_imported_file_names_a_line_of_the_file_that_it_names(write: Callable[..., None]):
     write(a="import os\nfrom experiments.broken import x\n", broken="\n\n\n\nx = = 1\n")
     assert re.match(r"experiments/(a\.py:2|broken\.py:5): SyntaxError", message_of(catalog.experiments))

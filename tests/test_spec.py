@@ -119,7 +119,6 @@ def test_wrong_constructor_is_explained_on_one_line(build: Any, words: list[str]
     assert all(word in message for word in words), message
 
 
-@pytest.mark.xfail(strict=True, reason="the nearest of all keys is the wrong key itself, in its own section")
 def test_field_of_another_section_is_suggested_with_its_section():
     with pytest.raises(ValidationError) as caught:
         Experiment(name="x", why="y", learning_rate=1e-3)
@@ -259,7 +258,6 @@ def test_setting_is_read_by_the_type_of_its_field(plain: Experiment, setting: st
     assert type(value) is type(expected)
 
 
-@pytest.mark.xfail(strict=True, reason="values are stripped, but the default prompt itself ends with a space")
 def test_setting_keeps_the_space_at_the_end_of_a_prompt():
     assert parse_settings(["train.prompt=Once upon "]) == {"train.prompt": "Once upon "}
 

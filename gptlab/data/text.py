@@ -5,6 +5,7 @@ stand.
 """
 
 import hashlib
+import http.client
 import importlib.metadata
 import logging
 import os
@@ -59,7 +60,10 @@ def locate(source: str) -> Text:
         path = _shakespeare_file()
     else:
         path = _user_file(source)
-    return Text(source, path, path.stat().st_size, sha256_of(path))
+    try:
+        return Text(source, path, path.stat().st_size, sha256_of(path))
+    except OSError as error:
+        raise BadInputError(f"'{source}' cannot be read: {error.strerror}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -69,9 +73,11 @@ def sha256_of(path: Path) -> str:
 
 
 def _user_file(source: str) -> Path:
-    given = Path(source).expanduser()
-    candidates = [given.absolute(), project.root() / given]
-    path = next((path for path in candidates if path.exists()), None)
+    try:
+        given = Path(source).expanduser()
+        path = next((path for path in (given.absolute(), project.root() / given) if path.exists()), None)
+    except (OSError, RuntimeError):  # a name that is too long, a home that nobody has
+        path = None
     if path is None:
         if "/" not in source and not source.endswith(".txt") and (hint := did_you_mean(source, list(NAMED))):
             raise BadInputError(f"there is no text '{source}'{hint}")
@@ -119,9 +125,9 @@ def _shakespeare_file() -> Path:
                     f"{SHAKESPEARE_URL} is not the text that was expected (its sha256 differs); "
                     "pass the path of your own copy: --text shakespeare.txt"
                 )
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise BadInputError(
-            f"the text 'shakespeare' could not be downloaded from {SHAKESPEARE_URL} ({error}); "
+            f"the text 'shakespeare' could not be downloaded from {SHAKESPEARE_URL} ({str(error).strip()}); "
             "pass the path of a copy instead: --text path/to/shakespeare.txt"
         ) from error
     return path

@@ -98,20 +98,23 @@ def _read_meta(folder: Path) -> dict[str, _Part] | None:
         document = json.loads((folder / "meta.json").read_text())
         parts = {name: _Part(**document[name]) for name in ("train", "val")}
         sizes = {name: (folder / f"{name}.u16").stat().st_size for name in parts}
+        whole = all(sizes[name] == part.count * TOKEN_DTYPE.itemsize for name, part in parts.items())
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    whole = all(sizes[name] == part.count * TOKEN_DTYPE.itemsize for name, part in parts.items())
     return parts if whole else None
 
 
 def _tokenise(text: Text, val_fraction: float, folder: Path) -> None:
     boundary = split_boundary(text.path, round(text.size * (1 - val_fraction)))
+    digest = hashlib.sha256()
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     try:
         parts = {
-            "train": _tokenise_part(text, 0, boundary, staging / "train.u16"),
-            "val": _tokenise_part(text, boundary, text.size, staging / "val.u16"),
+            "train": _tokenise_part(text, 0, boundary, staging / "train.u16", digest),
+            "val": _tokenise_part(text, boundary, text.size, staging / "val.u16", digest),
         }
+        if digest.hexdigest() != text.sha256:
+            raise BadInputError(f"'{text.source}' changed while it was read; try again")
         (staging / "meta.json").write_text(json.dumps({name: asdict(part) for name, part in parts.items()}))
         staging.rename(folder)
     except BaseException:
@@ -119,7 +122,7 @@ def _tokenise(text: Text, val_fraction: float, folder: Path) -> None:
         raise
 
 
-def _tokenise_part(text: Text, start: int, end: int, path: Path) -> _Part:
+def _tokenise_part(text: Text, start: int, end: int, path: Path, whole: "hashlib._Hash") -> _Part:
     encoding, threads = tokenizer.gpt2(), os.cpu_count() or 1
     count = end_of_texts = 0
     digest = hashlib.sha256()
@@ -129,6 +132,7 @@ def _tokenise_part(text: Text, start: int, end: int, path: Path) -> _Part:
             encodings = encoding.encode_ordinary_batch(group, num_threads=threads)
             for piece, tokens in zip(group, encodings, strict=True):
                 digest.update(piece.encode())
+                whole.update(piece.encode())
                 end_of_texts += piece.count(tokenizer.END_OF_TEXT)
                 count += len(tokens)
                 file.write(np.array(tokens, TOKEN_DTYPE).tobytes())
@@ -141,11 +145,12 @@ def split_boundary(path: Path, target: int) -> int:
     Where the next MiB has none, the first character boundary.
     """
     with path.open("rb") as file:
-        file.seek(max(target - 1, 0))
+        start = max(target - 1, 0)
+        file.seek(start)
         ahead = file.read(PIECE_BYTES)
     if found := re.search(rb"[!-~](?=[ \t\r\n])", ahead):
-        return max(target - 1, 0) + found.end()
-    continuation = re.match(rb"[\x80-\xbf]*", ahead[1:])
+        return start + found.end()
+    continuation = re.match(rb"[\x80-\xbf]*", ahead[target - start :])
     return target + (continuation.end() if continuation else 0)
 
 

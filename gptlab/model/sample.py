@@ -58,11 +58,13 @@ def sample(
     model.eval()
     new = torch.tensor([tokens])  # (1, T), then (1, 1)
     written: list[int] = []
-    for _ in range(max_tokens if max_tokens is not None else room):
-        logits = model(new.to(device), cache=cache)[0, -1].float().cpu()  # (V,)
-        new = _draw(logits[: tokenizer.gpt2().n_vocab], temperature, top_k, generator).view(1, 1)
-        written.append(int(new))
-    model.train(was_training)
+    try:
+        for _ in range(max_tokens if max_tokens is not None else room):
+            logits = model(new.to(device), cache=cache)[0, -1].float().cpu()  # (V,)
+            new = _draw(logits[: tokenizer.gpt2().n_vocab], temperature, top_k, generator).view(1, 1)
+            written.append(int(new))
+    finally:
+        model.train(was_training)
     return tokenizer.gpt2().decode(written)
 
 

@@ -90,7 +90,6 @@ def test_source_that_is_no_text_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("source", ["a" * 5000, "~nobody-of-that-name/a.txt"])
-@pytest.mark.xfail(strict=True, raises=(OSError, RuntimeError), reason="what pathlib raises is not caught")
 def test_path_that_the_system_refuses_is_refused_in_one_line(source: str):
     assert "no file" in message_of(source)
 
@@ -280,7 +279,6 @@ def test_address_without_the_file_is_refused_and_leaves_nothing(site: Site, own_
     assert files_in(own_cache) == []
 
 
-@pytest.mark.xfail(strict=True, reason="http.client.HTTPException is no OSError")
 def test_server_that_does_not_speak_http_is_refused_and_leaves_nothing(site: Site, own_cache: Path):
     site.answer = b"220 mail.example ready\r\n"
     assert "could not be downloaded" in message_of("shakespeare")
