@@ -1,8 +1,8 @@
 """All randomness of a run, as keyed functions: the same key gives the same bits, whatever was drawn before.
 
 Keys are hashed by Philox-4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so neighbouring
-seeds, epochs and steps share nothing. NumPy guarantees Philox's bits across its versions, but not the normal variates made
-from them: golden values in the tests watch those.
+seeds, epochs and steps share nothing. NumPy guarantees Philox's bits across its versions, but not the normal variates
+made from them: golden values in the tests watch those.
 """
 
 import hashlib
