@@ -160,7 +160,7 @@ def runs(as_json: JsonOption = False) -> None:
 @app.command()
 def sample(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="Where the text begins.")] = "The ",
+    prompt: Annotated[str, typer.Option(help="Where the text begins.")] = "The",
     tokens: Annotated[int | None, typer.Option(min=1, help="New tokens; by default all that fit.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0 for all.")] = 50,

@@ -136,7 +136,7 @@ class TrainSpec(Section):
     """How many of those are kept, newest first."""
     snapshots: Annotated[bool, NOT_IDENTITY] = False
     """Keep the weights at steps 0, 1, 2, 4, 8, …, for analysis over training."""
-    prompt: Annotated[str, NOT_IDENTITY] = Field("The ", min_length=1)
+    prompt: Annotated[str, NOT_IDENTITY] = Field("The", min_length=1)
     """Where the sample at the end of training begins."""
 
 

@@ -466,7 +466,7 @@ GOLDEN_DEFAULTS = {
         "checkpoint_every": 50,
         "keep_checkpoints": 2,
         "snapshots": False,
-        "prompt": "The ",
+        "prompt": "The",
     },
 }
 

@@ -114,7 +114,8 @@ def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> No
     step = run.step()
     console.say()
     if outcome == "interrupted":
-        console.say(f"{run.id} was interrupted at step {step} and saved", style="bold yellow")
+        where = f"at step {step} and saved" if step else "before its first step"
+        console.say(f"{run.id} was interrupted {where}", style="bold yellow")
         console.fact("go on", command("resume", run.id))
         return
     rows = read_metrics(run.directory)
@@ -145,7 +146,7 @@ def _results(run: Run, console: Console) -> None:
 def _next_commands(run: Run, console: Console) -> None:
     console.say("next")
     console.fact("extend", command("resume", run.id, "--steps", str(2 * run.step())))
-    console.fact("sample", command("sample", run.id, "--prompt", '"The "'))
+    console.fact("sample", command("sample", run.id, "--prompt", "The"))
     console.fact("dashboard", command("dashboard", run.id))
     console.fact("report", "make report")
     console.fact("compare", "make notebook")
