@@ -167,7 +167,7 @@ def _losses(metrics: DataFrame) -> dict[str, str]:
 
 
 def _heading(runs: DataFrame) -> str:
-    return f"{len(runs)} in {project.runs_directory()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return f"{len(runs)} in {project.shown(project.runs_directory())}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _pairs(table: DataFrame, *columns: str) -> list[tuple[float, float]]:
