@@ -1,6 +1,8 @@
 """The commands as a user types them: what they print, and what a mistake costs."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import typer
 
 from gptlab import cli
+from gptlab.tracking.lock import RunLock
 from gptlab.tracking.run import find
 
 ROOT = Path(__file__).parents[1]
@@ -258,6 +261,31 @@ def test_a_place_that_cannot_be_written_is_one_line(gptlab, text_file, monkeypat
     assert (code, out) == (1, "")
     assert err.startswith("error: ")
     assert "/proc/nowhere" in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_that_diverges_ends_with_exit_code_3_and_is_not_tried_again(gptlab, text_file):
+    arguments = ["run", "tiny", *MICRO, "--text", text_file, "--wandb", "off", "--set", "train.learning_rate=1e30"]
+    code, _, err = gptlab(*arguments)
+    assert code == 3
+    assert err.startswith("error: tiny-")
+    assert "diverged: after step" in err
+    assert err.count("\n") == 1
+    (run,) = json.loads(gptlab("runs", "--json")[1])
+    assert run["status"] == "diverged"
+    assert find(run["run"]).attempts()[-1]["diverged"]["window_starts"]
+    code, _, err = gptlab(*arguments)
+    assert code == 3
+    assert "would again" in err
+
+
+def test_a_second_command_on_a_run_that_is_training_fails_at_once_and_says_who_holds_it(gptlab, trained):
+    with RunLock(find(trained).directory):
+        code, out, err = gptlab("resume", trained, "--steps", 20, "--wandb", "off")
+        assert json.loads(gptlab("runs", "--json")[1])[0]["status"] == "running"
+        assert gptlab("rm", trained)[0] == 1
+    assert (code, out) == (1, "")
+    assert f"by process {os.getpid()} on {socket.gethostname()} since 20" in err
     assert err.count("\n") == 1
 
 

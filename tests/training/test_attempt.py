@@ -313,6 +313,14 @@ def test_code_that_changed_since_is_mentioned(train, micro, capfd, monkeypatch):
     assert "exactness is not promised across it" in capfd.readouterr().err
 
 
+def test_another_number_of_threads_is_mentioned_and_recorded(train, micro, capfd, monkeypatch):
+    run = train(micro, steps=5).run
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    train(micro, steps=6)
+    assert "changed since the last attempt: threads; exactness is not promised" in capfd.readouterr().err
+    assert [row["threads"] for row in run.attempts()[::2]] == [1, 7]
+
+
 def test_load_gives_the_trained_model_and_its_tokenizer(long_run: Run):
     model, tokenizer = gptlab.load(str(long_run.directory))
     tokens = torch.tensor([tokenizer.encode_ordinary("the model learns to read one token after another")])

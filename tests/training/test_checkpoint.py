@@ -154,12 +154,14 @@ def test_whatever_is_saved_retention_keeps_what_it_must(saves, keep, snapshots, 
         assert kept.keys() <= {*resumable[-keep:], best, *(s for s in range(step + 1) if snapshots and is_snapshot(s))}
 
 
-def test_the_order_is_by_step_and_not_by_clock(tmp_path):
+def test_the_order_is_by_step_and_not_by_clock_and_other_runs_are_left_alone(tmp_path):
     for step in (30, 10, 20):
-        save_step(tmp_path, step)
-    assert [c.step for c in list_checkpoints(tmp_path)] == [10, 20, 30]
-    retain(tmp_path, 2, None, snapshots=False)
-    assert [c.step for c in list_checkpoints(tmp_path)] == [20, 30]
+        save_step(tmp_path / "run", step)
+        save_step(tmp_path / "other", step)
+    assert [c.step for c in list_checkpoints(tmp_path / "run")] == [10, 20, 30]
+    retain(tmp_path / "run", 2, None, snapshots=False)
+    assert [c.step for c in list_checkpoints(tmp_path / "run")] == [20, 30]
+    assert [c.step for c in list_checkpoints(tmp_path / "other")] == [10, 20, 30]
 
 
 def test_snapshots_are_taken_at_zero_and_powers_of_two():

@@ -1,3 +1,7 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from gptlab.errors import BadInputError
@@ -42,3 +46,28 @@ def test_device_and_precision_decide_the_settings(device, precision, available, 
 def test_what_the_machine_cannot_do_is_refused(device, precision, available, message):
     with pytest.raises(BadInputError, match=message):
         resolve(device, precision, available)
+
+
+FAULTS = """
+import resource, sys, torch
+from gptlab.training.settings import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def step():
+    torch.ones(16, 1 << 20).add_(1)  # 64 MiB, taken and freed again
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives large buffers back at every free")
+def test_freed_memory_is_kept_so_that_steps_cause_no_page_faults():
+    faults = {
+        mode: int(subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, check=True).stdout)
+        for mode in ("default", "kept")
+    }
+    assert faults["kept"] < 1000 < 100_000 < faults["default"]
