@@ -118,9 +118,7 @@ def _shakespeare_file() -> Path:
         return path
     try:
         with _published(path) as file:
-            _download(SHAKESPEARE_URL, file)
-            file.flush()
-            if sha256_of(Path(file.name)) != SHAKESPEARE_SHA256:
+            if _download(SHAKESPEARE_URL, file) != SHAKESPEARE_SHA256:
                 raise BadInputError(
                     f"{SHAKESPEARE_URL} is not the text that was expected (its sha256 differs); "
                     "pass the path of your own copy: --text shakespeare.txt"
@@ -133,26 +131,31 @@ def _shakespeare_file() -> Path:
     return path
 
 
-def _download(url: str, file: BinaryIO) -> None:
+def _download(url: str, file: BinaryIO) -> str:
+    """Write what the URL has; returns its sha256."""
     from rich.console import Console
     from rich.progress import wrap_file
 
+    digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 - the URL is a constant of this module
         total = int(response.headers.get("Content-Length", SHAKESPEARE_BYTES))
         with wrap_file(response, total, description="shakespeare", console=Console(stderr=True)) as body:
             while block := body.read(1 << 16):
+                digest.update(block)
                 file.write(block)
+    return digest.hexdigest()
 
 
 @contextmanager
 def _published(path: Path) -> Iterator[BinaryIO]:
     """A file to write that appears under `path` at once and whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(descriptor, "wb") as file:
         try:
-            yield file  # type: ignore[misc]
+            yield file
             file.flush()
-            os.replace(file.name, path)
+            os.replace(name, path)
         except BaseException:
-            Path(file.name).unlink()
+            Path(name).unlink()
             raise

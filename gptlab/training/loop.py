@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class Trainer:
         self.step = start
         """Optimizer steps done."""
         self.progress = progress
-        self._forward: torch.nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
+        self._forward = cast(torch.nn.Module, torch.compile(model)) if settings.compile else model
         self._pending: list[tuple[int, Tensor]] = []  # (loss, gradient norm) of steps not yet read from the device
         self._interval = Interval()
         self._last_loss = math.nan
@@ -132,7 +132,7 @@ class Trainer:
     def _hold_back_unless_finite(self, number: Tensor) -> None:
         """Let fused AdamW skip this update on the device, without the host waiting to see the number."""
         if self.settings.fused:
-            self.adamw.found_inf = (~number.isfinite()).float()  # type: ignore[attr-defined]
+            cast(Any, self.adamw).found_inf = (~number.isfinite()).float()
 
     def _settle(self) -> None:
         """Add what the device has computed to the sums."""

@@ -4,7 +4,7 @@ import ctypes
 import os
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -66,8 +66,8 @@ def resolve(device: str, precision: str, available: Available) -> Settings:
     if precision == "bfloat16" and (device == "mps" or (device == "cuda" and not available.bfloat16)):
         raise BadInputError(f"this {device} device cannot train in bfloat16; --set train.precision=float32")
     return Settings(
-        device=device,  # type: ignore[arg-type]
-        precision=precision,  # type: ignore[arg-type]
+        device=cast(Device, device),
+        precision=cast(Precision, precision),
         compile=device == "cuda",
         fused=device in {"cpu", "cuda"},
         asynchronous=device != "cpu",
