@@ -61,7 +61,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME-or-RUN", help="An experiment's name, or a run.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show an experiment's or a run's resolved spec, identity and architecture."""
+    """Show a spec with its identity and its architecture."""
     from gptlab import describe
 
     description = describe.describe(name)
@@ -73,7 +73,7 @@ def show(
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(help="An experiment in experiments/.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment in experiments/.")],
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights, order and dropout.")] = 0,
     steps: StepsOption = None,
     text: Annotated[str | None, typer.Option(help="A named text or the path of a .txt.")] = None,
@@ -92,7 +92,7 @@ def run(
     profile: Annotated[bool, typer.Option("--profile", help="Record where the time of a few steps goes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run an experiment; go on where it stopped; extend it with more --steps."""
+    """Run an experiment, go on with it, or extend it."""
     from gptlab import catalog
     from gptlab.spec import parse_settings
 
@@ -126,7 +126,7 @@ def resume(
     wandb: WandbOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run from its own stored spec, whatever the spec file says today."""
+    """Go on with a run from its own stored spec."""
     from gptlab.tracking.run import find
 
     found = find(run)
@@ -168,7 +168,7 @@ def sample(
     step: StepOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a run's model continue a prompt, within the length that it was trained on."""
+    """Let a run's model continue a prompt."""
     from gptlab.tracking.run import find
 
     found = find(run)
@@ -201,7 +201,7 @@ def eval_(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Judge a run on its whole validation split, or on another text."""
+    """Judge a run on all of its validation text."""
     from gptlab.tracking.run import find
 
     found = find(run)
@@ -216,7 +216,7 @@ def eval_(
 
 @app.command()
 def dashboard(run: RunArgument) -> None:
-    """Open W&B's terminal dashboard of a run; no account is needed."""
+    """Open W&B's terminal dashboard of a run."""
     from gptlab.tracking.mirror import newest_segment
     from gptlab.tracking.run import find
 

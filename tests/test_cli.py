@@ -192,7 +192,7 @@ RUN = ["run", "tiny", "--wandb=off"]
         (["lst"], "lst"),
         (["list", "--jsn"], "--json"),
         (["show", "basline"], "there is no experiment 'basline'; did you mean 'baseline'?"),
-        (["run"], "Missing argument 'name'"),
+        (["run"], "Missing argument 'NAME'"),
         (["run", "bseline"], "did you mean 'baseline'?"),
         (["run", "zzz"], "there are: baseline, tiny"),
         (["run", "../x"], "there is no experiment '../x'"),
