@@ -240,10 +240,17 @@ def _train(
             start=begin,
             progress=progress,
         )
+
+        def stopped() -> bool:
+            if signals.received is None:
+                return False
+            console.notice(f"{signals.received.name}: saving, then stopping; a second one stops at once")
+            return True
+
         outcome: Outcome = "failed"
         facts_at_end: dict[str, Any] = {}
         try:
-            trainer.train(steps, lambda: signals.received is not None)
+            trainer.train(steps, stopped)
             outcome = "complete" if trainer.step == steps else "interrupted"
             if outcome == "complete":
                 text = sample(model, train.prompt, trained_length=train.sequence_length, seed=run.record.seed)
