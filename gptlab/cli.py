@@ -1,6 +1,7 @@
 """The commands, a few lines each. What is heavy is imported inside them, so that `--help` and `list` answer at once."""
 
 import json
+import math
 import os
 import sys
 from enum import StrEnum
@@ -260,7 +261,16 @@ def _finish(result: Any, as_json: bool) -> None:
 
 
 def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The document with null for numbers that JSON cannot carry."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fail(message: str, code: int) -> None:

@@ -123,7 +123,9 @@ class TrainingDisplay:
 
 def command(*words: str) -> str:
     """A gptlab command as the user can type it: by its path where the virtual environment is not activated."""
-    program = "gptlab" if shutil.which("gptlab") else project.shown(Path(sys.argv[0]).absolute())
+    path = Path(sys.argv[0]).absolute()
+    program = "python -m gptlab" if path.name == "__main__.py" else project.shown(path)
+    program = "gptlab" if shutil.which("gptlab") else program
     return " ".join([program, *words])
 
 

@@ -5,8 +5,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gptlab import catalog
+from gptlab.console import printable
 from gptlab.data import text as texts
 from gptlab.data import tokenizer
 from gptlab.errors import BadInputError
@@ -69,9 +71,10 @@ def describe(name: str) -> Description:
 
 def render(description: Description) -> None:
     """Print the page."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     experiment = description.experiment
-    console.print(f"[bold]{description.run or experiment.name}[/] · {experiment.why}", soft_wrap=True)
+    name = description.run or experiment.name
+    console.print(Text.assemble((name, "bold"), f" · {printable(experiment.why)}"), soft_wrap=True)
     console.print(f"identity {description.hash} · precision {description.precision}\n", soft_wrap=True)
     console.print(_spec_table(experiment))
     console.print(_layer_table(experiment))
@@ -89,7 +92,7 @@ def _spec_table(experiment: Experiment) -> Table:
             value = getattr(section, field)
             marks = [mark for mark in (NOT_IDENTITY, RESOLVED) if mark in info.metadata]
             marks += [f"default {info.default}"] if value != info.default else []
-            table.add_row(f"{name}.{field}", str(value), ", ".join(marks))
+            table.add_row(f"{name}.{field}", printable(str(value)), ", ".join(marks))
     return table
 
 

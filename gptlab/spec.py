@@ -266,7 +266,7 @@ def parse_settings(settings: list[str]) -> dict[str, str | list[Any]]:
             raise BadInputError(f"--set wants KEY=VALUE such as train.learning_rate=1e-3, not '{setting}'")
         if key.strip() in {"name", "why"}:
             raise BadInputError(f"--set cannot change '{key.strip()}': write a variant in experiments/ instead")
-        changes[key.strip()] = _json_list(setting, value) if value.strip().startswith("[") else value
+        changes[key.strip()] = _json_list(setting, value) if key.strip() == "train.betas" else value
     return changes
 
 

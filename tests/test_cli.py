@@ -85,6 +85,20 @@ def test_show_prints_the_architecture(gptlab):
         assert row in out
 
 
+def test_text_that_looks_like_markup_is_shown_as_it_is(gptlab, text_file):
+    settings = [*MICRO, "--set", "train.prompt=x[/INST] \x1b[31m"]
+    code, _, _ = gptlab("run", "tiny", *settings, "--text", text_file, "--steps", 1, "--wandb", "off")
+    assert code == 0
+    code, out, _ = gptlab("show", "tiny-")
+    assert code == 0
+    assert "x[/INST] �[31m" in out
+
+
+def test_json_has_null_where_a_number_is_not_finite(capfd):
+    cli._print_json({"a": [float("nan"), {"b": float("inf")}], "c": 1.5})
+    assert json.loads(capfd.readouterr().out, parse_constant=pytest.fail) == {"a": [None, {"b": None}], "c": 1.5}
+
+
 def test_show_describes_a_run_from_its_own_record(gptlab, trained):
     document = json.loads(gptlab("show", trained, "--json")[1])
     assert document["run"] == trained

@@ -144,13 +144,14 @@ def split_boundary(path: Path, target: int) -> int:
 
     Where the next MiB has none, the first character boundary.
     """
+    if target < 1:
+        return 0
     with path.open("rb") as file:
-        start = max(target - 1, 0)
-        file.seek(start)
+        file.seek(target - 1)
         ahead = file.read(PIECE_BYTES)
     if found := re.search(rb"[!-~](?=[ \t\r\n])", ahead):
-        return start + found.end()
-    continuation = re.match(rb"[\x80-\xbf]*", ahead[target - start :])
+        return target - 1 + found.end()
+    continuation = re.match(rb"[\x80-\xbf]*", ahead[1:])
     return target + (continuation.end() if continuation else 0)
 
 

@@ -69,7 +69,7 @@ def sample(
 
 
 def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:
-    if temperature == 0:
+    if temperature < 1e-6:  # dividing by less overflows
         return logits.argmax()
     if 0 < top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)

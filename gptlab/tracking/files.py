@@ -40,8 +40,12 @@ def write_durably(path: Path, content: str | bytes) -> None:
 
 def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
     """Add one row to a JSON Lines file, on the disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    torn = torn_bytes(path)
+    with path.open("ab") as file:
+        if torn:  # half a line, left by a crash, must not swallow this one
+            file.truncate(file.tell() - torn)
+        file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
 

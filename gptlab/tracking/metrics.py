@@ -65,7 +65,7 @@ class MetricsFile:
         """
         self.path = directory / METRICS
         self._file = self.path.open("ab")
-        self._file.truncate(size)
+        self._file.truncate(min(size, self.size - torn_bytes(self.path)))  # never longer: that would add NULs
 
     @property
     def size(self) -> int:

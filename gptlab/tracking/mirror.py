@@ -116,17 +116,18 @@ class Mirror:
         """
         self._notice, self._mode = notice, mode
         self._run: Any = None
+        self._last = -1
+        """The step of the last row that the server had when we connected; a replay of the earlier ones is the same."""
         if mode == "off":
             return
         try:
             self._run = _connect(directory, mode, identification)
-            last = self._run.summary.get("step", -1) if self._run.resumed else -1
+            self._last = self._run.summary.get("step", -1) if self._run.resumed else -1
         except Exception as error:
             self._fail(error)
             return
         for row in rows:
-            if row["step"] > last:
-                self.log(row)
+            self.log(row)
 
     @property
     def url(self) -> str | None:
@@ -134,8 +135,8 @@ class Mirror:
         return self._run.url if self._run is not None and self._mode == "online" else None
 
     def log(self, row: Row, best: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Send one row; `best` goes to the summary."""
-        if self._run is None:
+        """Send one row, unless the server has it; `best` goes to the summary."""
+        if self._run is None or row["step"] <= self._last:
             return
         document = {"_timestamp" if key == "time" else key: value for key, value in row.items()}
         try:

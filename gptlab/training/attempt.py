@@ -39,7 +39,7 @@ from gptlab.training.settings import (
     be_deterministic,
     device_name,
     keep_freed_memory,
-    out_of_memory,
+    memory_errors_explained,
     resolve,
 )
 from gptlab.training.signals import StopSignals
@@ -172,6 +172,7 @@ def _go_on(run: Run, steps: int, material: Material, settings: Settings, options
         messages.complete(run, steps, done, console)
         return Result(run)
     with RunLock(run.directory) as lock, StopSignals() as signals:
+        run = runs.load(run.directory)  # as the process that created it first wrote it
         checkpoints.clear_remains(run.directory)
         state = newest_state(run.directory, run.record.spec.model, console.notice)
         if state and steps < (done := state.checkpoint.step):
@@ -215,7 +216,8 @@ def _train(
     messages.opening(run, begin, steps, material, settings, f"{mode} ({reason})", console)
     messages.changed_surroundings(run, facts, console)
     train = run.record.spec.train
-    model, adamw, progress = _restore(run, state, settings)
+    with memory_errors_explained(train):
+        model, adamw, progress = _restore(run, state, settings)
     checkpoints.retain(run.directory, train.keep_checkpoints, progress.best_step, snapshots=train.snapshots)
     if lost := torn_metrics(run.directory):
         console.notice(f"the last row of metrics.jsonl was torn by a crash; its {lost} bytes are dropped")
@@ -224,6 +226,8 @@ def _train(
         TrainingDisplay(console, begin, steps, train.batch_size * train.sequence_length) as display,
         Profiler(run.directory, console.notice, wanted=options.profile) as profiler,
     ):
+        if metrics.size < progress.metrics_bytes:
+            console.notice(f"metrics.jsonl has lost rows: {progress.metrics_bytes - metrics.size} bytes are missing")
         attempt = run.start_attempt(**facts)
         code.keep_patch(run.directory)
         run.drop_samples_after(min(begin, steps - 1))
@@ -250,21 +254,29 @@ def _train(
         outcome: Outcome = "failed"
         facts_at_end: dict[str, Any] = {}
         try:
-            trainer.train(steps, stopped)
+            with memory_errors_explained(train):
+                trainer.train(steps, stopped)
             outcome = "complete" if trainer.step == steps else "interrupted"
             if outcome == "complete":
-                text = sample(model, train.prompt, trained_length=train.sequence_length, seed=run.record.seed)
-                run.add_sample(steps, train.prompt, text)
+                _add_sample(run, model, console)
         except DivergedError as error:
             outcome, facts_at_end = "diverged", {"diverged": error.facts}
             raise
-        except (MemoryError, RuntimeError) as error:
-            raise (out_of_memory(error, train) or error) from None
         finally:
             run.end_attempt(attempt, trainer.step, outcome, **facts_at_end)
             mirror.finish(0 if outcome == "complete" else EXIT_FAILED)
     messages.closing(run, outcome, mirror.url, console)
     return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
+
+
+def _add_sample(run: Run, model: GPT, console: Console) -> None:
+    train = run.record.spec.train
+    try:
+        text = sample(model, train.prompt, trained_length=train.sequence_length, seed=run.record.seed)
+    except BadInputError as error:
+        console.notice(f"no sample: {error}")
+    else:
+        run.add_sample(run.target(), train.prompt, text)
 
 
 class _Watchers:

@@ -7,7 +7,7 @@ from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec
-from gptlab.tracking.checkpoints import MODEL, pick
+from gptlab.tracking.checkpoints import MANIFEST, MODEL, digest_of, pick
 from gptlab.tracking.run import InitialWeights, Run, find
 from gptlab.training.restore import read_tensors, weight_shapes
 
@@ -24,6 +24,8 @@ def weights_of(reference: str) -> InitialWeights:
     run = find(name if at else reference)
     checkpoint = pick(run.directory, int(step) if at else None)
     path = checkpoint.directory / MODEL
+    if not path.is_file() or digest_of(path) != checkpoint.manifest.files[MODEL]:
+        raise BadInputError(f"{path} is missing or damaged: it is not what {MANIFEST} says; choose another step")
     return InitialWeights(run=run.id, step=checkpoint.step, path=str(path), sha256=sha256_of(path))
 
 

@@ -96,6 +96,8 @@ class Trainer:
             self._arrive(steps, stopping=False)
         elif self.progress.steps_since_row and (self._on_grid() or self.step == steps):
             self._write_row(last=self.step == steps)  # the checkpoint does not vouch for the row that was here
+        elif self.step == steps and not self._evaluates():
+            self._write_row(last=True)  # the row that it does vouch for has no validation
         while self.step < steps:
             self._train_step()
             stopping = stopped() and self.step < steps
@@ -200,7 +202,7 @@ class Trainer:
                 "optim/grad_norm": self.progress.grad_norm_sum / count,
                 "optim/clip_frac": self.progress.clipped / count,
             }
-        row |= self._interval.performance(batch_tokens)
+        row |= self._interval.performance(batch_tokens, asynchronous=self.settings.asynchronous)
         if "perf/tokens_per_s" in row and (peak := peak_flops(self.settings.device)):
             flops = 3 * self.spec.model.forward_flops_per_token(train.sequence_length)
             row["perf/mfu"] = row["perf/tokens_per_s"] * flops / peak
@@ -236,6 +238,13 @@ class Trainer:
             batch_size=train.batch_size,
             settings=self.settings,
         )
+        if not math.isfinite(evaluation.loss):
+            raise DivergedError(
+                f"{self.run.id} diverged: at step {self.step} the validation loss is {evaluation.loss}; "
+                "try a smaller train.learning_rate",
+                after_step=self.step,
+                val_loss=str(evaluation.loss),
+            )
         if self._evaluates():
             self._val_loss = self.step, evaluation.loss
             best = self.progress.best_val_loss

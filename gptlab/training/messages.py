@@ -140,7 +140,8 @@ def _results(run: Run, console: Console) -> None:
         f"{last_value(rows, 'val/bpb'):.4f} bits/byte",
     )
     console.fact("directory", project.shown(run.directory))
-    console.fact("checkpoint", f"checkpoints/{list_checkpoints(run.directory)[-1].directory.name} in it")
+    for checkpoint in list_checkpoints(run.directory)[-1:]:
+        console.fact("checkpoint", f"checkpoints/{checkpoint.directory.name} in it")
 
 
 def _next_commands(run: Run, console: Console) -> None:

@@ -17,7 +17,7 @@ from gptlab.errors import GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec
-from gptlab.tracking.checkpoints import MANIFEST, MODEL, OPTIMIZER, Checkpoint, list_checkpoints
+from gptlab.tracking.checkpoints import CHECKPOINTS, MANIFEST, MODEL, OPTIMIZER, Checkpoint, list_checkpoints
 
 Tensors = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -39,7 +39,12 @@ def newest_state(run_directory: Path, spec: ModelSpec, notice: Callable[[str], N
         GptlabError: There are checkpoints, and none is whole.
     """
     damage = None
-    for checkpoint in reversed(list_checkpoints(run_directory)):
+    committed = list_checkpoints(run_directory)
+    for directory in sorted((run_directory / CHECKPOINTS).glob("step-*")):
+        if directory not in [checkpoint.directory for checkpoint in committed]:  # it was committed once
+            damage = GptlabError(f"{directory / MANIFEST} is missing or damaged")
+            notice(f"{damage}; the checkpoint before it is used, if there is one")
+    for checkpoint in reversed(committed):
         if not checkpoint.resumable:
             continue
         try:

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -100,15 +102,23 @@ def keep_freed_memory() -> None:
             mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def out_of_memory(error: Exception, train: TrainSpec) -> GptlabError | None:
-    """The error in words where it says that memory ran out, else None."""
-    told = str(error)
-    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in told:
-        return None
-    return GptlabError(
-        f"out of memory with batch_size {train.batch_size} × sequence_length {train.sequence_length}; "
-        f"try --set train.batch_size={max(train.batch_size // 2, 1)} or a smaller model"
-    )
+@contextmanager
+def memory_errors_explained(train: TrainSpec) -> Iterator[None]:
+    """A context in which running out of memory is an error that names batch and sequence length.
+
+    Raises:
+        GptlabError: Memory ran out, on the host or on the device.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = ("can't allocate memory", "out of memory")
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+            raise
+        raise GptlabError(
+            f"out of memory with batch_size {train.batch_size} × sequence_length {train.sequence_length}; "
+            f"try --set train.batch_size={max(train.batch_size // 2, 1)} or a smaller model"
+        ) from error
 
 
 def be_deterministic() -> None:

@@ -37,14 +37,14 @@ class Interval:
         yield
         self._paused_s += time.perf_counter() - started
 
-    def performance(self, batch_tokens: int) -> Row:
-        """The columns `perf/*` of the steps so far."""
+    def performance(self, batch_tokens: int, *, asynchronous: bool) -> Row:
+        """The columns `perf/*` of the steps so far; where the device runs behind the host, steps have only a mean."""
         if not self.step_s:
             return {}
         seconds = self.training_s()
         row: Row = {
             "perf/tokens_per_s": len(self.step_s) * batch_tokens / seconds,
-            "perf/step_ms": statistics.median(self.step_s) * 1e3,
+            "perf/step_ms": 1e3 * (seconds / len(self.step_s) if asynchronous else statistics.median(self.step_s)),
             "perf/data_wait_frac": self.data_s / seconds,
         }
         return row | ({"perf/ckpt_s": self.saving_s} if self.saving_s else {})

@@ -229,7 +229,7 @@ def test_split_lies_before_the_first_ascii_whitespace_after_a_printable_characte
 
 def test_split_lies_before_whitespace_where_there_is_some(text_of: TextOf):
     path = text_of(b"one two three").path
-    assert [split_boundary(path, target) for target in range(13)] == [3, 3, 3, 3, 7, 7, 7, 7, 8, 9, 10, 11, 12]
+    assert [split_boundary(path, target) for target in range(13)] == [0, 3, 3, 3, 7, 7, 7, 7, 8, 9, 10, 11, 12]
 
 
 def test_split_far_from_any_whitespace_lies_between_characters(text_of: TextOf):
@@ -478,3 +478,7 @@ def test_a_text_that_changes_while_it_is_read_is_refused_and_nothing_is_cached(t
     with pytest.raises(BadInputError, match="changed while it was read"):
         prepare(text, 0.25)
     assert not list((own_cache / "tokens").glob("*/"))
+
+
+def test_a_split_at_the_very_start_leaves_nothing_before_it(text_of: TextOf):
+    assert split_boundary(text_of(b"Hello brave new world").path, 0) == 0

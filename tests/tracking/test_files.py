@@ -32,6 +32,18 @@ def test_a_file_cut_anywhere_gives_its_whole_rows(rows, data, tmp_path_factory):
     assert torn_bytes(path) == cut - (whole[:cut].rfind(b"\n") + 1)
 
 
+@given(rows=ROWS.filter(bool), data=st.data())
+def test_a_torn_line_never_swallows_the_row_that_is_added_after_it(rows, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("torn") / "rows.jsonl"
+    for row in rows:
+        append_json_line(path, row)
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:cut])
+    append_json_line(path, {"new": 1})
+    assert list(read_json_lines(path)) == [*rows[: whole[:cut].count(b"\n")], {"new": 1}]
+
+
 def test_a_file_that_is_not_there_has_no_rows(tmp_path):
     assert list(read_json_lines(tmp_path / "nothing")) == []
     assert torn_bytes(tmp_path / "nothing") == 0

@@ -35,6 +35,13 @@ def test_opening_cuts_the_file_to_what_a_checkpoint_vouches_for(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2, "attempt": 2}]
 
 
+def test_opening_never_makes_the_file_longer(tmp_path):
+    size = write(tmp_path, [{"step": 1}])
+    (tmp_path / METRICS).write_text('{"step": 1}\n{"st')
+    write(tmp_path, [{"step": 2}], size + 100)
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
 def test_a_torn_last_row_is_left_out_and_one_elsewhere_is_named(tmp_path):
     (tmp_path / METRICS).write_text('{"step": 1}\n{"ste')
     assert read_metrics(tmp_path) == [{"step": 1}]

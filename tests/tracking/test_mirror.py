@@ -109,6 +109,9 @@ def test_online_only_the_rows_that_the_server_lacks_are_sent(tmp_path, monkeypat
     rows = [{"step": step, "time": 1.0 + step} for step in (0, 5, 10, 15)]
     resumed = Mirror(tmp_path, "online", identification(), rows, pytest.fail)
     assert Resumed.sent == [{"step": 15, "_timestamp": 16.0}]
+    resumed.log({"step": 10, "time": 20.0})  # a replay
+    resumed.log({"step": 20, "time": 21.0})
+    assert [row["step"] for row in Resumed.sent] == [15, 20]
     assert resumed.url == "http://w/run"
 
 

@@ -354,6 +354,59 @@ def test_a_warm_start_from_another_shape_or_a_missing_step_is_refused(train, mic
         initial.weights_of(f"{long_run.directory}@last")
 
 
+def test_a_warm_start_from_a_damaged_checkpoint_is_refused(train, micro):
+    run = train(micro, steps=5).run
+    path = directory_of(run.directory, 5) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadInputError, match="missing or damaged"):
+        initial.weights_of(f"{run.id}@5")
+
+
+def test_a_run_that_ends_on_a_checkpoint_without_validation_is_validated_all_the_same(train, micro, signal_at_step):
+    signal_at_step(15)
+    run = train(micro).run
+    assert "val/loss" not in read_metrics(run.directory)[-1]
+    train(micro, steps=15)
+    last = read_metrics(run.directory)[-1]
+    assert (run.status(), last["step"]) == ("complete", 15)
+    assert last["val/loss"] < read_metrics(run.directory)[2]["val/loss"]
+    rows = read_metrics(train(micro).run.directory)
+    assert [row["step"] for row in rows] == list(range(0, 41, 5))
+
+
+def test_a_validation_that_is_not_finite_ends_the_run(train, micro):
+    wild = micro.with_changes({"train.learning_rate": 1e30, "train.eval_every": 1})
+    with pytest.raises(DivergedError, match="validation loss is|the loss is"):
+        train(wild)
+    assert find("micro").status() == "diverged"
+    assert list_checkpoints(find("micro").directory) == []
+
+
+def test_metrics_that_were_lost_are_noticed_and_training_goes_on(train, micro, signal_at_step, capfd):
+    signal_at_step(12)
+    run = train(micro).run
+    (run.directory / "metrics.jsonl").unlink()
+    assert train(micro).run.status() == "complete"
+    assert "metrics.jsonl has lost rows" in capfd.readouterr().err
+    assert [row["step"] for row in read_metrics(run.directory)] == [15, 20, 25, 30, 35, 40]
+
+
+def test_a_prompt_that_does_not_fit_costs_the_sample_and_not_the_run(train, micro, capfd):
+    run = train(micro.with_changes({"train.prompt": "the " * 20}), steps=5).run
+    assert run.status() == "complete"
+    assert run.samples() == []
+    assert "no sample: the prompt has" in capfd.readouterr().err
+
+
+def test_a_complete_run_without_checkpoints_still_says_that_it_is_complete(train, micro, capfd):
+    run = train(micro, steps=5).run
+    shutil.rmtree(run.directory / "checkpoints")
+    train(micro, steps=5)
+    assert "is complete: 5 steps" in capfd.readouterr().err
+
+
 def test_a_profile_is_written_on_request(train, micro):
     run = train(micro, steps=8, profile=True).run
     assert json.loads((run.directory / "profile" / "trace.json").read_text())["traceEvents"]

@@ -82,15 +82,25 @@ def test_any_flipped_bit_is_noticed(kept, restored, name, where, bit):
     assert "checksum" in notices[0]
 
 
+def test_where_all_manifests_are_damaged_nothing_begins_again_by_itself(kept, micro):
+    for path in (kept.parent).glob("*/manifest.json"):
+        path.write_text("{")
+    with pytest.raises(GptlabError, match="no checkpoint is whole.*manifest.json is missing or damaged"):
+        newest_state(kept.parents[1], micro.model, lambda notice: None)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"step": 40}', b"\xff\xfe"])
 def test_a_directory_whose_manifest_is_damaged_is_no_checkpoint(kept, restored, content):
     (kept / MANIFEST).write_bytes(content)
-    assert restored() == (30, [])
+    step, notices = restored()
+    assert step == 30
+    assert len(notices) == 1
+    assert str(kept / MANIFEST) in notices[0]
 
 
 def test_a_manifest_of_another_step_is_no_checkpoint(kept, restored):
     shutil.copy(kept.parent / "step-00000030" / MANIFEST, kept / MANIFEST)
-    assert restored() == (30, [])
+    assert restored()[0] == 30
 
 
 def without(tensors):
