@@ -245,8 +245,8 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_SIGINT)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `gptlab runs | head` is no error
-        sys.exit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `gptlab runs | head` needs no message
+        sys.exit(EXIT_FAILED)
     except OSError as error:  # a full disk, a place that cannot be written
         where = f": {error.filename}" if error.filename else ""
         _fail(f"{error.strerror or error}{where}", EXIT_FAILED)
