@@ -10,10 +10,11 @@ import logging
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,27 @@ from gptlab.data.text import Text
 from gptlab.errors import BadInputError
 from gptlab.spec import canonical_json
 
-PIECE_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
+PIECE_CHARACTERS = 1 << 18
+"""The longest stretch that is tokenised at once; tiktoken gives up on a million spaces in a row."""
 TOKEN_DTYPE = np.dtype("<u2")  # 50,257 tokens fit into 16 bits
+
+_WORD = "0-9A-Za-z\u3041-\u3093\u30a1-\u30f6\u4e00-\u9fa5\uac00-\ud7a3"  # letters and digits
+_PUNCTUATION = "!-/:-@\\[-`{-~\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f"
+SAFE_CUT = re.compile(rf"(?<=[{_WORD}])(?=[{_PUNCTUATION}])|(?<=\S)(?=[ \t\r\n])")
+CUT_LOOK = 256  # characters looked at in one go, from the end: a cut is nearly always among the first
+
+REMEDIES = {
+    b"\x1f\x8b": "it is compressed by gzip: unpack it first with gunzip",
+    b"BZh": "it is compressed by bzip2: unpack it first with bunzip2",
+    b"\xfd7zXZ": "it is compressed by xz: unpack it first with unxz",
+    b"\x28\xb5\x2f\xfd": "it is compressed by zstd: unpack it first with unzstd",
+    b"PK\x03\x04": "it is a ZIP archive (or an office document): unpack it, or save it as plain text",
+    b"%PDF": "it is a PDF: extract its text first, for instance with pdftotext",
+    b"\xff\xfe": "it looks like UTF-16: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "it looks like UTF-16: iconv -f UTF-16 -t UTF-8",
+}
+"""What files that are no UTF-8 begin with, and what to do about them."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +87,7 @@ def prepare(text: Text, val_fraction: float) -> Tokens:
     Raises:
         BadInputError: The text is not UTF-8.
     """
-    key = [text.sha256, tokenizer.TOKENIZER_SHA256, val_fraction, str(TOKEN_DTYPE)]
+    key = [text.sha256, tokenizer.TOKENIZER_SHA256, val_fraction, str(TOKEN_DTYPE), PIECE_CHARACTERS]
     folder = project.cache_directory() / "tokens" / hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -107,12 +127,15 @@ def _read_meta(folder: Path) -> dict[str, _Part] | None:
 def _tokenise(text: Text, val_fraction: float, folder: Path) -> None:
     boundary = split_boundary(text.path, round(text.size * (1 - val_fraction)))
     digest = hashlib.sha256()
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    staging = folder.with_suffix(".making")
+    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed: the lock is ours
+    staging.mkdir()
     try:
-        parts = {
-            "train": _tokenise_part(text, 0, boundary, staging / "train.u16", digest),
-            "val": _tokenise_part(text, boundary, text.size, staging / "val.u16", digest),
-        }
+        with _progress(text) as advance:
+            parts = {
+                "train": _tokenise_part(text, 0, boundary, staging / "train.u16", digest, advance),
+                "val": _tokenise_part(text, boundary, text.size, staging / "val.u16", digest, advance),
+            }
         if digest.hexdigest() != text.sha256:
             raise BadInputError(f"'{text.source}' changed while it was read; try again")
         (staging / "meta.json").write_text(json.dumps({name: asdict(part) for name, part in parts.items()}))
@@ -122,21 +145,52 @@ def _tokenise(text: Text, val_fraction: float, folder: Path) -> None:
         raise
 
 
-def _tokenise_part(text: Text, start: int, end: int, path: Path, whole: "hashlib._Hash") -> _Part:
-    encoding, threads = tokenizer.gpt2(), os.cpu_count() or 1
+def _tokenise_part(
+    text: Text, start: int, end: int, path: Path, whole: "hashlib._Hash", advance: Callable[[int], None]
+) -> _Part:
     count = end_of_texts = 0
     digest = hashlib.sha256()
-    remaining = pieces(text, start, end)
-    with path.open("wb") as file:
-        while group := list(islice(remaining, 2 * threads)):
-            encodings = encoding.encode_ordinary_batch(group, num_threads=threads)
-            for piece, tokens in zip(group, encodings, strict=True):
-                digest.update(piece.encode())
-                whole.update(piece.encode())
-                end_of_texts += piece.count(tokenizer.END_OF_TEXT)
-                count += len(tokens)
-                file.write(np.array(tokens, TOKEN_DTYPE).tobytes())
+    with path.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for piece, tokens in _in_order(pool, _encode, pieces(text, start, end)):
+            raw = piece.encode()
+            digest.update(raw)
+            whole.update(raw)
+            end_of_texts += piece.count(tokenizer.END_OF_TEXT)
+            count += len(tokens)
+            file.write(tokens.tobytes())
+            advance(len(raw))
     return _Part(count, end - start, digest.hexdigest(), end_of_texts)
+
+
+def _encode(piece: str) -> NDArray[np.uint16]:
+    return tokenizer.gpt2().encode_to_numpy(piece, disallowed_special=()).astype(TOKEN_DTYPE)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, encode: Callable[[str], NDArray[np.uint16]], remaining: Iterator[str]
+) -> Iterator[tuple[str, NDArray[np.uint16]]]:
+    """Each piece with its tokens; only a few pieces per thread are in memory at a time."""
+    waiting: deque[tuple[str, Future[NDArray[np.uint16]]]] = deque()
+    for piece in remaining:
+        waiting.append((piece, pool.submit(encode, piece)))
+        if len(waiting) > 2 * (os.cpu_count() or 1):
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for piece, future in waiting:
+        yield piece, future.result()
+
+
+@contextmanager
+def _progress(text: Text) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, on stderr; gives the function that moves it on by so many bytes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("  tokenising"), BarColumn(bar_width=None), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("tokenising", total=text.size)
+        yield lambda size: bar.update(task, advance=size)
 
 
 def split_boundary(path: Path, target: int) -> int:
@@ -148,36 +202,63 @@ def split_boundary(path: Path, target: int) -> int:
         return 0
     with path.open("rb") as file:
         file.seek(target - 1)
-        ahead = file.read(PIECE_BYTES)
+        ahead = file.read(BLOCK_BYTES)
     if found := re.search(rb"[!-~](?=[ \t\r\n])", ahead):
         return target - 1 + found.end()
     continuation = re.match(rb"[\x80-\xbf]*", ahead[1:])
     return target + (continuation.end() if continuation else 0)
 
 
-def pieces(text: Text, start: int, end: int, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
-    """The text between two byte offsets, in pieces whose tokens are the whole's tokens.
+def pieces(
+    text: Text, start: int, end: int, longest: int = PIECE_CHARACTERS, block_bytes: int = BLOCK_BYTES
+) -> Iterator[str]:
+    """The text between two byte offsets, in pieces of at most `longest` characters.
+
+    The tokens of the pieces are those of the whole, unless a stretch longer than `longest` has no place for a safe cut:
+    such a stretch is cut every `longest` characters from its beginning, a matter of the text alone.
 
     Raises:
         BadInputError: The bytes are not UTF-8; the message names the offset of the first bad one.
     """
+    rest = ""
+    for block in _blocks(text, start, end, block_bytes):
+        rest += block
+        begin = 0
+        while len(rest) - begin > longest:  # one character more than a piece: a cut looks at what follows it
+            cut = safe_cut(rest, begin, begin + longest) or begin + longest
+            yield rest[begin:cut]
+            begin = cut
+        rest = rest[begin:]
+    if rest:
+        yield rest
+
+
+def safe_cut(text: str, begin: int, end: int) -> int | None:
+    """The last index in `(begin, end]` before which `text` can be cut without changing its tokens, or None.
+
+    GPT-2's pattern puts no letter or digit into one match with the punctuation after it, nor any of them with the
+    whitespace after it, and looks at nothing before a match: a cut there changes nothing on either side. Only
+    characters whose kind is the same in every version of Unicode are looked at.
+    """
+    for high in range(end, begin, -CUT_LOOK):
+        cuts = [found.start() for found in SAFE_CUT.finditer(text, max(high - CUT_LOOK, begin) + 1, high + 1)]
+        if cuts:
+            return cuts[-1]
+    return None
+
+
+def _blocks(text: Text, start: int, end: int, block_bytes: int) -> Iterator[str]:
     with text.path.open("rb") as file:
         file.seek(start)
-        position, undecoded, uncut = start, b"", ""
+        position, undecoded = start, b""
         while position < end:
-            block = file.read(min(piece_bytes, end - position))
+            block = file.read(min(block_bytes, end - position))
             if not block:
                 raise BadInputError(f"'{text.source}' became shorter while it was read; try again")
             position += len(block)
             raw = undecoded + block
             decoded, undecoded = _decode(raw, position - len(raw), text, last=position == end)
-            uncut += decoded
-            cut = safe_cut(uncut)
-            if cut:
-                yield uncut[:cut]
-                uncut = uncut[cut:]
-        if uncut:
-            yield uncut
+            yield decoded
 
 
 def _decode(raw: bytes, offset: int, text: Text, *, last: bool) -> tuple[str, bytes]:
@@ -189,17 +270,14 @@ def _decode(raw: bytes, offset: int, text: Text, *, last: bool) -> tuple[str, by
             return raw[: error.start].decode(), raw[error.start :]
         raise BadInputError(
             f"'{text.source}' is not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start:,}; "
-            "convert it first, for instance: iconv -f LATIN1 -t UTF-8"
+            f"{_remedy(text)}"
         ) from None
 
 
-def safe_cut(piece: str) -> int:
-    """The last index before which `piece` can be cut without changing its tokens; 0 where there is none.
-
-    GPT-2's pattern starts a match at any whitespace that follows non-whitespace and looks at nothing before it, so a
-    cut there changes nothing on either side. Only characters that Python and tiktoken agree upon are used.
-    """
-    for index in range(len(piece) - 1, 0, -1):
-        if piece[index] in " \t\r\n" and not piece[index - 1].isspace():
-            return index
-    return 0
+def _remedy(text: Text) -> str:
+    with text.path.open("rb") as file:
+        beginning = file.read(8)
+    for magic, remedy in REMEDIES.items():
+        if beginning.startswith(magic):
+            return remedy
+    return "convert it first, for instance: iconv -f LATIN1 -t UTF-8"

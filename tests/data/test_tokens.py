@@ -1,7 +1,9 @@
 """A text's tokens on disk are those of the whole text, whatever it holds and however it is cut."""
 
 import functools
+import gzip
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gptlab.data import tokenizer, tokens
 from gptlab.data.text import Text, locate
@@ -77,19 +80,34 @@ def prepared(text_of: TextOf, own_cache: Path) -> Callable[..., Tokens]:
 
 
 @settings(deadline=None, max_examples=600)
-@given(before=some_text, text=some_text, piece_bytes=st.integers(4, 64))
-def test_pieces_give_the_tokens_of_the_whole_text(text_of: TextOf, before: str, text: str, piece_bytes: int):
+@given(before=some_text, text=some_text, block_bytes=st.integers(4, 64))
+def test_pieces_give_the_tokens_of_the_whole_text(text_of: TextOf, before: str, text: str, block_bytes: int):
     start, content = len(before.encode()), (before + text).encode()
-    cut = list(pieces(text_of(content), start, len(content), piece_bytes))
+    edges = [0, *(found.start() for found in tokens.SAFE_CUT.finditer(text)), len(text)]
+    longest = max(after - edge for edge, after in itertools.pairwise(edges)) or 1
+    cut = list(pieces(text_of(content), start, len(content), longest, block_bytes))
     assert "".join(cut) == text
     assert [token for piece in cut for token in encode(piece)] == encode(text)
 
 
 @settings(deadline=None, max_examples=600)
-@given(text=some_text)
-def test_safe_cut_changes_no_token(text: str):
-    cut = safe_cut(text)
-    assert encode(text[:cut]) + encode(text[cut:]) == encode(text)
+@given(text=some_text, data=st.data())
+def test_safe_cut_changes_no_token(text: str, data: st.DataObject):
+    end = data.draw(st.integers(0, len(text)))
+    begin = data.draw(st.integers(0, end))
+    cut = safe_cut(text, begin, end)
+    assert cut is None or begin < cut <= end
+    assert encode(text[:cut]) + encode(text[cut:] if cut else "") == encode(text)
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=some_text, longest=st.integers(1, 20), block_bytes=st.integers(4, 64))
+def test_where_the_cuts_are_is_a_matter_of_the_text_alone(text_of: TextOf, text: str, longest: int, block_bytes: int):
+    content = text.encode()
+    cut = list(pieces(text_of(content), 0, len(content), longest, block_bytes))
+    assert cut == list(pieces(text_of(content), 0, len(content), longest))
+    assert "".join(cut) == text
+    assert all(len(piece) <= longest for piece in cut)
 
 
 @pytest.mark.parametrize(
@@ -102,37 +120,97 @@ def test_safe_cut_changes_no_token(text: str):
         ("a\r\n", 1),
         ("a\tb", 1),
         ("a \u3000b", 1),
-        ("a\u3000b", 0),  # whitespace that not everybody knows
-        ("\x1c b", 0),  # whitespace for Python alone
-        (" a", 0),  # nothing is before it
-        ("ab", 0),
-        ("", 0),
+        ("a\u3000b", None),  # whitespace that not everybody knows
+        ("\x1c b", None),  # whitespace for Python alone
+        ("東京、大阪。", 5),  # no whitespace anywhere
+        ("don't", 3),
+        ("...a", None),  # it could be a contraction
+        (" a", None),  # nothing is before it
+        ("ab", None),
+        ("", None),
     ],
 )
-def test_safe_cut_is_the_last_one_before_whitespace(text: str, cut: int):
-    assert safe_cut(text) == cut
+def test_safe_cut_is_the_last_one(text: str, cut: int | None):
+    assert safe_cut(text, 0, len(text)) == cut
 
 
-def test_pieces_are_bounded_where_there_is_whitespace(text_of: TextOf):
-    content = b"some words " * 1000
-    assert max(map(len, pieces(text_of(content), 0, len(content), 64))) <= 64 + len("some words ")
+@pytest.mark.parametrize(
+    "content",
+    [b"x" + b" " * 1_200_000 + b"x", b"a" * 1_200_000, "漢".encode() * 600_000, b"\n" * 600_000],
+    ids=["spaces", "letters", "kanji", "newlines"],
+)
+def test_a_stretch_without_a_safe_cut_has_the_tokens_of_its_shorter_pieces(text_of: TextOf, content: bytes):
+    cut = list(pieces(text_of(content), 0, len(content)))
+    assert "".join(cut).encode() == content
+    assert all(len(piece) <= tokens.PIECE_CHARACTERS for piece in cut)
+    assert all(len(piece) == tokens.PIECE_CHARACTERS for piece in cut[1:-1])
+    assert b"".join(tokenizer.gpt2().decode_bytes(encode(piece)) for piece in cut) == content
+
+
+def test_a_million_spaces_train(prepared: Callable[..., Tokens]):
+    content = b"a word" + b" " * 1_100_000 + b"and another"
+    made = prepared(content)
+    assert decode(made.train) + decode(made.val) == content
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
+@pytest.mark.parametrize("word", ["word ", "字"], ids=["words", "no whitespace"])
+def test_a_text_of_64_mb_is_tokenised_in_bounded_memory(tmp_path: Path, word: str):
+    """A limit of 320 MiB above an idle process: all of the text's tokens as a list would need more."""
+    size = 64_000_000 if word == "word " else 24_000_000  # three tokens for each of its characters
+    path = tmp_path / "big.txt"
+    path.write_bytes((word * (size // len(word.encode()))).encode())
+    script = """
+import resource, sys
+from gptlab.data import tokenizer
+from gptlab.data.text import locate
+from gptlab.data.tokens import prepare
+import rich.progress
+tokenizer.gpt2()
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 320 * 2**20,) * 2)
+made = prepare(locate(sys.argv[1]), 0.1)
+print(len(made.train.tokens) + len(made.val.tokens))
+"""
+    environment = {**os.environ, "GPTLAB_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 12_000_000
 
 
 def test_pieces_of_no_bytes_are_none(text_of: TextOf):
     assert list(pieces(text_of(b"a b"), 1, 1)) == []
 
 
-@pytest.mark.parametrize("piece_bytes", range(4, 12))
-def test_character_across_two_pieces_is_whole(text_of: TextOf, piece_bytes: int):
+@pytest.mark.parametrize("block_bytes", range(4, 12))
+def test_character_across_two_pieces_is_whole(text_of: TextOf, block_bytes: int):
     text = "é東🙂 " * 10
     content = text.encode()
-    assert "".join(pieces(text_of(content), 0, len(content), piece_bytes)) == text
+    assert "".join(pieces(text_of(content), 0, len(content), block_bytes=block_bytes)) == text
+
+
+@pytest.mark.parametrize(
+    ("beginning", "remedy"),
+    [
+        (gzip.compress(b"some words"), "gunzip"),
+        (b"PK\x03\x04\x14\0\0\0\xff\xff", "ZIP"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "pdftotext"),
+        ("words".encode("utf-16"), "UTF-16"),
+        (b"caf\xe9", "LATIN1"),
+    ],
+    ids=["gzip", "zip", "pdf", "utf-16", "latin-1"],
+)
+def test_a_file_that_is_no_text_is_recognised(prepared: Callable[..., Tokens], beginning: bytes, remedy: str):
+    with pytest.raises(BadInputError, match=remedy):
+        prepared(beginning)
 
 
 def test_text_that_becomes_shorter_while_it_is_read_is_refused(text_of: TextOf):
     text = text_of(b"some words that were here a moment ago")
     with pytest.raises(BadInputError, match="became shorter"):
-        list(pieces(text, 0, text.size + 1, 8))
+        list(pieces(text, 0, text.size + 1, block_bytes=8))
 
 
 # --- UTF-8 ---
@@ -161,25 +239,25 @@ def test_bad_bytes_are_named_by_their_offset_wherever_the_pieces_end(
         before = ("é" + "some words, and more.")[:length].encode()
         content = before + bad + after
         offset = len(before) + within
-        for piece_bytes in (4, 5, 7, 1 << 20):
+        for block_bytes in (4, 5, 7, 1 << 20):
             with pytest.raises(BadInputError) as caught:
-                list(pieces(text_of(content), 0, len(content), piece_bytes))
+                list(pieces(text_of(content), 0, len(content), block_bytes=block_bytes))
             assert f"byte 0x{content[offset]:02x} at offset {offset:,};" in str(caught.value)
 
 
 @settings(deadline=None, max_examples=300)
-@given(content=st.binary(max_size=40), start=some_text, piece_bytes=st.integers(4, 64))
+@given(content=st.binary(max_size=40), start=some_text, block_bytes=st.integers(4, 64))
 def test_any_bytes_are_judged_as_by_a_decoder_of_the_whole(
-    text_of: TextOf, content: bytes, start: str, piece_bytes: int
+    text_of: TextOf, content: bytes, start: str, block_bytes: int
 ):
     content = start.encode() + content
     try:
         expected = content.decode()
     except UnicodeDecodeError as error:
         with pytest.raises(BadInputError, match=f"at offset {error.start:,};"):
-            list(pieces(text_of(content), 0, len(content), piece_bytes))
+            list(pieces(text_of(content), 0, len(content), block_bytes=block_bytes))
     else:
-        assert "".join(pieces(text_of(content), 0, len(content), piece_bytes)) == expected
+        assert "".join(pieces(text_of(content), 0, len(content), block_bytes=block_bytes)) == expected
 
 
 def test_bad_bytes_are_said_in_one_line_that_names_the_text_and_a_remedy(text_of: TextOf):
@@ -233,7 +311,7 @@ def test_split_lies_before_whitespace_where_there_is_some(text_of: TextOf):
 
 
 def test_split_far_from_any_whitespace_lies_between_characters(text_of: TextOf):
-    content = "é".encode() * tokens.PIECE_BYTES + b" and more"
+    content = "é".encode() * tokens.BLOCK_BYTES + b" and more"
     assert [split_boundary(text_of(content).path, target) for target in (1000, 1001, 1002)] == [1000, 1002, 1002]
 
 
@@ -271,8 +349,8 @@ def test_validation_text_is_the_same_whatever_the_tokenizer(
     class Bytes:
         """A tokenizer with a token for each byte."""
 
-        def encode_ordinary_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
-            return [list(text.encode()) for text in texts]
+        def encode_to_numpy(self, text: str, disallowed_special: tuple[str, ...]) -> NDArray[np.uint32]:
+            return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
 
     content = "Some wörds in a text. ".encode() * 50
     gpt2 = prepared(content)
@@ -339,7 +417,7 @@ def test_tokens_are_mapped_read_only_in_16_bits(prepared: Callable[..., Tokens])
 def test_many_pieces_in_many_batches_give_the_tokens_of_the_whole_part(
     prepared: Callable[..., Tokens], text_file: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tokens, "pieces", functools.partial(pieces, piece_bytes=100))
+    monkeypatch.setattr(tokens, "pieces", functools.partial(pieces, longest=100))
     content = text_file.read_bytes()
     split = prepared(content)
     assert split.train.tokens.tolist() == encode(content[: split.train.size].decode())
@@ -455,7 +533,9 @@ def test_two_processes_at_once_make_the_tokens_once(own_cache: Path, text_file: 
     folder = own_cache / "tokens"
     folder.mkdir(parents=True)
     text = locate(str(text_file))
-    key = tokens.canonical_json([text.sha256, tokenizer.TOKENIZER_SHA256, 0.1, str(tokens.TOKEN_DTYPE)])
+    key = tokens.canonical_json(
+        [text.sha256, tokenizer.TOKENIZER_SHA256, 0.1, str(tokens.TOKEN_DTYPE), tokens.PIECE_CHARACTERS]
+    )
     lock = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.lock"
     command = [sys.executable, "-c", TWO_AT_ONCE, str(text_file)]
     with FileLock(lock):
