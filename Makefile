@@ -9,7 +9,7 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(2),$(1) $(call quote,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help exp test lint report notebook dashboard
+.PHONY: help exp test fuzz lint report notebook dashboard
 
 help:
 	@echo 'make exp NAME=baseline   train an experiment, go on with it, or extend it'
@@ -22,6 +22,8 @@ help:
 	@echo 'make notebook            open JupyterLab in analysis/'
 	@echo 'make dashboard RUN=...   open W&B'"'"'s terminal dashboard of a run'
 	@echo 'make test                run the tests'
+	@echo 'make fuzz                look for inputs that break what reads files, for minutes'
+	@echo '         EXAMPLES=100000   for longer'
 	@echo 'make lint                check style, types and the arrows between packages'
 
 $(READY): pyproject.toml constraints.txt
@@ -44,6 +46,9 @@ endif
 
 test: $(READY)
 	@$(VENV)/bin/pytest -n auto
+
+fuzz: $(READY)
+	@EXAMPLES=$(or $(EXAMPLES),10000) $(VENV)/bin/pytest -n auto -m hypothesis --hypothesis-profile=fuzz
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check

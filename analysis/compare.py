@@ -70,12 +70,14 @@ def sparklines(metrics: DataFrame, column: str, width: int = 24) -> dict[str, st
         width: Bars at most; more rows than that are averaged.
     """
     series = {str(run): group.to_numpy() for run, group in metrics.dropna(subset=column).groupby("run")[column]}
-    courses = {run: [float(p.mean()) for p in np.array_split(v, min(width, len(v)))] for run, v in series.items()}
+    with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite is drawn as such
+        courses = {run: [float(p.mean()) for p in np.array_split(v, min(width, len(v)))] for run, v in series.items()}
     finite = [value for course in courses.values() for value in course if math.isfinite(value)]
     return {run: _bars(course, min(finite, default=0.0), max(finite, default=0.0)) for run, course in courses.items()}
 
 
 def _bars(values: Sequence[float], low: float, high: float) -> str:
     """One bar per value; a value that is not finite is a cross."""
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((value - low) * scale)] if math.isfinite(value) else "×" for value in values)
+    half = high / 2 - low / 2  # the whole may be more than a float holds
+    heights = [(value / 2 - low / 2) / half if half else 0.0 for value in values]
+    return "".join(BARS[round((len(BARS) - 1) * height)] if math.isfinite(height) else "×" for height in heights)

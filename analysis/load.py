@@ -4,25 +4,27 @@
   does not have is missing, never zero.
 - `run`, `name` and `seed` lead every table and join them.
 - `metrics`, `checkpoints` and `samples` take the rows of `runs()` that you are interested in; without them, all.
+- A run of which a file cannot be read is left out with a warning that names the file.
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pandas import DataFrame, Series
 from safetensors import SafetensorError, safe_open
 
 from gptlab.errors import GptlabError
-from gptlab.spec import SECTIONS, Experiment, flatten, identity_fields
-from gptlab.tracking.checkpoints import MODEL, Checkpoint, Progress, list_checkpoints
-from gptlab.tracking.files import read_json_lines
-from gptlab.tracking.metrics import COLUMNS, last_value, read_metrics
-from gptlab.tracking.run import SAMPLES, Run, all_runs
+from gptlab.spec import SECTIONS, Experiment, ModelSpec, flatten, identity_fields
+from gptlab.tracking.checkpoints import MODEL, Progress, list_checkpoints, sizes
+from gptlab.tracking.metrics import COLUMNS, COUNTS, last_value, read_metrics
+from gptlab.tracking.run import Run, all_runs, each
+from gptlab.tracking.run import load as load_run
 
 _DEFAULTS = Experiment(name="defaults", why="Which fields does a spec have?")
 _JSON_DTYPES = {"integer": "Int64", "number": "float64", "boolean": "boolean"}
@@ -38,7 +40,7 @@ def _spec_dtypes() -> Iterator[tuple[str, str]]:
 
 
 _KEYS = {"run": "str", "name": "str", "seed": "Int64"}
-_NOT_FLOAT = {"step": "Int64", "tokens": "Int64", "attempt": "Int64", "val/yardstick": "str"}
+_NOT_FLOAT = dict.fromkeys(COUNTS, "Int64") | {"val/yardstick": "str"}
 _METRICS = {column: _NOT_FLOAT.get(column, "float64") for column in COLUMNS}
 _VALIDATION = ("val/loss", "val/loss_se", "val/bpb", "val/yardstick")
 _NEWEST = ("train/loss", "tokens", "elapsed_s", "perf/tokens_per_s")
@@ -123,11 +125,8 @@ def runs() -> DataFrame:
         git_commit, git_dirty: The code of the last attempt, and whether it differed from that commit.
         tags, notes: Of the last attempt; tags are joined by commas.
         directory: Where the run lies.
-
-    Raises:
-        GptlabError: A run's file cannot be read; the message names it.
     """
-    return _frame(map(_run_row, all_runs()), RUN_DTYPES)
+    return _frame(each(_run_row, all_runs()), RUN_DTYPES)
 
 
 def metrics(runs: DataFrame | None = None) -> DataFrame:
@@ -138,12 +137,8 @@ def metrics(runs: DataFrame | None = None) -> DataFrame:
 
     Args:
         runs: Rows of `runs()`; all where None.
-
-    Raises:
-        GptlabError: A line of a `metrics.jsonl` is damaged; the message names it. A torn last one is left out.
     """
-    rows = ({**keys, **row} for keys, directory in _selected(runs) for row in read_metrics(directory))
-    return _frame(rows, METRIC_DTYPES)
+    return _frame(_rows_of(runs, lambda run: read_metrics(run.directory)), METRIC_DTYPES)
 
 
 def checkpoints(runs: DataFrame | None = None) -> DataFrame:
@@ -163,17 +158,8 @@ def checkpoints(runs: DataFrame | None = None) -> DataFrame:
 
     Args:
         runs: Rows of `runs()`; all where None.
-
-    Raises:
-        GptlabError: A file of weights is damaged; the message names it.
     """
-    rows = (
-        {**keys, "step": checkpoint.step, **row}
-        for keys, directory in _selected(runs)
-        for checkpoint in list_checkpoints(directory)
-        for row in _tensor_rows(checkpoint)
-    )
-    return _frame(rows, CHECKPOINT_DTYPES)
+    return _frame(_rows_of(runs, _weight_rows), CHECKPOINT_DTYPES)
 
 
 def samples(runs: DataFrame | None = None) -> DataFrame:
@@ -188,8 +174,7 @@ def samples(runs: DataFrame | None = None) -> DataFrame:
     Args:
         runs: Rows of `runs()`; all where None.
     """
-    rows = ({**keys, **row} for keys, directory in _selected(runs) for row in read_json_lines(directory / SAMPLES))
-    return _frame(rows, SAMPLE_DTYPES)
+    return _frame(_rows_of(runs, Run.samples), SAMPLE_DTYPES)
 
 
 def _frame(rows: Iterable[dict[str, Any]], dtypes: dict[str, str]) -> DataFrame:
@@ -198,17 +183,20 @@ def _frame(rows: Iterable[dict[str, Any]], dtypes: dict[str, str]) -> DataFrame:
     return DataFrame({column: Series([row.get(column) for row in table], dtype=dtypes[column]) for column in dtypes})
 
 
-def _selected(table: DataFrame | None) -> Iterator[tuple[dict[str, Any], Path]]:
-    """The keys and the directory of each run."""
+def _rows_of(table: DataFrame | None, read: Callable[[Run], Iterable[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """What `read` gives for each run of the table, led by the run's keys."""
+
+    def rows(selected: tuple[Any, ...]) -> list[dict[str, Any]]:
+        directory, *keys = selected
+        return [{**row, **dict(zip(_KEYS, keys, strict=True))} for row in read(load_run(Path(directory)))]
+
     table = runs() if table is None else table
-    for row in table[[*_KEYS, "directory"]].to_dict("records"):
-        yield {key: row[key] for key in _KEYS}, Path(row["directory"])
+    return chain.from_iterable(each(rows, table[["directory", *_KEYS]].itertuples(index=False, name=None)))
 
 
 def _run_row(run: Run) -> dict[str, Any]:
-    record, attempts, rows = run.record, run.attempts(), read_metrics(run.directory)
-    starts = [row for row in attempts if row["event"] == "start"]
-    start = starts[-1] if starts else {}
+    record, starts, rows = run.record, run.starts(), read_metrics(run.directory)
+    start: Mapping[str, Any] = starts[-1] if starts else {}
     validation = next((row for row in reversed(rows) if "val/loss" in row), {})
     kept = list_checkpoints(run.directory)
     progress = kept[-1].manifest.progress if kept else Progress()
@@ -236,28 +224,38 @@ def _run_row(run: Run) -> dict[str, Any]:
     }
 
 
-def _tensor_rows(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    path = checkpoint.directory / MODEL
+def _weight_rows(run: Run) -> Iterator[dict[str, Any]]:
+    for checkpoint in list_checkpoints(run.directory):
+        for row in _tensor_rows(checkpoint.directory / MODEL, run.record.spec.model):
+            yield {"step": checkpoint.step, **row}
+
+
+def _tensor_rows(path: Path, model: ModelSpec) -> list[dict[str, Any]]:
     try:
+        if path.stat().st_size >= sizes(model).stop:
+            raise GptlabError(f"{path} is too long for a model of {model.parameters:,} parameters")
         with safe_open(path, framework="numpy") as file:
-            return [_tensor_row(name, file.get_tensor(name)) for name in sorted(file.keys())]
+            return [_tensor_row(path, name, file) for name in sorted(file.keys())]
     except FileNotFoundError:  # training goes on meanwhile, and keeps only its newest checkpoints
         return []
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise GptlabError(f"{path} is not a safetensors file: {error}") from error
 
 
-def _tensor_row(name: str, tensor: NDArray[Any]) -> dict[str, Any]:
-    flat = tensor.ravel()
+def _tensor_row(path: Path, name: str, file: Any) -> dict[str, Any]:
+    about = file.get_slice(name)
+    if about.get_dtype() != "F32" or 0 in about.get_shape():
+        raise GptlabError(f"{path} has {name:.80} as {about.get_shape()} {about.get_dtype()}, which is no weight")
+    flat = file.get_tensor(name).ravel()
     # Squares in float64 add up without loss, and block by block they cost no copy of an embedding.
     blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
     norm = math.sqrt(sum(float(np.square(block, dtype=np.float64).sum()) for block in blocks))
-    parts = name.split(".")
+    layer = re.match(r"blocks\.([0-9]{1,9})\.", name)
     return {
         "tensor": name,
-        "layer": int(parts[1]) if parts[0] == "blocks" else None,
-        "shape": "x".join(map(str, tensor.shape)),
-        "dtype": tensor.dtype.name,
+        "layer": int(layer[1]) if layer else None,
+        "shape": "x".join(map(str, about.get_shape())),
+        "dtype": flat.dtype.name,
         "parameters": flat.size,
         "rms": norm / math.sqrt(flat.size),
         "norm": norm,

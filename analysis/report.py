@@ -18,7 +18,6 @@ from pandas import DataFrame, Series, isna
 from analysis import compare, load, plots
 from gptlab import project
 from gptlab.console import printable
-from gptlab.errors import GptlabError
 from gptlab.tracking.files import write_durably
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
@@ -56,12 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.report", description="Write report.md and report.html.")
     parser.parse_args(arguments)
     directory = project.runs_directory()
-    try:
-        runs = load.runs()
-        metrics, samples = load.metrics(runs), load.samples(runs)
-    except GptlabError as error:
-        sys.stderr.write(f"{printable(str(error))}\n")
-        return error.exit_code
+    runs = load.runs()
+    metrics, samples = load.metrics(runs), load.samples(runs)
     if runs.empty:
         sys.stdout.write(f"{NO_RUNS}\n")
     directory.mkdir(parents=True, exist_ok=True)

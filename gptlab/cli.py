@@ -144,9 +144,9 @@ def resume(
 @app.command()
 def runs(as_json: JsonOption = False) -> None:
     """List the runs: id, status, steps, validation loss."""
-    from gptlab.tracking.run import all_runs
+    from gptlab.tracking.run import Run, all_runs, each
 
-    rows = [run.summary() for run in all_runs()]
+    rows = list(each(Run.summary, all_runs()))
     if as_json:
         _print_json(rows)
         return
@@ -218,10 +218,12 @@ def eval_(
 @app.command()
 def dashboard(run: RunArgument) -> None:
     """Open W&B's terminal dashboard of a run."""
+    from gptlab import project
     from gptlab.tracking.mirror import newest_segment
     from gptlab.tracking.run import find
 
     segment = str(newest_segment(find(run).directory))
+    os.chdir(project.root())  # `-m` imports from where it stands, and wandb reads settings there: never in a run
     os.execv(sys.executable, [sys.executable, "-m", "wandb", "leet", segment])  # noqa: S606 - there is nothing to quote
 
 

@@ -4,6 +4,7 @@ Everything goes to stdout, or to stderr where stdout is kept for one JSON docume
 """
 
 import logging
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -122,11 +123,11 @@ class TrainingDisplay:
 
 
 def command(*words: str) -> str:
-    """A gptlab command as the user can type it: by its path where the virtual environment is not activated."""
+    """A gptlab command as the user can type it, by its path where the virtual environment is not activated."""
     path = Path(sys.argv[0]).absolute()
-    program = "python -m gptlab" if path.name == "__main__.py" else project.shown(path)
+    program = "python -m gptlab" if path.name == "__main__.py" else shlex.quote(project.shown(path))
     program = "gptlab" if shutil.which("gptlab") else program
-    return " ".join([program, *words])
+    return " ".join([program, *map(shlex.quote, words)])
 
 
 def duration(seconds: float) -> str:

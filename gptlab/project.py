@@ -1,7 +1,8 @@
 """Where things lie: the project's root, the runs and the cache.
 
 The root is the nearest folder at or above the working directory that holds `experiments/` and `pyproject.toml`, so
-that commands work from any folder of the project (a notebook's working directory is `analysis/`).
+that commands work from any folder of the project (a notebook's working directory is `analysis/`). Code is imported from
+there, and git runs there: so it is never inside a run, which a stranger may have made.
 """
 
 import os
@@ -13,10 +14,13 @@ import platformdirs
 def root() -> Path:
     """The project that the working directory belongs to, else the one that this package was installed from."""
     here = Path.cwd()
+    found = None
     for folder in (here, *here.parents):
-        if (folder / "experiments").is_dir() and (folder / "pyproject.toml").is_file():
-            return folder
-    return Path(__file__).resolve().parent.parent
+        if (folder / "run.json").exists():
+            found = None
+        elif found is None and (folder / "experiments").is_dir() and (folder / "pyproject.toml").is_file():
+            found = folder
+    return found or Path(__file__).resolve().parent.parent
 
 
 def runs_directory() -> Path:

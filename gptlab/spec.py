@@ -27,7 +27,7 @@ RESOLVED = "resolved for the identity"
 
 Precision = Literal["float32", "bfloat16"]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**8)]
 
 
 class Section(BaseModel):
@@ -39,15 +39,15 @@ class Section(BaseModel):
 class ModelSpec(Section):
     """The GPT's shape. The defaults are GPT-2 small's, with an output layer of its own."""
 
-    n_layer: Positive = 12
+    n_layer: int = Field(12, ge=1, le=2**10)
     """Decoder blocks."""
     n_head: Positive = 12
     """Attention heads per block; divides `n_embd`."""
-    n_embd: Positive = 768
+    n_embd: int = Field(768, ge=1, le=2**20)
     """Width of the residual stream."""
-    context_length: Positive = 1024
+    context_length: int = Field(1024, ge=1, le=2**20)
     """Positions that have an embedding."""
-    vocab_size: int = Field(50257, ge=50257)
+    vocab_size: int = Field(50257, ge=50257, le=2**20)
     """Rows of the token embedding; GPT-2's tokenizer needs 50,257."""
     bias: bool = True
     """Biases in LayerNorms and Linears (never in the output layer)."""
@@ -110,7 +110,7 @@ class TrainSpec(Section):
 
     sequence_length: Positive = 100
     """Tokens per window; at most the model's `context_length`."""
-    batch_size: Positive = 4
+    batch_size: int = Field(4, ge=1, le=2**20)
     """Windows per step."""
     learning_rate: float = Field(3e-4, ge=0, allow_inf_nan=False)
     """Constant over all steps."""
@@ -132,11 +132,11 @@ class TrainSpec(Section):
     """Steps between validations."""
     checkpoint_every: Annotated[Positive, NOT_IDENTITY] = 50
     """Steps between checkpoints that training can go on from."""
-    keep_checkpoints: Annotated[int, NOT_IDENTITY] = Field(2, ge=2)
+    keep_checkpoints: Annotated[int, NOT_IDENTITY] = Field(2, ge=2, le=2**20)
     """How many of those are kept, newest first."""
     snapshots: Annotated[bool, NOT_IDENTITY] = False
     """Keep the weights at steps 0, 1, 2, 4, 8, …, for analysis over training."""
-    prompt: Annotated[str, NOT_IDENTITY] = Field("The", min_length=1)
+    prompt: Annotated[str, NOT_IDENTITY] = Field("The", min_length=1, max_length=10**5)
     """Where the sample at the end of training begins."""
 
 
@@ -226,8 +226,12 @@ def identify(
         **({"initial_weights_sha256": initial_weights_sha256} if initial_weights_sha256 else {}),
         **identity_fields(experiment, exclude_defaults=True),
     }
-    digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
-    return Identity(experiment.name, digest[:8], content)
+    return Identity(experiment.name, hash_of(content), content)
+
+
+def hash_of(content: dict[str, Any]) -> str:
+    """The hash of an identity's content."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:8]
 
 
 def identity_fields(experiment: Experiment, *, exclude_defaults: bool = False) -> dict[str, dict[str, Any]]:
@@ -272,9 +276,12 @@ def parse_settings(settings: list[str]) -> dict[str, str | list[Any]]:
 
 def _json_list(setting: str, value: str) -> list[Any]:
     try:
-        return list(json.loads(value))
-    except ValueError:
-        raise BadInputError(f"--set {setting}: the list is not JSON such as [0.9, 0.95]") from None
+        values = json.loads(value)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, list):
+        raise BadInputError(f"--set {setting}: the list is not JSON such as [0.9, 0.95]")
+    return values
 
 
 def explain(error: ValidationError) -> str:

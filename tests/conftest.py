@@ -4,11 +4,21 @@ import os
 import random
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: results depend on it, and workers share the cores
 
 from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
+
+# Every test with @given is run by `make test` with a hundred examples and by `make fuzz` with many more. A slow one
+# takes its share: @settings(max_examples=settings.default.max_examples // 4).
+hypothesis.settings.register_profile(
+    "default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+hypothesis.settings.register_profile(
+    "fuzz", parent=hypothesis.settings.get_profile("default"), max_examples=int(os.environ.get("EXAMPLES", "10000"))
+)
 
 SENTENCE = "the a model learns to read one token after another and so it writes what it has read"
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gptlab.data import tokenizer
-from gptlab.errors import BadInputError
+from gptlab.errors import BadInputError, GptlabError
 from gptlab.model.gpt import GPT, KeyValueCache
 from gptlab.randomness import Purpose, random_bits
 
@@ -36,6 +36,7 @@ def sample(
 
     Raises:
         BadInputError: The prompt is empty, or prompt and new tokens exceed `trained_length`.
+        GptlabError: The model's output is not finite.
     """
     tokens = tokenizer.gpt2().encode_ordinary(prompt)
     if not tokens:
@@ -73,4 +74,7 @@ def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Gener
         return logits.argmax()
     if 0 < top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
-    return torch.multinomial(torch.softmax(logits / temperature, dim=0), 1, generator=generator)
+    probabilities = torch.softmax(logits / temperature, dim=0)
+    if not probabilities.isfinite().all():
+        raise GptlabError("the model's output is not finite: its weights are damaged, or it diverged")
+    return torch.multinomial(probabilities, 1, generator=generator)

@@ -6,16 +6,20 @@ The manifest is the commit mark: a directory without one is no checkpoint. The n
 pointer that could be stale. One without `optimizer.safetensors` has weights only: for analysis, not to go on from.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
-from gptlab.errors import BadInputError
+from gptlab.errors import BadInputError, GptlabError
+from gptlab.spec import ModelSpec
+from gptlab.tracking.reading import Count, opened, read_document
 
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+MIB = 1 << 20
 
 
 class _Document(BaseModel):
@@ -25,37 +29,44 @@ class _Document(BaseModel):
 class FileDigest(_Document):
     """What a file of a checkpoint must be."""
 
-    bytes: int
+    bytes: Count
     xxh3_128: str
 
 
 class Progress(_Document):
     """Where training stands besides the tensors: all that the loop carries from step to step."""
 
-    elapsed_s: float = 0.0
+    elapsed_s: FiniteFloat = Field(0.0, ge=0)
     """Training time over all attempts, without evaluation and saving."""
-    metrics_bytes: int = 0
+    metrics_bytes: Count = 0
     """Length of `metrics.jsonl` up to the last row on the grid of `log_every` and `eval_every`."""
-    loss_sum: float = 0.0
+    loss_sum: FiniteFloat = 0.0
     """Sum of the losses since that row."""
-    grad_norm_sum: float = 0.0
-    clipped: int = 0
-    steps_since_row: int = 0
-    best_val_loss: float | None = None
-    best_step: int | None = None
+    grad_norm_sum: FiniteFloat = 0.0
+    clipped: Count = 0
+    steps_since_row: Count = 0
+    best_val_loss: FiniteFloat | None = None
+    best_step: Count | None = None
 
 
 class Manifest(_Document):
     """What a checkpoint holds and what it was made from."""
 
     run: str
-    step: int
+    step: Count
     files: dict[str, FileDigest]
     progress: Progress
     text_sha256: str
     tokenizer_sha256: str
     torch: str
-    threads: int
+    threads: Count
+
+    @field_validator("files")
+    @classmethod
+    def _are_a_checkpoints(cls, files: dict[str, FileDigest]) -> dict[str, FileDigest]:
+        if MODEL not in files or files.keys() - {MODEL, OPTIMIZER}:
+            raise ValueError(f"a checkpoint is {MODEL}, with {OPTIMIZER} or without")
+        return files
 
 
 @dataclass(frozen=True)
@@ -84,14 +95,43 @@ def directory_of(run_directory: Path, step: int) -> Path:
 def list_checkpoints(run_directory: Path) -> list[Checkpoint]:
     """All committed checkpoints by step, their bytes not yet verified."""
     found = []
-    for path in sorted((run_directory / CHECKPOINTS).glob("step-*")):
+    for path in (run_directory / CHECKPOINTS).glob("step-*"):
         try:
-            manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
-        except (OSError, ValidationError):
+            manifest = read_document(path / MANIFEST, Manifest)
+        except (FileNotFoundError, GptlabError):
             continue
         if path.name == directory_of(run_directory, manifest.step).name:
             found.append(Checkpoint(path, manifest))
-    return found
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def sizes(model: ModelSpec, copies: int = 1) -> range:
+    """How long a file of that model's tensors can be, `copies` of each in float32 after a header with their names."""
+    tensors = 4 * copies * model.parameters
+    return range(tensors + 1, tensors + MIB + 8192 * model.n_layer)
+
+
+def read_tensor_file(path: Path, model: ModelSpec, expected: FileDigest | None = None) -> bytes:
+    """The bytes of a checkpoint's file, which has the size of that model and is what its manifest expects.
+
+    Raises:
+        GptlabError: It is missing, damaged or another model's.
+    """
+    try:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if expected and size != expected.bytes:
+                raise GptlabError(f"{path} has {size:,} bytes, not {expected.bytes:,}")
+            if size not in sizes(model, copies=2 if path.name == OPTIMIZER else 1):
+                raise GptlabError(f"{path} is another model's: {size:,} bytes for {model.parameters:,} parameters")
+            content = file.read(size)
+    except FileNotFoundError:
+        raise GptlabError(f"{path} is missing") from None
+    except MemoryError:
+        raise GptlabError(f"{path} does not fit into memory: {size:,} bytes") from None
+    if expected and xxhash.xxh3_128_hexdigest(content) != expected.xxh3_128:
+        raise GptlabError(f"{path} is damaged: its checksum is not the one in {MANIFEST}")
+    return content
 
 
 def digest_of(path: Path) -> FileDigest:

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptlab.errors import GptlabError
+from gptlab.tracking.reading import torn_bytes
 
 
 def fsync_file(path: Path) -> None:
@@ -30,7 +30,8 @@ def _fsync(path: Path, flags: int) -> None:
 def write_durably(path: Path, content: str | bytes) -> None:
     """Replace a file's content at once and for good."""
     staging = path.with_name(f".{path.name}.tmp")
-    with staging.open("wb") as file:
+    staging.unlink(missing_ok=True)
+    with staging.open("xb") as file:  # never what is there under that name, nor what that leads to
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
@@ -48,30 +49,3 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON Lines file; none where there is no file. A torn last line, cut off by a crash, is left out.
-
-    Raises:
-        GptlabError: Another line is not a JSON object; the message names file and line.
-    """
-    if not path.exists():
-        return
-    *lines, _torn = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise GptlabError(f"{path}:{number}: this line is not a JSON object; mend or remove it")
-        yield row
-
-
-def torn_bytes(path: Path) -> int:
-    """How many bytes a crash left after the last whole line."""
-    if not path.exists():
-        return 0
-    content = path.read_bytes()
-    return len(content) - (content.rfind(b"\n") + 1)

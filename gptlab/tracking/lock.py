@@ -16,8 +16,10 @@ from types import TracebackType
 from typing import Self
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from gptlab.errors import GptlabError
+from gptlab.tracking.reading import MAX_LINE_BYTES, Count, opened
 
 LOCK, HEARTBEAT = "lock", "heartbeat"
 
@@ -27,7 +29,7 @@ class Holder:
     """The process that trains a run."""
 
     host: str = "an unknown host"
-    pid: int = 0
+    pid: Count = 0
     since: str = "just now"
 
 
@@ -72,18 +74,18 @@ class RunLock:
 def holder_of(directory: Path) -> Holder | None:
     """Who trains the run now, or None. Never takes the run's lock."""
     try:
-        with (directory / HEARTBEAT).open() as heartbeat:
+        with opened(directory / HEARTBEAT) as heartbeat:
             try:
                 fcntl.flock(heartbeat, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return _read_holder(heartbeat.read())
+                return _read_holder(heartbeat.read(MAX_LINE_BYTES))
     except FileNotFoundError:
         pass
     return None
 
 
-def _read_holder(text: str) -> Holder:
+def _read_holder(content: bytes) -> Holder:
     try:
-        return Holder(**json.loads(text))
-    except (ValueError, TypeError):
+        return TypeAdapter(Holder).validate_json(content)
+    except ValidationError:
         return Holder()

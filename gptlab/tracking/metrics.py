@@ -5,9 +5,12 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Required, Self
 
-from gptlab.tracking.files import read_json_lines, torn_bytes
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from gptlab.tracking.reading import Count, read_json_lines, torn_bytes
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
@@ -37,6 +40,9 @@ COLUMNS: dict[str, str] = {
 }
 """Every column and its meaning."""
 
+COUNTS = ("step", "tokens", "attempt")
+"""The columns that hold whole numbers; `val/yardstick` holds text, and all others hold floats."""
+
 DETERMINISTIC = (
     "step",
     "tokens",
@@ -51,6 +57,14 @@ DETERMINISTIC = (
     "optim/clip_frac",
 )
 """The columns that a replay of the same run reproduces exactly."""
+
+
+def _types() -> dict[str, Any]:
+    types: dict[str, Any] = dict.fromkeys(COLUMNS, float) | dict.fromkeys(COUNTS, Count)
+    return types | {"val/yardstick": str, "step": Required[Count]}
+
+
+_ROW: TypeAdapter[Row] = TypeAdapter(TypedDict("_Row", _types(), total=False))  # type: ignore[operator]
 
 
 class MetricsFile:
@@ -90,12 +104,12 @@ class MetricsFile:
 
 
 def read_metrics(directory: Path) -> list[Row]:
-    """All rows of a run, a torn last line left out.
+    """All rows of a run, a torn last line left out. Each has a step, and of `COLUMNS` what it was written with.
 
     Raises:
         GptlabError: Another line is damaged; the message names it.
     """
-    return [{key: _decode(key, value) for key, value in row.items()} for row in read_json_lines(directory / METRICS)]
+    return list(read_json_lines(directory / METRICS, _ROW))
 
 
 def torn_metrics(directory: Path) -> int:
@@ -110,7 +124,3 @@ def last_value(rows: list[Row], column: str) -> Any:
 
 def _encode(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _decode(key: str, value: Any) -> Any:
-    return float(value) if isinstance(value, str) and key != "val/yardstick" else value

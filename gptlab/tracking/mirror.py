@@ -4,6 +4,7 @@ Every call of `wandb` sits in `Mirror`; the first that fails turns the mirror of
 Rows are those of `metrics.jsonl`, one `log` each, with `step` on the x axis.
 """
 
+import contextlib
 import os
 import shutil
 import urllib.error
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from gptlab import project
 from gptlab.errors import BadInputError
 from gptlab.tracking.metrics import Row
 from gptlab.tracking.run import Run
@@ -83,8 +85,7 @@ def choose_mode(wanted: Mode | None) -> tuple[Mode, str]:
     if mode := named.get(os.environ.get("WANDB_MODE")):
         return mode, "as WANDB_MODE says"
     try:
-        import wandb
-
+        wandb = _client()
         if not wandb.login(prompt=False, verify=False):
             return "offline", "no API key; `wandb login` sets one"
         host = wandb.setup().settings.base_url
@@ -165,8 +166,7 @@ def _connect(directory: Path, mode: Literal["online", "offline"], identification
     own = directory / "wandb"
     own.mkdir(exist_ok=True)
     os.environ |= {"WANDB_DATA_DIR": str(own), "WANDB_CACHE_DIR": str(own / "cache")}
-    import wandb
-
+    wandb = _client()
     if mode == "offline":
         older = own / "replaced"
         for segment in own.glob("offline-run-*"):
@@ -190,6 +190,15 @@ def _connect(directory: Path, mode: Literal["online", "offline"], identification
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _client() -> Any:
+    """The wandb package, with the settings that it finds in the project: in a run, a stranger may have left some."""
+    with contextlib.chdir(project.root()):
+        import wandb
+
+        wandb.setup()
+    return wandb
 
 
 def newest_segment(directory: Path) -> Path:

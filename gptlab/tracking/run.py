@@ -14,70 +14,29 @@ runs/baseline-1a2b3c4d-s0/
 import json
 import logging
 import secrets
-import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any, Literal, TypeVar
 
 from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
-from gptlab.spec import Experiment, Identity, Precision, did_you_mean, explain
+from gptlab.spec import Experiment, Identity, Precision, did_you_mean
 from gptlab.tracking.checkpoints import list_checkpoints
-from gptlab.tracking.files import append_json_line, read_json_lines, write_durably
+from gptlab.tracking.files import append_json_line, write_durably
 from gptlab.tracking.lock import holder_of
 from gptlab.tracking.metrics import last_value, read_metrics
+from gptlab.tracking.reading import check_tree, read_document, read_json_lines
+from gptlab.tracking.records import ATTEMPT, SAMPLE, End, InitialWeights, Outcome, RunRecord, Sample, Start, TextRecord
 
 RECORD, ATTEMPTS, SAMPLES, LOG, TRASH = "run.json", "attempts.jsonl", "samples.jsonl", "log.txt", ".trash"
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["complete", "interrupted", "diverged", "failed"]
 Status = Literal["running", "complete", "interrupted", "diverged", "failed"]
-
-
-class TextRecord(BaseModel):
-    """The text as it was when the run began."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str
-    path: str
-    bytes: int
-    sha256: str
-
-
-class InitialWeights(BaseModel):
-    """Where a warm start takes its weights from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: str
-    step: int
-    path: str
-    sha256: str
-
-
-class RunRecord(BaseModel):
-    """`run.json`: what the run computes. Written once, never changed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: str
-    seed: int
-    created: str
-    spec: Experiment
-    precision: Precision
-    identity: dict[str, Any]
-    """All that went into the hash of the run's id."""
-    text: TextRecord
-    tokenizer_sha256: str
-    initial_weights: InitialWeights | None = None
-    """None where the weights are drawn from the seed."""
-    wandb_id: str
-    """The run's id and a random suffix: two machines, or a deleted run, never meet in one W&B run."""
+Source = TypeVar("Source")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -100,15 +59,15 @@ class Run:
         """The last step known: of the last attempt's end, else of the newest row or checkpoint."""
         attempts = self.attempts()
         if attempts and attempts[-1]["event"] == "end":
-            return int(attempts[-1]["step"])
+            return attempts[-1]["step"]
         known = [checkpoint.step for checkpoint in list_checkpoints(self.directory)]
-        known += [int(row["step"]) for row in read_metrics(self.directory)]
+        known += [row["step"] for row in read_metrics(self.directory)]
         return max(known, default=0)
 
     def target(self) -> int:
         """The number of steps that the last attempt was asked for."""
-        starts = [row for row in self.attempts() if row["event"] == "start"]
-        return int(starts[-1]["steps"]) if starts else self.record.spec.train.steps
+        starts = self.starts()
+        return starts[-1]["steps"] if starts else self.record.spec.train.steps
 
     def summary(self) -> dict[str, Any]:
         """As `gptlab runs --json` prints it."""
@@ -123,13 +82,17 @@ class Run:
             "directory": str(self.directory),
         }
 
-    def attempts(self) -> list[dict[str, Any]]:
+    def attempts(self) -> list[Start | End]:
         """The rows of `attempts.jsonl`."""
-        return list(read_json_lines(self.directory / ATTEMPTS))
+        return list(read_json_lines(self.directory / ATTEMPTS, ATTEMPT))
+
+    def starts(self) -> list[Start]:
+        """The rows with which attempts started."""
+        return [row for row in self.attempts() if row["event"] == "start"]
 
     def start_attempt(self, **facts: Any) -> int:
         """Record that an attempt starts; returns its number, from 1."""
-        number = 1 + len([row for row in self.attempts() if row["event"] == "start"])
+        number = 1 + len(self.starts())
         append_json_line(self.directory / ATTEMPTS, {"attempt": number, "event": "start", "time": _now(), **facts})
         return number
 
@@ -138,9 +101,9 @@ class Run:
         row = {"attempt": number, "event": "end", "time": _now(), "step": step, "status": status, **facts}
         append_json_line(self.directory / ATTEMPTS, row)
 
-    def samples(self) -> list[dict[str, Any]]:
+    def samples(self) -> list[Sample]:
         """The rows of `samples.jsonl`."""
-        return list(read_json_lines(self.directory / SAMPLES))
+        return list(read_json_lines(self.directory / SAMPLES, SAMPLE))
 
     def add_sample(self, step: int, prompt: str, text: str) -> None:
         """Keep a text that the model wrote."""
@@ -148,8 +111,9 @@ class Run:
 
     def drop_samples_after(self, step: int) -> None:
         """Keep only the samples of the first `step` steps: later ones come again."""
-        kept = [row for row in self.samples() if row["step"] <= step]
-        if len(kept) < len(self.samples()):
+        samples = self.samples()
+        kept = [row for row in samples if row["step"] <= step]
+        if len(kept) < len(samples):
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
             write_durably(self.directory / SAMPLES, "".join(lines))
 
@@ -157,15 +121,15 @@ class Run:
         """Move the directory to `.trash/` beside it; returns where it lies now.
 
         Raises:
-            GptlabError: A process is training the run.
+            GptlabError: A process is training the run, or the trash is elsewhere.
         """
         if holder := holder_of(self.directory):
             raise GptlabError(f"{self.id} is being trained by process {holder.pid} on {holder.host}; stop it first")
         trash = self.directory.parent / TRASH
+        if trash.is_symlink():
+            raise GptlabError(f"{trash} is a link; remove it")
         trash.mkdir(exist_ok=True)
-        target = trash / f"{self.directory.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-        shutil.move(self.directory, target)
-        return target
+        return self.directory.rename(trash / f"{self.directory.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
 
 
 def create(
@@ -176,11 +140,18 @@ def create(
     text: TextRecord,
     initial_weights: InitialWeights | None = None,
 ) -> Run:
-    """A new run's directory with its record, or the one that is there already."""
+    """A new run's directory with its record, or the one that is there already.
+
+    Raises:
+        GptlabError: What is there is damaged, or another run.
+    """
     run_id = identity.run_id(seed)
     directory = project.runs_directory() / run_id
-    if (directory / RECORD).is_file():
-        return load(directory)
+    if (directory / RECORD).exists():
+        run = load(directory)
+        if run.id != run_id or run.record.identity != identity.content:
+            raise GptlabError(f"{directory} holds another run, {run.id}; move it away")
+        return run
     record = RunRecord(
         run=run_id,
         seed=seed,
@@ -194,6 +165,7 @@ def create(
         wandb_id=f"{run_id}-{secrets.token_hex(4)}",
     )
     directory.mkdir(parents=True, exist_ok=True)
+    check_tree(directory)
     write_durably(directory / RECORD, record.model_dump_json(indent=2) + "\n")
     return Run(directory, record)
 
@@ -202,26 +174,27 @@ def load(directory: Path) -> Run:
     """The run in a directory.
 
     Raises:
-        GptlabError: Its `run.json` cannot be read; the message names it.
+        GptlabError: Its `run.json` cannot be read, or it holds what no run holds; the message names it.
     """
-    path = directory / RECORD
+    check_tree(directory)
     try:
-        return Run(directory, RunRecord.model_validate_json(path.read_bytes()))
-    except OSError as error:
-        raise GptlabError(f"{path} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise GptlabError(f"{path} is not a run's record: {explain(error)}") from None
+        return Run(directory, read_document(directory / RECORD, RunRecord))
+    except FileNotFoundError:
+        raise GptlabError(f"{directory / RECORD} is missing") from None
 
 
 def all_runs() -> list[Run]:
-    """Every run in the runs directory, by id; one whose record is damaged is left out with a warning."""
-    found = []
-    for directory in _directories():
+    """Every run in the runs directory, by id; one that cannot be read is left out with a warning."""
+    return list(each(load, _directories()))
+
+
+def each(read: Callable[[Source], Result], runs: Iterable[Source]) -> Iterator[Result]:
+    """What `read` gives for each run; one that cannot be read is left out with a warning, and hides no other."""
+    for run in runs:
         try:
-            found.append(load(directory))
+            yield read(run)
         except GptlabError as error:
             logger.warning("%s; this run is left out", error)
-    return found
 
 
 def find(reference: str) -> Run:
@@ -231,8 +204,12 @@ def find(reference: str) -> Run:
         BadInputError: There is none, or several.
     """
     if "/" in reference or reference in {".", ".."}:
-        directory = Path(reference).expanduser().absolute()
-        if not (directory / RECORD).is_file():
+        try:
+            directory = Path(reference).expanduser().resolve()
+            found = (directory / RECORD).exists()
+        except (OSError, RuntimeError, ValueError):  # too long, a home that nobody has, links in a circle, a NUL
+            found = False
+        if not found:
             raise BadInputError(f"there is no run in '{reference}': it has no {RECORD}")
         return load(directory)
     directories = {directory.name: directory for directory in _directories()}
@@ -252,11 +229,8 @@ def _directories() -> list[Path]:
     return sorted(path.parent for path in project.runs_directory().glob(f"*/{RECORD}") if path.parent.name != TRASH)
 
 
-def _outcome(attempts: list[dict[str, Any]]) -> Outcome:
-    if attempts and attempts[-1]["event"] == "end":
-        outcome: Outcome = attempts[-1]["status"]
-        return outcome
-    return "interrupted"
+def _outcome(attempts: list[Start | End]) -> Outcome:
+    return attempts[-1]["status"] if attempts and attempts[-1]["event"] == "end" else "interrupted"
 
 
 def _now() -> str:

@@ -5,6 +5,7 @@ checkpoint; a larger number of steps extends it; a smaller one changes nothing.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from gptlab.data import text as texts
 from gptlab.data import tokenizer, tokens
 from gptlab.data.text import Text
 from gptlab.data.windows import Windows, validation_starts
-from gptlab.errors import EXIT_FAILED, BadInputError, DivergedError
+from gptlab.errors import EXIT_FAILED, BadInputError, DivergedError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.model.sample import sample
@@ -26,7 +27,9 @@ from gptlab.tracking.checkpoints import Progress
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import MetricsFile, Row, last_value, read_metrics, torn_metrics
 from gptlab.tracking.mirror import Mirror, Mode, choose_mode, identification
-from gptlab.tracking.run import LOG, InitialWeights, Outcome, Run, TextRecord
+from gptlab.tracking.reading import check_files_are_its_own
+from gptlab.tracking.records import InitialWeights, Outcome, TextRecord
+from gptlab.tracking.run import LOG, Run
 from gptlab.training import checkpoint as checkpoints
 from gptlab.training import messages, optimizer
 from gptlab.training.initial import check_weights_fit, initial_model
@@ -143,13 +146,24 @@ def stored_text(run: Run) -> Text:
         BadInputError: It is gone or has changed.
     """
     record = run.record.text
-    text = texts.locate(record.source if record.source in texts.NAMED else record.path)
+    if record.source in texts.NAMED:
+        text = texts.locate(record.source)
+    else:
+        path = Path(record.path)
+        if path.is_file() and (size := path.stat().st_size) != record.bytes:  # so it need not be read
+            raise _changed(run, f"{record.bytes:,} bytes", f"{size:,}")
+        text = texts.locate(record.path)
     if text.sha256 != record.sha256:
-        raise BadInputError(
-            f"the text of {run.id} has changed: {record.path} had sha256 {record.sha256} and has {text.sha256}; "
-            f"restore it, or start a new run with: {command('run', run.record.spec.name, '--text', record.path)}"
-        )
+        raise _changed(run, f"sha256 {record.sha256}", text.sha256)
     return text
+
+
+def _changed(run: Run, had: str, has: str) -> BadInputError:
+    path = run.record.text.path
+    return BadInputError(
+        f"the text of {run.id} has changed: {path} had {had} and has {has}; "
+        f"restore it, or start a new run with: {command('run', run.record.spec.name, '--text', path)}"
+    )
 
 
 def _material(experiment: Experiment, text: Text, seed: int) -> Material:
@@ -171,6 +185,7 @@ def _go_on(run: Run, steps: int, material: Material, settings: Settings, options
     if status == "complete" and steps <= done:
         messages.complete(run, steps, done, console)
         return Result(run)
+    check_files_are_its_own(run.directory)
     with RunLock(run.directory) as lock, StopSignals() as signals:
         run = runs.load(run.directory)  # as the process that created it first wrote it
         checkpoints.clear_remains(run.directory)
@@ -273,7 +288,7 @@ def _add_sample(run: Run, model: GPT, console: Console) -> None:
     train = run.record.spec.train
     try:
         text = sample(model, train.prompt, trained_length=train.sequence_length, seed=run.record.seed)
-    except BadInputError as error:
+    except GptlabError as error:
         console.notice(f"no sample: {error}")
     else:
         run.add_sample(run.target(), train.prompt, text)

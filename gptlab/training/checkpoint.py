@@ -109,7 +109,10 @@ def check_space(run_directory: Path, spec: Experiment) -> None:
 def clear_remains(run_directory: Path) -> None:
     """Remove what a crash left half-written or half-removed."""
     for name in (STAGING, TRASH):
-        shutil.rmtree(run_directory / CHECKPOINTS / name, ignore_errors=True)
+        path = run_directory / CHECKPOINTS / name
+        if path.is_file():
+            path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> FileDigest:

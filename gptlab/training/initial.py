@@ -1,15 +1,16 @@
 """Where a run's weights come from: its seed, or another run."""
 
+import hashlib
 from pathlib import Path
 
-from gptlab.data.text import sha256_of
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec
-from gptlab.tracking.checkpoints import MANIFEST, MODEL, digest_of, pick
-from gptlab.tracking.run import InitialWeights, Run, find
-from gptlab.training.restore import read_tensors, weight_shapes
+from gptlab.tracking.checkpoints import MODEL, pick, read_tensor_file
+from gptlab.tracking.records import InitialWeights
+from gptlab.tracking.run import Run, find
+from gptlab.training.restore import Tensors, read_tensors, weight_shapes
 
 
 def weights_of(reference: str) -> InitialWeights:
@@ -24,22 +25,21 @@ def weights_of(reference: str) -> InitialWeights:
     run = find(name if at else reference)
     checkpoint = pick(run.directory, int(step) if at else None)
     path = checkpoint.directory / MODEL
-    if not path.is_file() or digest_of(path) != checkpoint.manifest.files[MODEL]:
-        raise BadInputError(f"{path} is missing or damaged: it is not what {MANIFEST} says; choose another step")
-    return InitialWeights(run=run.id, step=checkpoint.step, path=str(path), sha256=sha256_of(path))
+    try:
+        content = read_tensor_file(path, run.record.spec.model, checkpoint.manifest.files[MODEL])
+    except GptlabError as error:
+        raise BadInputError(f"{error}; choose another step") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    return InitialWeights(run=run.id, step=checkpoint.step, path=str(path), sha256=sha256)
 
 
 def check_weights_fit(weights: InitialWeights, spec: ModelSpec) -> None:
     """See that a warm start is possible.
 
     Raises:
-        BadInputError: The weights are another model's.
+        BadInputError: The weights are another model's, or no longer where they were.
     """
-    path = Path(weights.path)
-    try:
-        read_tensors(path, path.read_bytes(), weight_shapes(spec))
-    except GptlabError as error:
-        raise BadInputError(str(error)) from error
+    _read(weights, spec)
 
 
 def initial_model(run: Run) -> GPT:
@@ -52,11 +52,18 @@ def initial_model(run: Run) -> GPT:
     parent = record.initial_weights
     if parent is None:
         return gpt.build(record.spec.model, record.seed)
-    path = Path(parent.path)
-    if not path.is_file() or sha256_of(path) != parent.sha256:
-        raise BadInputError(
-            f"{run.id} starts from the weights of {parent.run} at step {parent.step}, which are no longer in {path}"
-        )
+    weights = _read(parent, record.spec.model)
     model = gpt.empty(record.spec.model)
-    model.load_state_dict(read_tensors(path, path.read_bytes(), weight_shapes(record.spec.model)))
+    model.load_state_dict(weights)
     return model
+
+
+def _read(weights: InitialWeights, spec: ModelSpec) -> Tensors:
+    path = Path(weights.path)
+    try:
+        content = read_tensor_file(path, spec)
+        if hashlib.sha256(content).hexdigest() != weights.sha256:
+            raise GptlabError(f"{path} has changed: its sha256 is not {weights.sha256}")
+        return read_tensors(path, content, weight_shapes(spec))
+    except GptlabError as error:
+        raise BadInputError(f"{error}; the run starts from {weights.run} at step {weights.step}") from error

@@ -16,7 +16,7 @@ from gptlab.tracking.run import Run
 from gptlab.training.attempt import stored_text
 from gptlab.training.evaluate import evaluate
 from gptlab.training.restore import load_model
-from gptlab.training.settings import Available, keep_freed_memory, resolve
+from gptlab.training.settings import Available, keep_freed_memory, memory_errors_explained, resolve
 
 
 def judge(run: Run, *, step: int | None, text: str | None, device: str, console: Console) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def judge(run: Run, *, step: int | None, text: str | None, device: str, console:
     starts = validation_starts(held_out, spec.train.sequence_length, None)
     keep_freed_memory()
     model = load_model(checkpoint, spec.model).to(settings.device)
-    with Progress(console=console.rich, transient=True) as bar:
+    with memory_errors_explained(spec.train), Progress(console=console.rich, transient=True) as bar:
         task = bar.add_task("  windows", total=len(starts))
         evaluation = evaluate(
             model,

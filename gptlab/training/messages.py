@@ -1,5 +1,6 @@
 """What an attempt says when it opens, when it closes, and when there is nothing to do."""
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from gptlab.tracking import provenance
 from gptlab.tracking import run as runs
 from gptlab.tracking.checkpoints import list_checkpoints
 from gptlab.tracking.metrics import last_value, read_metrics
-from gptlab.tracking.run import Outcome, Run
+from gptlab.tracking.records import Outcome
+from gptlab.tracking.run import Run
 from gptlab.training.loop import Material
 from gptlab.training.settings import Settings, device_name
 
@@ -58,9 +60,9 @@ def complete(run: Run, steps: int, done: int, console: Console) -> None:
     """The run has all the steps that were asked for."""
     more = f", more than the {steps} asked for" if steps < done else ""
     console.say(f"{run.id} is complete: {done} steps{more}; nothing changed", style="bold")
-    last = [row for row in run.attempts() if row["event"] == "start"][-1]
+    last = run.starts()[-1:]
     now = provenance.working_tree().facts()
-    if any(last[key] != now[key] for key in ("git_commit", "diff_sha256")):
+    if any(start.get(key) != now[key] for start in last for key in ("git_commit", "diff_sha256")):
         console.notice("the code has changed since; --fresh moves the run to the trash and starts it again")
     _results(run, console)
     _next_commands(run, console)
@@ -100,7 +102,7 @@ def opening(
 
 def changed_surroundings(run: Run, facts: dict[str, Any], console: Console) -> None:
     """Say what differs from the attempt before, where that may change the numbers."""
-    starts = [row for row in run.attempts() if row["event"] == "start"]
+    starts = run.starts()
     if not starts or not facts["from_step"]:
         return
     keys = ("device", "torch", "threads", "git_commit", "diff_sha256")
@@ -118,10 +120,9 @@ def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> No
         console.say(f"{run.id} was interrupted {where}", style="bold yellow")
         console.fact("go on", command("resume", run.id))
         return
-    rows = read_metrics(run.directory)
-    console.say(
-        f"{run.id} is complete: {step} steps in {duration(rows[-1]['elapsed_s'])} of training", style="bold green"
-    )
+    elapsed_s = last_value(read_metrics(run.directory), "elapsed_s")
+    took = f" in {duration(elapsed_s)} of training" if elapsed_s is not None and math.isfinite(elapsed_s) else ""
+    console.say(f"{run.id} is complete: {step} steps{took}", style="bold green")
     _results(run, console)
     for line in run.samples()[-1:]:
         console.fact("sample", printable(line["prompt"] + line["text"]).replace("\n", "\n" + " " * 13))
@@ -132,16 +133,17 @@ def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> No
 
 def _results(run: Run, console: Console) -> None:
     rows = read_metrics(run.directory)
+    train, val, bpb = (_number(last_value(rows, column)) for column in ("train/loss", "val/loss", "val/bpb"))
     se = last_value(rows, "val/loss_se")
-    console.fact("train loss", f"{last_value(rows, 'train/loss'):.4f} nats/token")
-    console.fact(
-        "val loss",
-        f"{last_value(rows, 'val/loss'):.4f}{f' ± {se:.4f}' if se is not None else ''} nats/token · "
-        f"{last_value(rows, 'val/bpb'):.4f} bits/byte",
-    )
+    console.fact("train loss", f"{train} nats/token")
+    console.fact("val loss", f"{val}{'' if se is None else f' ± {se:.4f}'} nats/token · {bpb} bits/byte")
     console.fact("directory", project.shown(run.directory))
     for checkpoint in list_checkpoints(run.directory)[-1:]:
         console.fact("checkpoint", f"checkpoints/{checkpoint.directory.name} in it")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _next_commands(run: Run, console: Console) -> None:

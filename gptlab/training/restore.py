@@ -1,6 +1,7 @@
 """Reading checkpoints. Nothing in a file is believed before size, checksum, names, shapes and dtypes are checked.
 
 Files are read, not mapped: one that shrinks under a map kills the process, and one that is edited changes the tensors.
+A model is built after its file was read: so there are as many bytes as the spec says that there are parameters.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import xxhash
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -17,7 +17,15 @@ from gptlab.errors import GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec
-from gptlab.tracking.checkpoints import CHECKPOINTS, MANIFEST, MODEL, OPTIMIZER, Checkpoint, list_checkpoints
+from gptlab.tracking.checkpoints import (
+    CHECKPOINTS,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    Checkpoint,
+    list_checkpoints,
+    read_tensor_file,
+)
 
 Tensors = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -40,16 +48,16 @@ def newest_state(run_directory: Path, spec: ModelSpec, notice: Callable[[str], N
     """
     damage = None
     committed = list_checkpoints(run_directory)
+    whole = {checkpoint.directory for checkpoint in committed}
     for directory in sorted((run_directory / CHECKPOINTS).glob("step-*")):
-        if directory not in [checkpoint.directory for checkpoint in committed]:  # it was committed once
+        if directory not in whole:  # it was committed once
             damage = GptlabError(f"{directory / MANIFEST} is missing or damaged")
             notice(f"{damage}; the checkpoint before it is used, if there is one")
     for checkpoint in reversed(committed):
         if not checkpoint.resumable:
             continue
         try:
-            weights = _read(checkpoint, MODEL, weight_shapes(spec))
-            return State(checkpoint, weights, _read(checkpoint, OPTIMIZER, _moment_shapes(spec)))
+            return State(checkpoint, _weights(checkpoint, spec), _moments(checkpoint, spec))
         except GptlabError as error:
             damage = error
             notice(f"{error}; the checkpoint before it is used, if there is one")
@@ -64,8 +72,9 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
     Raises:
         GptlabError: The file is damaged or another model's.
     """
+    weights = _weights(checkpoint, spec)
     model = gpt.empty(spec)
-    model.load_state_dict(_read(checkpoint, MODEL, weight_shapes(spec)))
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -98,21 +107,22 @@ def read_tensors(path: Path, content: bytes, shapes: Shapes) -> Tensors:
     return tensors
 
 
-def _read(checkpoint: Checkpoint, name: str, shapes: Shapes) -> Tensors:
-    path, expected = checkpoint.directory / name, checkpoint.manifest.files.get(name)
-    if expected is None or not path.is_file():
-        raise GptlabError(f"{path} is missing")
-    if path.stat().st_size != expected.bytes:
-        raise GptlabError(f"{path} has {path.stat().st_size:,} bytes, not {expected.bytes:,}")
-    content = path.read_bytes()
-    if xxhash.xxh3_128_hexdigest(content) != expected.xxh3_128:
-        raise GptlabError(f"{path} is damaged: its checksum is not the one in {MANIFEST}")
-    return read_tensors(path, content, shapes)
+def _weights(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
+    path = checkpoint.directory / MODEL
+    content = read_tensor_file(path, spec, checkpoint.manifest.files[MODEL])
+    return read_tensors(path, content, weight_shapes(spec))
 
 
-def _moment_shapes(spec: ModelSpec) -> Shapes:
-    return {
+def _moments(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
+    path = checkpoint.directory / OPTIMIZER
+    content = read_tensor_file(path, spec, checkpoint.manifest.files[OPTIMIZER])
+    shapes = {
         f"{name}/{key}": () if key == "step" else shape
         for name, shape in weight_shapes(spec).items()
         for key in ("step", "exp_avg", "exp_avg_sq")
     }
+    tensors = read_tensors(path, content, shapes)
+    for name, tensor in tensors.items():
+        if name.endswith("/step") and not tensor >= 1:  # AdamW divides by what it has after so many
+            raise GptlabError(f"{path} has {name} as {tensor.item()}, which no training comes to")
+    return tensors

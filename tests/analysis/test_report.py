@@ -1,14 +1,19 @@
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import plotly.offline
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from strategies import as_json, oddly
 
-from analysis import load, report
+from analysis import load, plots, report
 from gptlab import project
-from gptlab.tracking.metrics import METRICS
+from gptlab.tracking.metrics import COLUMNS, COUNTS, METRICS
 from gptlab.tracking.run import RECORD, SAMPLES, Run
 
 MakeRun = Callable[..., Run]
@@ -89,7 +94,7 @@ def test_a_hostile_run_id_does_not_leave_the_plots_script(make_run: MakeRun) -> 
     assert r"\u003cscript\u003ealert(1)" in html
 
 
-@pytest.mark.parametrize("sample", ["``` \n# heading\n<b>", "a\r# heading\x0b\x1b[31m\x00", "a\u2028# heading\ud800"])
+@pytest.mark.parametrize("sample", ["``` \n# heading\n<b>", "a\r# heading\x0b\x1b[31m\x00", "a\u2028# heading"])
 def test_a_sample_of_any_characters_stays_one_block_of_code(make_run: MakeRun, sample: str) -> None:
     run = make_run()
     (run.directory / SAMPLES).write_text(json.dumps({"step": 20, "prompt": "", "text": sample}) + "\n")
@@ -127,19 +132,44 @@ def test_without_runs_the_report_says_how_to_make_one(capsys: pytest.CaptureFixt
         assert lines[0] in text
 
 
-def test_a_damaged_run_is_left_out_with_a_warning(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
-    run = make_run()
-    (run.directory / RECORD).write_text("{}")
+NUMBERS = st.floats() | st.sampled_from([1e308, -1e308, 1e-320, math.inf, math.nan])
+ROWS = st.fixed_dictionaries(
+    {"step": st.integers(0, 2**63 - 1) | st.sampled_from([0, 1, 10])},
+    optional={
+        column: st.integers(0, 2**63 - 1) if column in COUNTS else NUMBERS for column in COLUMNS if column != "step"
+    }
+    | {"val/yardstick": st.text(max_size=5)},
+)
+
+
+@pytest.fixture
+def two_runs(make_run: MakeRun) -> tuple[Run, Run]:
+    return make_run("odd"), make_run("whole")
+
+
+@settings(max_examples=settings.default.max_examples // 4)
+@given(rows=st.lists(ROWS, max_size=6), odd=st.lists(oddly({"step": 1, "val/loss": 2.0}), max_size=1))
+def test_whatever_numbers_a_run_has_there_is_a_report(
+    two_runs: tuple[Run, Run], rows: list[Any], odd: list[Any]
+) -> None:
+    run, whole = two_runs
+    (run.directory / METRICS).write_bytes(b"".join(as_json(row) + b"\n" for row in [*rows, *odd]))
+    runs = load.runs()
+    metrics, samples = load.metrics(runs), load.samples(runs)
+    assert whole.id in report.to_markdown(runs, metrics, samples)
+    for column in report.LOSSES:
+        assert plots.loss_curves(metrics, column=column).to_json()
+
+
+@pytest.mark.parametrize("name", [RECORD, METRICS])
+def test_a_damaged_run_is_left_out_with_a_warning_and_the_others_are_reported(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    damaged, whole = make_run("damaged"), make_run("whole")
+    (damaged.directory / name).write_text("torn\n")
     assert report.main([]) == 0
-    assert str(run.directory) in caplog.text
-    assert "no runs yet" in (project.runs_directory() / "report.md").read_text()
-
-
-def test_damaged_metrics_are_one_line_on_stderr(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run()
-    (run.directory / METRICS).write_text("torn\n")
-    assert report.main([]) == 1
-    output = capsys.readouterr()
-    assert output.err.count("\n") == 1
-    assert str(run.directory) in output.err
-    assert not (project.runs_directory() / "report.md").exists()
+    (warning,) = caplog.messages
+    assert str(damaged.directory / name) in warning
+    for text in written():
+        assert whole.id in text
+        assert damaged.id not in text

@@ -1,11 +1,13 @@
 import json
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptlab.errors import GptlabError
-from gptlab.tracking.files import append_json_line, read_json_lines, torn_bytes, write_durably
+from gptlab.tracking.files import append_json_line, write_durably
+from gptlab.tracking.reading import read_json_lines, torn_bytes
 
 ROWS = st.lists(
     st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=3), max_size=5
@@ -60,6 +62,17 @@ def test_a_damaged_line_elsewhere_is_named(tmp_path, line):
 def test_nan_is_not_written_as_invalid_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         append_json_line(tmp_path / "rows.jsonl", {"a": float("nan")})
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_what_lies_in_the_way_of_writing_is_replaced_and_never_written_to(tmp_path, link):
+    other = tmp_path / "other"
+    other.write_text("precious")
+    for name in ("a.json", ".a.json.tmp"):
+        link(other, tmp_path / name)
+    write_durably(tmp_path / "a.json", "new")
+    assert (other.read_text(), (tmp_path / "a.json").read_text()) == ("precious", "new")
+    assert not (tmp_path / "a.json").is_symlink()
 
 
 def test_a_file_is_replaced_at_once(tmp_path):

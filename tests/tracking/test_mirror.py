@@ -139,6 +139,15 @@ def server():
         running.shutdown()
 
 
+def test_settings_that_lie_in_a_run_are_not_those_of_the_client(tmp_path):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "run.json").touch()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    script = "from gptlab.tracking import mirror; print(mirror._client().setup().settings.base_url)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, check=True, text=True)
+    assert done.stdout.startswith("https://")
+
+
 CHOOSE = "from gptlab.tracking.mirror import choose_mode; print(choose_mode(None)[0])"
 
 

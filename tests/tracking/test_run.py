@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from hypothesis import given
@@ -26,6 +27,22 @@ def test_a_run_is_read_back_as_it_was_created(new_run):
     assert load(run.directory) == run
     assert run.directory.name == run.id == f"micro-{run.id.split('-')[1]}-s0"
     assert run.record.wandb_id.startswith(run.id + "-")
+
+
+def test_no_run_is_made_where_something_leads_elsewhere(new_run, tmp_path):
+    run = new_run()
+    (run.directory / RECORD).unlink()
+    (run.directory / "heartbeat").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(GptlabError, match="heartbeat is a link"):
+        new_run()
+    assert [path.name for path in run.directory.iterdir()] == ["heartbeat"]
+
+
+def test_creating_a_run_where_another_one_lies_is_refused(new_run):
+    run, other = new_run(), new_run(**{"model.n_layer": 3})
+    shutil.copy(other.directory / RECORD, run.directory / RECORD)
+    with pytest.raises(GptlabError, match=f"{run.directory} holds another run, {other.id}"):
+        new_run()
 
 
 def test_creating_a_run_again_gives_the_one_that_is_there(new_run):
@@ -73,13 +90,71 @@ def test_a_prefix_that_is_a_whole_id_is_that_run(new_run):
     assert find(run.id) == run
 
 
-@given(reference=st.text(max_size=20))
-def test_no_reference_leaves_the_runs_directory(reference):
+def everything(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+WORDS = st.text(max_size=6) | st.sampled_from(
+    [
+        "",
+        ".",
+        "..",
+        "~",
+        "~root",
+        "runs",
+        "micro",
+        "micro-",
+        "-s0",
+        "-s1",
+        "*",
+        "?",
+        ".trash",
+        "outside",
+        "run.json",
+        "@40",
+    ]
+)
+
+
+@given(data=st.data())
+def test_whatever_is_to_be_removed_it_is_one_run_or_none(new_run, tmp_path, data):
+    runs = [new_run(), new_run(seed=1)]
+    (tmp_path / "outside").mkdir(exist_ok=True)
+    (tmp_path / "outside" / "precious").touch()
+    words = WORDS | st.sampled_from([*(run.id for run in runs), *(str(run.directory) for run in runs), str(tmp_path)])
+    reference = data.draw(st.sampled_from(["/", ""])).join(data.draw(st.lists(words, min_size=1, max_size=4)))
+    before = everything(tmp_path)
     try:
-        find(reference)
-    except BadInputError:
+        trashed = find(reference).move_to_trash()
+    except GptlabError:
+        assert everything(tmp_path) == before
         return
-    pytest.fail("there is nothing to find")
+    assert trashed.parent == tmp_path / "runs" / ".trash"
+    (gone,) = [run for run in runs if not run.directory.exists()]
+    assert gone.id == load(trashed).id
+    assert [path for path in before if path not in everything(tmp_path)] == [
+        path for path in before if gone.id in path and ".trash" not in path
+    ]
+    trashed.rename(gone.directory)
+
+
+@given(data=st.data())
+def test_no_reference_to_weights_leaves_the_runs(new_run, tmp_path, data):
+    from gptlab.training.initial import weights_of
+
+    new_run()
+    with pytest.raises(BadInputError):
+        weights_of("".join(data.draw(st.lists(WORDS | st.just("/"), max_size=5))))
+
+
+def test_a_trash_that_leads_elsewhere_is_not_used(new_run, tmp_path):
+    run = new_run()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs" / ".trash").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(GptlabError, match=r"\.trash is a link"):
+        run.move_to_trash()
+    assert run.directory.is_dir()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_the_trash_keeps_a_removed_run_and_is_not_listed(new_run):

@@ -1,19 +1,23 @@
 """A damaged checkpoint is named and passed over; nothing in it reaches a model."""
 
 import json
+import math
+import os
 import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
+from strategies import as_json, damaged, oddly
 
 from gptlab.errors import GptlabError
 from gptlab.tracking.checkpoints import CHECKPOINTS, MANIFEST, MODEL, OPTIMIZER, digest_of, list_checkpoints
-from gptlab.training.restore import load_model, newest_state
+from gptlab.training.restore import load_model, newest_state, read_tensors
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def test_a_file_of_another_size_is_named_and_the_older_checkpoint_used(kept, res
     assert str(path) in notices[0]
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings.default.max_examples // 2)
 @given(name=st.sampled_from([MODEL, OPTIMIZER]), where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_noticed(kept, restored, name, where, bit):
     path = kept / name
@@ -101,6 +105,17 @@ def test_a_directory_whose_manifest_is_damaged_is_no_checkpoint(kept, restored, 
 def test_a_manifest_of_another_step_is_no_checkpoint(kept, restored):
     shutil.copy(kept.parent / "step-00000030" / MANIFEST, kept / MANIFEST)
     assert restored()[0] == 30
+
+
+@pytest.mark.parametrize("size", [10 << 30, 1_000])
+def test_a_file_that_is_not_as_long_as_the_models_tensors_is_not_even_read(kept, restored, size):
+    os.truncate(kept / MODEL, size)
+    manifest = json.loads((kept / MANIFEST).read_text())
+    manifest["files"][MODEL]["bytes"] = size
+    (kept / MANIFEST).write_text(json.dumps(manifest))
+    step, notices = restored()
+    assert step == 30
+    assert f"{kept / MODEL} is another model's: {size:,} bytes" in notices[0]
 
 
 def without(tensors):
@@ -179,6 +194,42 @@ def test_a_hostile_header_is_an_error_that_names_the_file_even_under_a_valid_man
     assert str(kept / MODEL) in notices[0]
 
 
+TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(3), "a.bias/step": torch.tensor(4.0)}
+SHAPES = {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
+SAVED = save(TENSORS, {"gptlab": "{}"})
+LENGTH = struct.unpack("<Q", SAVED[:8])[0]
+HEADER = json.loads(SAVED[8 : 8 + LENGTH])
+CHANGED = oddly(HEADER).map(lambda document: header(as_json(document)) + SAVED[8 + LENGTH :])
+
+
+@given(content=damaged(SAVED) | CHANGED | st.binary(max_size=64))
+def test_whatever_a_file_of_tensors_holds_they_are_the_models_or_it_is_named(content):
+    path = Path("/runs/a/model.safetensors")
+    try:
+        tensors = read_tensors(path, content, SHAPES)
+    except GptlabError as error:
+        message = str(error)
+        assert message.startswith(str(path))
+        return
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == SHAPES
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+@given(data=st.data())
+def test_whatever_a_manifest_says_it_is_a_checkpoints_or_there_is_none(kept, micro, data):
+    document = json.loads((kept / MANIFEST).read_text())
+    changed = oddly(document).map(as_json) | damaged(as_json(document))
+    (kept / MANIFEST).write_bytes(data.draw(changed))
+    try:
+        state = newest_state(kept.parents[1], micro.model, lambda notice: None)
+    finally:
+        (kept / MANIFEST).write_text(json.dumps(document))
+    assert state.checkpoint.step in {30, 40}
+    progress = state.checkpoint.manifest.progress
+    assert 0 <= progress.metrics_bytes < 2**63
+    assert math.isfinite(progress.loss_sum)
+
+
 def test_where_no_checkpoint_is_whole_the_error_says_so(kept, micro):
     for checkpoint in list_checkpoints(kept.parents[1]):
         (checkpoint.directory / OPTIMIZER).write_bytes(b"")
@@ -215,5 +266,5 @@ def test_a_damaged_file_gives_no_model(kept, micro):
 
 def test_a_model_of_another_shape_is_refused(kept, micro):
     wider = micro.with_changes({"model.n_embd": 16}).model
-    with pytest.raises(GptlabError, match="but this model's is"):
+    with pytest.raises(GptlabError, match="is another model's"):
         load_model(list_checkpoints(kept.parents[1])[-1], wider)

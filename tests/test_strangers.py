@@ -1,0 +1,241 @@
+"""A run directory from a stranger is listed, reported, sampled and resumed, and nothing in it is executed.
+
+Each attack is made on a copy of a real run, and then every command meets it in a child process: under Python's audit
+hook, with a limit on its memory, and killed if it hangs. Nothing that is not the run's is opened or changed, and what
+cannot be used costs one line and leaves the other runs as they are.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from attacks import Attack, attacks
+from support import run_attempt
+from watched import Watch, in_child
+
+from analysis import load as tables
+from analysis import report
+from gptlab import cli
+from gptlab.errors import GptlabError
+from gptlab.spec import Experiment
+from gptlab.tracking.run import RECORD
+from gptlab.training import initial
+
+
+@pytest.fixture(scope="module")
+def two_runs(micro, cache, tmp_path_factory) -> Path:
+    """A runs directory with the stranger's run, of seed 0, and one of the user's own."""
+    runs = tmp_path_factory.mktemp("begun") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_RUNS", str(runs))
+        patch.setenv("GPTLAB_CACHE", str(cache))
+        for seed in (0, 1):
+            run = run_attempt(micro, seed).run
+            segment = run.directory / "wandb" / "offline-run-20260101_000000-x"
+            segment.mkdir(parents=True)
+            (segment / "run-x.wandb").touch()
+    return runs
+
+
+@pytest.fixture
+def outside(tmp_path) -> Path:
+    """What belongs to the user."""
+    folder = tmp_path / "outside"
+    (folder / "folder" / "step-00000001").mkdir(parents=True)
+    (folder / "bashrc").write_text("export PATH\n")
+    (folder / "folder" / "step-00000001" / "manifest.json").write_text("{}")
+    (folder / "folder" / "notes.txt").write_text("precious\n")
+    return folder
+
+
+@pytest.fixture
+def runs(two_runs, tmp_path) -> Path:
+    shutil.copytree(two_runs, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def contents(folder: Path, besides: list[Path]) -> dict[str, bytes | None]:
+    """What lies below a folder, files with their bytes; some folders are left out."""
+    found: dict[str, bytes | None] = {}
+    for path in sorted(folder.iterdir()):
+        if path in besides:
+            continue
+        found[str(path)] = path.read_bytes() if path.is_file() and path.stat().st_size < 1e9 else None
+        if path.is_dir():
+            found |= contents(path, besides)
+    return found
+
+
+def outcome(command: Callable[[], object]) -> tuple[int, str, str]:
+    """The code with which a command ends, what it says on stdout and on stderr."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            command()
+        except GptlabError as error:
+            code = error.exit_code
+            err.write(f"error: {error}\n")
+        except OSError as error:  # as `main` does it
+            code = 1
+            err.write(f"error: {error}\n")
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+def typed(*words: str) -> Callable[[], object]:
+    """A command line."""
+
+    def run() -> None:
+        sys.argv = ["gptlab", *words]
+        cli.main()
+
+    return run
+
+
+def meet_all_commands(name: str, micro: Experiment) -> dict[str, tuple[int, str, str]]:
+    """What each command says to a run."""
+    logging.getLogger().handlers.clear()  # warnings go where they go without pytest
+    os.execv = lambda *arguments: None
+    commands = {
+        "runs": typed("runs"),
+        "runs --json": typed("runs", "--json"),
+        "show": typed("show", name),
+        "show --json": typed("show", name, "--json"),
+        "report": lambda: report.main([]),
+        "weights": tables.checkpoints,
+        "sample": typed("sample", name, "--tokens", "2"),
+        "eval": typed("eval", name, "--json"),
+        "dashboard": typed("dashboard", name),
+        "from": lambda: initial.weights_of(f"{name}@40"),
+        "resume": typed("resume", name, "--steps", "41", "--wandb", "off"),
+        "run": lambda: run_attempt(micro, steps=42),
+        "rm": typed("rm", name),
+    }
+    return {label: outcome(command) for label, command in commands.items()}
+
+
+OURS = (".trash", "report.md", "report.html", ".report.md.tmp", ".report.html.tmp")
+"""What commands make beside the runs."""
+
+
+@pytest.mark.parametrize("attack", list(attacks()), ids=str)
+def test_a_hostile_run_is_refused_or_used_and_nothing_else_is_touched(attack: Attack, runs, outside, micro, tmp_path):
+    hostile, own = sorted(runs.iterdir())
+    attack.make(hostile, outside)
+    recorded = (hostile / RECORD).exists()
+    before = contents(tmp_path, besides=[hostile, runs / ".trash"])
+    (tmp_path / "result").mkdir()
+    cache = Path(os.environ["GPTLAB_CACHE"])
+    watch = Watch(
+        writable=[hostile, cache, *(runs / name for name in OURS)],
+        hostile=hostile,
+        private=outside,
+    )
+    said = in_child(lambda: meet_all_commands(hostile.name, micro), watch, tmp_path / "result" / "said.json")
+    for label, (code, _, err) in said.items():
+        assert "Traceback" not in err, label
+        assert code in {0, 1, 2, 3}, label
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == (code != 0), label
+    listed = [row["run"] for row in json.loads(said["runs --json"][1])]
+    assert own.name in listed
+    assert (len(listed) == 2) == attack.listed
+    assert attack.listed or not recorded or str(hostile) in said["runs"][2]
+    assert own.name in said["runs"][1]
+    assert (said["resume"][0] == 0) == attack.resumes
+    after = contents(tmp_path, besides=[hostile, runs / ".trash"])
+    assert {path: content for path, content in after.items() if path in before} == before
+
+
+PAYLOADS = (
+    "sitecustomize.py", "usercustomize.py", "conftest.py", "torch.py", "typer.py", "json.py", "gptlab/__init__.py",
+    "gptlab/__main__.py", "analysis/__init__.py", "analysis/report.py", "wandb/__init__.py", "wandb/__main__.py",
+    "experiments/__init__.py", "experiments/evil.py", "checkpoints/__init__.py",
+)  # fmt: skip
+
+
+@pytest.fixture
+def loaded(runs, tmp_path) -> tuple[Path, Path]:
+    """A run that is full of code, and the file that appears when any of it is executed."""
+    hostile, mark = min(runs.iterdir()), tmp_path / "executed"
+    for name in PAYLOADS:
+        (hostile / name).parent.mkdir(exist_ok=True)
+        (hostile / name).write_text(f"open({str(mark)!r}, 'w').close()\n")
+    (hostile / "pyproject.toml").write_text("[project]\n")
+    (hostile / "wandb" / "settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    pickled = f"cposix\nsystem\n(Vtouch {mark}\ntR.".encode()
+    for name in ("model.pt", "optimizer.pkl", "checkpoints/step-00000040/model.pt", "metrics.pkl"):
+        (hostile / name).write_bytes(pickled)
+    subprocess.run(["git", "init", "--quiet", hostile], check=True)
+    with (hostile / ".git" / "config").open("a") as file:
+        file.write(f'[core]\n\tfsmonitor = "touch {mark}"\n[diff "x"]\n\tcommand = touch {mark}\n')
+    (hostile / ".gitattributes").write_text("* diff=x\n")
+    return hostile, mark
+
+
+COMMANDS = (
+    ["runs"], ["list"], ["show", "."], ["sample", ".", "--tokens", "2"], ["eval", "."],
+    ["resume", ".", "--steps", "41", "--wandb", "off"],
+)  # fmt: skip
+
+TYPED = """
+import json, os, sys
+from gptlab import cli
+from analysis import report
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["gptlab", *words]
+    try:
+        cli.main()
+    except SystemExit as exit_:
+        assert not exit_.code, words
+report.main([])
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_a_real_process_inside_a_run_full_of_code_executes_none_of_it(loaded, tmp_path):
+    hostile, mark = loaded
+    script, trace = tmp_path / "bin" / "gptlab", tmp_path / "trace"
+    script.parent.mkdir()
+    script.write_text(TYPED)
+    command = [
+        "strace",
+        "--seccomp-bpf",
+        "-f",
+        "-qq",
+        "-e",
+        "trace=execve,openat,unlinkat,unlink,rename,connect",
+        "-o",
+        trace,
+    ]
+    subprocess.run([*command, sys.executable, script, json.dumps(COMMANDS)], cwd=hostile, check=True)
+    assert not mark.exists()
+    calls = trace.read_text(errors="replace")
+    started = {Path(path) for path in re.findall(r' execve\("([^"]+)".* = 0$', calls, re.MULTILINE)}
+    assert {path.name for path in started} <= {Path(sys.executable).name, "git", "uname"}
+    assert not [path for path in started if tmp_path in path.parents]
+    written = re.findall(r' openat\([^,]+, "([^"]+)", O_(?:WRONLY|RDWR).* = \d+$', calls, re.MULTILINE)
+    places = (hostile, Path(os.environ["GPTLAB_CACHE"]), *(hostile.parent / name for name in OURS))
+    assert len(written) > 10
+    for path in map(Path, written):
+        assert path == Path("/dev/null") or any(place in (path, *path.parents) for place in places), path
+
+
+def test_the_dashboard_of_a_run_full_of_code_executes_none_of_it(loaded, tmp_path):
+    hostile, mark = loaded
+    script = tmp_path / "gptlab"
+    script.write_text("from gptlab import cli\ncli.main()\n")
+    command = [sys.executable, script, "dashboard", "."]
+    done = subprocess.run(command, cwd=hostile, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert "TTY" in done.stderr, "W&B's own program did not begin"
+    assert not mark.exists()
