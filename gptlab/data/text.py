@@ -7,9 +7,11 @@ stand.
 import hashlib
 import http.client
 import importlib.metadata
+import json
 import logging
 import os
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,10 @@ PANDAS_DOCS_SHA256 = "24d7b6578989cb289e5843917ff6daeba241ea1bc9d90391465ea1ace7
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_BYTES = 1_115_394
+
+REMEMBERED_BYTES = 1 << 24
+SETTLED_NS = 2_000_000_000
+"""A file that changed just now could change again without another time of change: clocks of file systems are coarse."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +73,24 @@ def locate(source: str) -> Text:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's sha256, in hexadecimal."""
+    """The file's sha256, in hexadecimal; a big file's is remembered for as long as nothing about it changes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        facts = os.fstat(file.fileno())
+        if facts.st_size < REMEMBERED_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        note = project.cache_directory() / "sha256" / f"{facts.st_dev}-{facts.st_ino}.json"
+        state = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
+        try:
+            document = json.loads(note.read_bytes())
+            if document["state"] == state:
+                return str(document["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not remembered
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time_ns() - max(state[1:]) > SETTLED_NS:
+        with _published(note) as remembered:
+            remembered.write(json.dumps({"state": state, "sha256": digest}).encode())
+    return digest
 
 
 def _user_file(source: str) -> Path:

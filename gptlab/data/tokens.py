@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gptlab import project
@@ -90,7 +90,7 @@ def prepare(text: Text, val_fraction: float) -> Tokens:
     key = [text.sha256, tokenizer.TOKENIZER_SHA256, val_fraction, str(TOKEN_DTYPE), PIECE_CHARACTERS]
     folder = project.cache_directory() / "tokens" / hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with _locked(folder.with_suffix(".lock")):
         parts = _read_meta(folder)
         if parts is None:
             if folder.exists():
@@ -104,6 +104,21 @@ def prepare(text: Text, val_fraction: float) -> Tokens:
     if end_of_texts:
         logger.warning("the text holds %d literal %s: they are ordinary text here", end_of_texts, tokenizer.END_OF_TEXT)
     return Tokens(*(_open(folder / f"{name}.u16", parts[name]) for name in ("train", "val")))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; who waits says so."""
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        logger.warning("another process tokenises this text; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _open(path: Path, part: _Part) -> Split:

@@ -301,3 +301,33 @@ def test_shakespeare_in_the_cache_needs_no_network(own_cache: Path, shakespeare_
     (own_cache / "texts").mkdir(parents=True)
     (own_cache / "texts" / "shakespeare.txt").write_bytes(shakespeare_file.read_bytes())
     assert locate("shakespeare").size == text.SHAKESPEARE_BYTES == 1_115_394
+
+
+# --- Big texts ---
+
+
+def test_the_hash_of_a_big_text_is_remembered_until_the_file_changes(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(text, "REMEMBERED_BYTES", 10)
+    monkeypatch.setattr(text, "SETTLED_NS", -1)
+    path = tmp_path / "big.txt"
+    path.write_bytes(b"some words in a text")
+    first = text.sha256_of(path)
+    (note,) = (own_cache / "sha256").iterdir()
+    note.write_text(note.read_text().replace(first, "remembered"))
+    assert text.sha256_of(path) == "remembered"
+    path.write_bytes(b"other words, as long")
+    assert text.sha256_of(path) == hashlib.sha256(b"other words, as long").hexdigest()
+    note.write_text("{")
+    assert text.sha256_of(path) == hashlib.sha256(b"other words, as long").hexdigest()
+
+
+def test_the_hash_of_a_text_that_changed_just_now_is_not_remembered(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(text, "REMEMBERED_BYTES", 10)
+    path = tmp_path / "big.txt"
+    path.write_bytes(b"some words in a text")
+    text.sha256_of(path)
+    assert not (own_cache / "sha256").exists()

@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -562,3 +564,27 @@ def test_a_text_that_changes_while_it_is_read_is_refused_and_nothing_is_cached(t
 
 def test_a_split_at_the_very_start_leaves_nothing_before_it(text_of: TextOf):
     assert split_boundary(text_of(b"Hello brave new world").path, 0) == 0
+
+
+def test_who_waits_for_another_process_says_so(
+    prepared: Callable[..., Tokens], own_cache: Path, caplog: pytest.LogCaptureFixture
+):
+    prepared(b"some words in a text " * 20)
+    (lock,) = (own_cache / "tokens").glob("*.lock")
+    with ThreadPoolExecutor(1) as pool, FileLock(lock):
+        waiting = pool.submit(prepared, b"some words in a text " * 20)
+        while not caplog.records and not waiting.done():
+            time.sleep(0.05)
+        assert not waiting.done()
+        assert "waiting" in caplog.text
+
+
+def test_what_a_killed_process_left_half_made_goes(text_of: TextOf, own_cache: Path):
+    text = text_of(b"some words in a text " * 20)
+    prepare(text, 0.25)
+    (folder,) = (own_cache / "tokens").glob("*/")
+    folder.rename(folder.with_suffix(".making"))
+    (folder.with_suffix(".making") / "train.u16").write_bytes(b"half")
+    made = prepare(text, 0.25)
+    assert decode(made.train) + decode(made.val) == text.path.read_bytes()
+    assert list((own_cache / "tokens").glob("*/")) == [folder]
