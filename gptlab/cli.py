@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, GptlabError
+from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, BadInputError, GptlabError
 
 app = typer.Typer(
     name="gptlab",
@@ -236,6 +236,34 @@ def rm(run: RunArgument) -> None:
     typer.echo(f"moved to {project.shown(find(run).move_to_trash())}")
 
 
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Empty the trash, after showing what goes."""
+    from gptlab.console import printable
+    from gptlab.tracking.trash import discarded
+
+    entries = discarded()
+    for entry in entries:
+        typer.echo(f"{entry.bytes / 2**20:>10,.1f} MiB  {printable(entry.path.name)}", err=as_json)
+    if not entries:
+        typer.echo("the trash is empty", err=as_json)
+    elif not yes:
+        if not sys.stdin.isatty():
+            raise BadInputError(
+                "nobody is there to be asked, so nothing was removed; to empty the trash: gptlab gc --yes"
+            )
+        total = sum(entry.bytes for entry in entries)
+        if not typer.confirm(f"remove {len(entries)}, {total / 2**20:,.1f} MiB, for good?", err=as_json):
+            entries = []
+    for entry in entries:
+        entry.remove()
+    if as_json:
+        _print_json({"removed": [entry.path.name for entry in entries]})
+
+
 def main() -> None:
     """Run the command line; every expected error is one line on stderr."""
     try:
@@ -244,7 +272,7 @@ def main() -> None:
         _fail(error.format_message(), EXIT_BAD_INPUT)
     except GptlabError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", EXIT_SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `gptlab runs | head` needs no message

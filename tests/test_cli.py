@@ -342,7 +342,7 @@ def test_specs_tracking_and_data_start_without_torch():
 
 def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
     group = typer.main.get_command(cli.app)
-    assert set(group.commands) == {"list", "show", "run", "resume", "runs", "sample", "eval", "dashboard", "rm"}
+    assert set(group.commands) == {"list", "show", "run", "resume", "runs", "sample", "eval", "dashboard", "rm", "gc"}
     for name, command in group.commands.items():
         assert command.help
         assert all(parameter.help for parameter in command.params), name
