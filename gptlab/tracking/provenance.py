@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import socket
 import subprocess
@@ -13,6 +14,15 @@ from gptlab import project
 from gptlab.tracking.files import write_durably
 
 PACKAGES = ("torch", "numpy", "safetensors", "tiktoken", "pydantic", "wandb", "pandas")
+DIFF_OPTIONS = (
+    "--binary",
+    "--no-color",
+    "--no-ext-diff",
+    "--no-textconv",
+    "--src-prefix=a/",
+    "--dst-prefix=b/",
+)
+"""A patch that git can apply, whatever the user's configuration makes of `git diff`."""
 
 
 def environment() -> dict[str, Any]:
@@ -30,8 +40,11 @@ class WorkingTree:
     """The project's code as it stands; without a commit where the project is not a git checkout."""
 
     commit: str | None
-    patch: bytes
-    """What differs from the commit: tracked files and untracked `*.py` only, so that no stray secret comes along."""
+    patch: bytes | None
+    """What differs from the commit: tracked files and untracked `*.py` only, so that no stray secret comes along.
+
+    None where git could not say: unknown is not clean.
+    """
 
     @property
     def patch_sha256(self) -> str | None:
@@ -40,12 +53,12 @@ class WorkingTree:
 
     def facts(self) -> dict[str, Any]:
         """As `attempts.jsonl` records it."""
-        dirty = None if self.commit is None else bool(self.patch)
+        dirty = None if self.commit is None or self.patch is None else bool(self.patch)
         return {"git_commit": self.commit, "git_dirty": dirty, "diff_sha256": self.patch_sha256}
 
     def keep_patch(self, directory: Path) -> None:
         """Write `source-HASH8.patch` where something differs."""
-        if self.patch_sha256:
+        if self.patch and self.patch_sha256:
             write_durably(directory / f"source-{self.patch_sha256[:8]}.patch", self.patch)
 
 
@@ -54,9 +67,16 @@ def working_tree() -> WorkingTree:
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return WorkingTree(None, b"")
-    untracked = _git("ls-files", "--others", "--exclude-standard", "-z", "--", "*.py") or b""
-    additions = [_git_diff_new(name) for name in sorted(untracked.decode().split("\0")) if name]
-    changes = _git("diff", "--binary", "HEAD", "--", ".") or b""
+    untracked = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", "*.py")
+    changes = _git("diff", *DIFF_OPTIONS, "HEAD", "--", ".")
+    top = _git("rev-parse", "--show-toplevel")
+    if untracked is None or changes is None or top is None:
+        return WorkingTree(commit.decode().strip(), None)
+    additions = [
+        _git_diff_new(name, os.fsdecode(top.rstrip(b"\n")))
+        for name in sorted(os.fsdecode(untracked).split("\0"))
+        if name
+    ]
     return WorkingTree(commit.decode().strip(), changes + b"".join(additions))
 
 
@@ -75,6 +95,6 @@ def _git(*arguments: str) -> bytes | None:
     return done.stdout
 
 
-def _git_diff_new(name: str) -> bytes:
-    command = ["git", "diff", "--no-index", "--binary", "--", "/dev/null", name]  # exits with 1: they differ
-    return subprocess.run(command, cwd=project.root(), capture_output=True, check=False, timeout=30).stdout
+def _git_diff_new(name: str, top: str) -> bytes:
+    command = ["git", "diff", "--no-index", *DIFF_OPTIONS, "--", "/dev/null", name]  # exits with 1: they differ
+    return subprocess.run(command, cwd=top, capture_output=True, check=False, timeout=30).stdout

@@ -74,3 +74,39 @@ def test_the_environment_names_versions():
     facts = environment()
     assert facts["packages"]["torch"].startswith("2.13.0")
     assert {"host", "platform", "python"} <= facts.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("diff.noprefix", "true"), ("color.ui", "always"), ("diff.external", "false"), ("", "")]
+)
+@pytest.mark.parametrize("inside", [True, False], ids=["a folder of a larger repository", "the repository's root"])
+def test_the_patch_applies_whatever_the_configuration_and_wherever_the_project_lies(
+    checkout, run_directory, tmp_path, monkeypatch, key, value, inside
+):
+    project = checkout
+    if inside:
+        project = checkout / "projects" / "mine"
+        (project / "experiments").mkdir(parents=True)
+        (project / "pyproject.toml").write_text("")
+        git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run([*git, "add", "-A"], check=True)
+        subprocess.run([*git, "commit", "-qm", "second"], check=True)
+        monkeypatch.chdir(project)
+    if key:
+        subprocess.run(["git", "config", key, value], check=True)
+    (project / "pyproject.toml").write_text("changed = 1\n")
+    (project / "größer.py").write_text("print('new')\n")
+    assert source(run_directory)["git_dirty"] is True
+    (patch,) = run_directory.iterdir()
+    subprocess.run(["git", "checkout", "-q", "--", "."], check=True)
+    subprocess.run(["git", "clean", "-qf", "--", "."], check=True)
+    subprocess.run(["git", "apply", str(patch)], check=True)
+    assert (project / "pyproject.toml").read_text() == "changed = 1\n"
+    assert (project / "größer.py").read_text() == "print('new')\n"
+
+
+def test_a_difference_that_git_cannot_tell_is_unknown_and_not_clean(checkout, run_directory):
+    (checkout / ".git" / "index").write_bytes(b"damaged")
+    facts = source(run_directory)
+    assert len(facts["git_commit"]) == 40
+    assert (facts["git_dirty"], facts["diff_sha256"]) == (None, None)
