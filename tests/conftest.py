@@ -13,9 +13,13 @@ from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
 
 # Every test with @given is run by `make test` with a hundred examples and by `make fuzz` with many more. A slow one
 # takes its share: @settings(max_examples=settings.default.max_examples // 4).
-hypothesis.settings.register_profile(
-    "default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
-)
+for profile in ("default", "ci"):  # hypothesis takes the second one by itself where CI is set
+    hypothesis.settings.register_profile(
+        profile,
+        parent=hypothesis.settings.get_profile(profile),
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+    )
 hypothesis.settings.register_profile(
     "fuzz", parent=hypothesis.settings.get_profile("default"), max_examples=int(os.environ.get("EXAMPLES", "10000"))
 )
