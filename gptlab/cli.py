@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -30,6 +31,13 @@ class WandbMode(StrEnum):
     off = "off"
 
 
+class Artifacts(StrEnum):
+    """Which checkpoint W&B gets."""
+
+    best = "best"
+    final = "final"
+
+
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id, a unique prefix of one, or its directory.")
 ]
@@ -37,6 +45,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 WandbOption = Annotated[
     WandbMode | None, typer.Option(help="Default: online with a key and a server that answers, else offline.")
+]
+ArtifactsOption = Annotated[
+    Artifacts | None, typer.Option(help="Give W&B this checkpoint when the attempt ends; none by default.")
 ]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimizer steps in all; more than done extends the run.")]
 DeterministicOption = Annotated[bool, typer.Option("--deterministic", help="Bitwise equal runs on a GPU too; slower.")]
@@ -91,6 +102,7 @@ def run(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move the old run to the trash and start again.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Record where the time of a few steps goes.")] = False,
+    artifacts: ArtifactsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run an experiment, go on with it, or extend it."""
@@ -113,6 +125,7 @@ def run(
         notes=notes,
         fresh=fresh,
         profile=profile,
+        artifacts=artifacts.value if artifacts else None,
     )
     parent = initial.weights_of(from_) if from_ else None
     _finish(attempt.start(experiment, seed, options, Console(stderr=as_json), parent), as_json)
@@ -125,6 +138,7 @@ def resume(
     device: DeviceOption = "auto",
     deterministic: DeterministicOption = False,
     wandb: WandbOption = None,
+    artifacts: ArtifactsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a run from its own stored spec."""
@@ -136,7 +150,11 @@ def resume(
     from gptlab.training import attempt
 
     options = attempt.Options(
-        steps=steps, device=device, deterministic=deterministic, wandb=wandb.value if wandb else None
+        steps=steps,
+        device=device,
+        deterministic=deterministic,
+        wandb=wandb.value if wandb else None,
+        artifacts=artifacts.value if artifacts else None,
     )
     _finish(attempt.resume(found, options, Console(stderr=as_json)), as_json)
 
@@ -216,15 +234,38 @@ def eval_(
 
 
 @app.command()
-def dashboard(run: RunArgument) -> None:
-    """Open W&B's terminal dashboard of a run."""
-    from gptlab import project
-    from gptlab.tracking.mirror import newest_segment
+def sync(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="By default every run that W&B lacks something of.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring W&B up to date with runs, whatever became of earlier attempts to."""
+    from gptlab.tracking import synced
     from gptlab.tracking.run import find
 
-    segment = str(newest_segment(find(run).directory))
-    os.chdir(project.root())  # `-m` imports from where it stands, and wandb reads settings there: never in a run
-    os.execv(sys.executable, [sys.executable, "-m", "wandb", "leet", segment])  # noqa: S606 - there is nothing to quote
+    results = []
+    for found in [find(run) for run in runs] if runs else synced.behind():
+        result = synced.sync(found)
+        typer.echo(result.line(), err=as_json or not result.synced)
+        results.append(result)
+    if as_json:
+        _print_json([asdict(result) for result in results])
+    elif not results:
+        typer.echo("W&B has everything of the runs that it was given")
+    if not all(result.synced for result in results):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def dashboard(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids, unique prefixes of them, or directories.")],
+) -> None:
+    """Open W&B's terminal dashboard of one run or several."""
+    from gptlab.tracking import dashboard
+    from gptlab.tracking.run import find
+
+    dashboard.show([find(run) for run in runs], notice=lambda message: typer.echo(f"note: {message}", err=True))
 
 
 @app.command()

@@ -3,14 +3,14 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Required, Self
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from gptlab.tracking.reading import Count, read_json_lines, torn_bytes
+from gptlab.tracking.reading import Count, read_json_lines, read_json_lines_from, torn_bytes
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
@@ -101,6 +101,21 @@ class MetricsFile:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+
+
+class NewRows:
+    """The rows of a run as they come: each time those that were written since the last time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path, self._read = directory / METRICS, 0
+        self.last_step = -1
+        """The step of the last row that was read."""
+
+    def __iter__(self) -> Iterator[Row]:
+        for row, size in read_json_lines_from(self._path, self._read, _ROW):
+            self._read += size
+            self.last_step = row["step"]
+            yield row
 
 
 def read_metrics(directory: Path) -> list[Row]:

@@ -1,213 +1,143 @@
 """The run in Weights & Biases: a mirror of its directory that never gets in training's way.
 
-Every call of `wandb` sits in `Mirror`; the first that fails turns the mirror off with one notice, and training goes on.
-Rows are those of `metrics.jsonl`, one `log` each, with `step` on the x axis.
+Another process looks after it (`gptlab.tracking.wandb_process`) and reads the run's directory, which has everything.
+Whoever trains only nudges it after each row. Whatever W&B, its service or its server do, training neither waits for
+them nor ends with them; at the end the other process has a bounded time to send the rest, and `gptlab sync` sends what
+is still missing later. It goes on when the one that trains is killed, and sends what was written until then.
 """
 
-import contextlib
+import json
 import os
-import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import IO, Any, Literal, cast
 
 from gptlab import project
-from gptlab.errors import BadInputError
-from gptlab.tracking.metrics import Row
+from gptlab.tracking.metrics import METRICS
 from gptlab.tracking.run import Run
 
 Mode = Literal["online", "offline", "off"]
 Notice = Callable[[str], None]
 
-PROBE_TIMEOUT_S = 1.0
-SETTINGS = {
-    "init_timeout": 15,
-    "finish_timeout": 60,
-    "x_transaction_log_flush_interval": 1,
-    "console": "off",
-    "disable_git": True,
-    "save_code": False,
-    "x_disable_meta": True,
-    "silent": True,
-}
+AUTO, SYNC = "auto", "sync"
+"""Modes beside W&B's own: what the user's settings and the server allow; and online or not at all."""
+
+FINISH_S = 60.0
+"""How long W&B may go on uploading when training has ended, apart from an artifact."""
+START_S = 20.0
+"""How long to wait for the process to come up: importing wandb takes a second, on a busy disk more."""
+METRICS_BYTES_PER_S, ARTIFACT_BYTES_PER_S = 50_000, 1 << 20
+"""What is sent in a second at least."""
+STOPPED_S = 5.0
+"""How much longer to wait for a process that should have ended by itself."""
 
 
-@dataclass(frozen=True)
-class Identification:
-    """What a run is called and filed under in W&B."""
-
-    id: str
-    name: str
-    group: str
-    notes: str
-    tags: list[str]
-    config: dict[str, Any]
+def upload_s(run: Run, finish_s: float) -> float:
+    """Seconds that uploading may go on at the end; more where there is an artifact."""
+    artifact = 4 * run.record.spec.model.parameters if run.starts()[-1].get("artifacts") else 0
+    return finish_s + artifact / ARTIFACT_BYTES_PER_S
 
 
-def identification(run: Run, attempt: Mapping[str, Any]) -> Identification:
-    """What a run is called in W&B.
-
-    Args:
-        run: The run.
-        attempt: The first row of the attempt, as `attempts.jsonl` records it.
-    """
-    record = run.record
-    config = {
-        **record.spec.model_dump(mode="json", include={"model", "data", "train"}),
-        "seed": record.seed,
-        "precision": record.precision,
-        "parameters": record.spec.model.parameters,
-        "git_sha": attempt["git_commit"],
-        "dirty": attempt["git_dirty"],
-        "text_sha256": record.text.sha256,
-        "tokenizer_sha256": record.tokenizer_sha256,
-    }
-    name = record.spec.name
-    return Identification(
-        id=record.wandb_id,
-        name=f"{name}-s{record.seed}",
-        group=run.id.removesuffix(f"-s{record.seed}"),
-        notes=attempt["notes"] or record.spec.why,
-        tags=attempt["tags"],
-        config=config,
-    )
-
-
-def choose_mode(wanted: Mode | None) -> tuple[Mode, str]:
-    """The mode, and why: as wanted, else online where there is a key and the server answers, else offline."""
-    if wanted is not None:
-        return wanted, "as asked"
-    named: dict[str | None, Mode] = {"disabled": "off", "offline": "offline", "online": "online", "dryrun": "offline"}
-    if mode := named.get(os.environ.get("WANDB_MODE")):
-        return mode, "as WANDB_MODE says"
-    try:
-        wandb = _client()
-        if not wandb.login(prompt=False, verify=False):
-            return "offline", "no API key; `wandb login` sets one"
-        host = wandb.setup().settings.base_url
-    except Exception as error:  # whatever a broken installation or setting raises
-        return "off", f"wandb does not work here: {error}"
-    return ("online", host) if _answers(host) else ("offline", f"{host} does not answer")
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S).close()  # noqa: S310 - the user's own W&B server
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
+def longest_s(run: Run, finish_s: float) -> float:
+    """Seconds in which a mirror ends at the latest: connecting, sending all rows, uploading, seeing that all is there."""
+    metrics = run.directory / METRICS
+    backlog = metrics.stat().st_size if metrics.exists() else 0
+    return upload_s(run, finish_s) + finish_s / 2 + backlog / METRICS_BYTES_PER_S
 
 
 class Mirror:
-    """One attempt's connection to W&B; does nothing in mode `off`."""
+    """The process that mirrors a run, as seen by the one that trains it; in mode `off` there is none."""
 
-    def __init__(
-        self, directory: Path, mode: Mode, identification: Identification, rows: list[Row], notice: Notice
-    ) -> None:
-        """Connect, and bring W&B up to the rows that the run has already.
+    def __init__(self, run: Run, mode: str, notice: Notice, into: Path | None = None) -> None:
+        """Start the process. It decides on the mode, and then waits for the first nudge.
 
-        Offline, a new segment replays them and older segments are moved aside, so that each reader sees one curve.
-        Online, the run is resumed and gets the rows after the last one that the server has.
+        Args:
+            run: The run.
+            mode: One of W&B's, `AUTO` or `SYNC`.
+            notice: Is told what goes wrong, once at most.
+            into: Where W&B's own files go, if not into the run.
         """
-        self._notice, self._mode = notice, mode
-        self._run: Any = None
-        self._last = -1
-        """The step of the last row that the server had when we connected; a replay of the earlier ones is the same."""
+        self._run, self._notice = run, notice
+        self.said: dict[str, Any] = {}
+        """What the process has said so far."""
+        self._news, self._ended, self._nudged = threading.Condition(), False, False
+        self._process: subprocess.Popen[bytes] | None = None
         if mode == "off":
+            self.said = {"mode": "off", "why": "as asked"}
             return
-        try:
-            self._run = _connect(directory, mode, identification)
-            self._last = self._run.summary.get("step", -1) if self._run.resumed else -1
-        except Exception as error:
-            self._fail(error)
-            return
-        for row in rows:
-            self.log(row)
+        # `-m` imports from where it stands, and wandb reads settings there: never in a run, which may be a stranger's.
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "gptlab.tracking.wandb_process"),
+                *(str(run.directory.absolute()), str((into or run.directory).absolute()), mode, str(FINISH_S)),
+            ],
+            cwd=project.root(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C on a terminal is for the process that trains
+        )
+        os.set_blocking(self._input.fileno(), False)
+        self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
+        self._listener.start()
+
+    @property
+    def _input(self) -> IO[bytes]:
+        return cast(IO[bytes], cast(subprocess.Popen[bytes], self._process).stdin)
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        for line in cast(IO[bytes], process.stdout):
+            with self._news:
+                self.said |= json.loads(line)
+                self._news.notify_all()
+        code = process.wait()
+        done = "step" in self.said or self.said.get("mode") == "off" or not self._nudged
+        if not done:
+            late = code in {-signal.SIGALRM, -signal.SIGKILL}
+            self.said.setdefault("problem", "it was not done in time" if late else f"its process ended with {code}")
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+        if problem := self.said.get("problem"):
+            self._notice(
+                f"W&B is behind ({problem}); metrics.jsonl has everything, and this sends it later: "
+                f"gptlab sync {self._run.id}"
+            )
+
+    def wait_for(self, word: str) -> None:
+        """Wait until the process has said this, has ended, or is slow to come up."""
+        if self._process:
+            with self._news:
+                self._news.wait_for(lambda: word in self.said or self._ended, START_S)
+
+    def mode(self) -> str:
+        """The mode and why, for people."""
+        self.wait_for("mode")
+        return f"{self.said['mode']} ({self.said['why']})" if "mode" in self.said else "not ready yet"
 
     @property
     def url(self) -> str | None:
         """Where the run is to be seen, when online."""
-        return self._run.url if self._run is not None and self._mode == "online" else None
+        return self.said.get("url")
 
-    def log(self, row: Row, best: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Send one row, unless the server has it; `best` goes to the summary."""
-        if self._run is None or row["step"] <= self._last:
+    def nudge(self) -> None:
+        """Say that the run's directory has something new. Never waits."""
+        if self._process:
+            self._nudged = True
+            with suppress(BlockingIOError, BrokenPipeError):  # it has been told often enough, or is gone
+                os.write(self._input.fileno(), b"\n")
+
+    def finish(self) -> None:
+        """Let the process send the rest and end; within a bound, after which it is killed."""
+        if self._process is None:
             return
-        document = {"_timestamp" if key == "time" else key: value for key, value in row.items()}
-        try:
-            self._run.log(document)
-            for key, value in best.items():
-                if value is not None:
-                    self._run.summary[f"best/{key}"] = value
-        except Exception as error:
-            self._fail(error)
-
-    def finish(self, exit_code: int) -> None:
-        """Close the W&B run; a minute at most."""
-        if self._run is None:
-            return
-        try:
-            self._run.finish(exit_code=exit_code)
-        except Exception as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        self._run = None
-        self._notice(f"W&B is off for this attempt ({type(error).__name__}: {error}); metrics.jsonl has everything")
-
-
-def _connect(directory: Path, mode: Literal["online", "offline"], identification: Identification) -> Any:
-    own = directory / "wandb"
-    own.mkdir(exist_ok=True)
-    os.environ |= {"WANDB_DATA_DIR": str(own), "WANDB_CACHE_DIR": str(own / "cache")}
-    wandb = _client()
-    if mode == "offline":
-        older = own / "replaced"
-        for segment in own.glob("offline-run-*"):
-            older.mkdir(exist_ok=True)
-            shutil.move(segment, older / segment.name)
-    known = wandb.Settings.model_fields
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "gptlab"),
-        id=identification.id,
-        name=identification.name,
-        group=identification.group,
-        job_type="train",
-        notes=identification.notes,
-        tags=identification.tags,
-        config=identification.config,
-        dir=directory,
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-        settings=wandb.Settings(**{key: value for key, value in SETTINGS.items() if key in known}),
-    )
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    return run
-
-
-def _client() -> Any:
-    """The wandb package, with the settings that it finds in the project: in a run, a stranger may have left some."""
-    with contextlib.chdir(project.root()):
-        import wandb
-
-        wandb.setup()
-    return wandb
-
-
-def newest_segment(directory: Path) -> Path:
-    """The W&B directory of the run's last attempt.
-
-    Raises:
-        BadInputError: The run was never mirrored.
-    """
-    segments = [path for path in (directory / "wandb").glob("*run-*") if any(path.glob("*.wandb"))]
-    if not segments:
-        raise BadInputError(f"{directory.name} has no W&B files: it ran with --wandb off")
-    return max(segments, key=lambda path: path.name.split("-run-")[-1].removeprefix("run-"))
+        self._input.close()
+        self._listener.join(longest_s(self._run, FINISH_S) + STOPPED_S)
+        if self._listener.is_alive():
+            self._process.kill()
+            self._listener.join()

@@ -137,9 +137,16 @@ def read_json_lines(path: Path, kind: TypeAdapter[Row] = _ANY_ROW) -> Iterator[R
     Raises:
         GptlabError: Another line is not such a row, or there are too many; the message names file and line.
     """
+    for row, _ in read_json_lines_from(path, 0, kind):
+        yield row
+
+
+def read_json_lines_from(path: Path, start: int, kind: TypeAdapter[Row]) -> Iterator[tuple[Row, int]]:
+    """The rows from a byte of the file on, each with its length; line numbers in messages count from there."""
     room = MAX_ROWS_BYTES
     try:
         with opened(path) as file:
+            file.seek(start)
             for number in count(1):
                 line = file.readline(MAX_LINE_BYTES + 1)
                 room -= max(len(line), ROW_COST)
@@ -147,7 +154,7 @@ def read_json_lines(path: Path, kind: TypeAdapter[Row] = _ANY_ROW) -> Iterator[R
                     raise GptlabError(f"{path}:{number}: the line or the file is too long to be read")
                 if not line.endswith(b"\n"):
                     return
-                yield _row(path, number, line, kind)
+                yield _row(path, number, line, kind), len(line)
     except FileNotFoundError:
         return
 

@@ -102,6 +102,7 @@ class Start(TypedDict, total=False):
     diff_sha256: str | None
     tags: list[str]
     notes: str
+    artifacts: Literal["best", "final"] | None
 
 
 class End(TypedDict):

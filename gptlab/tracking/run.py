@@ -53,7 +53,12 @@ class Run:
 
     def status(self) -> Status:
         """From the lock and the last attempt; never from a process id."""
-        return "running" if holder_of(self.directory) else _outcome(self.attempts())
+        return "running" if holder_of(self.directory) else self.outcome()
+
+    def outcome(self) -> Outcome:
+        """How the last attempt ended, as far as is known; it may still go on."""
+        attempts = self.attempts()
+        return attempts[-1]["status"] if attempts and attempts[-1]["event"] == "end" else "interrupted"
 
     def step(self) -> int:
         """The last step known: of the last attempt's end, else of the newest row or checkpoint."""
@@ -227,10 +232,6 @@ def find(reference: str) -> Run:
 
 def _directories() -> list[Path]:
     return sorted(path.parent for path in project.runs_directory().glob(f"*/{RECORD}") if path.parent.name != TRASH)
-
-
-def _outcome(attempts: list[Start | End]) -> Outcome:
-    return attempts[-1]["status"] if attempts and attempts[-1]["event"] == "end" else "interrupted"
 
 
 def _now() -> str:

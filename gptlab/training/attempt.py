@@ -6,7 +6,7 @@ checkpoint; a larger number of steps extends it; a smaller one changes nothing.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,7 +16,7 @@ from gptlab.data import text as texts
 from gptlab.data import tokenizer, tokens
 from gptlab.data.text import Text
 from gptlab.data.windows import Windows, validation_starts
-from gptlab.errors import EXIT_FAILED, BadInputError, DivergedError, GptlabError
+from gptlab.errors import BadInputError, DivergedError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.model.sample import sample
@@ -26,7 +26,7 @@ from gptlab.tracking import run as runs
 from gptlab.tracking.checkpoints import Progress
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import MetricsFile, Row, last_value, read_metrics, torn_metrics
-from gptlab.tracking.mirror import Mirror, Mode, choose_mode, identification
+from gptlab.tracking.mirror import AUTO, Mirror, Mode
 from gptlab.tracking.reading import check_files_are_its_own
 from gptlab.tracking.records import InitialWeights, Outcome, TextRecord
 from gptlab.tracking.run import LOG, Run
@@ -60,6 +60,7 @@ class Options:
     notes: str = ""
     fresh: bool = False
     profile: bool = False
+    artifacts: Literal["best", "final"] | None = None
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def _train(
         be_deterministic()
     keep_freed_memory()
     begin = state.checkpoint.step if state else 0
-    mode, reason = choose_mode(options.wandb)
+    mirror = Mirror(run, options.wandb or AUTO, console.notice)
     code = provenance.working_tree()
     facts = {
         "from_step": begin,
@@ -227,8 +228,9 @@ def _train(
         **code.facts(),
         "tags": list(options.tags),
         "notes": options.notes,
+        "artifacts": options.artifacts,
     }
-    messages.opening(run, begin, steps, material, settings, f"{mode} ({reason})", console)
+    messages.opening(run, begin, steps, material, settings, mirror.mode(), console)
     messages.changed_surroundings(run, facts, console)
     train = run.record.spec.train
     with memory_errors_explained(train):
@@ -246,7 +248,7 @@ def _train(
         attempt = run.start_attempt(**facts)
         code.keep_patch(run.directory)
         run.drop_samples_after(min(begin, steps - 1))
-        mirror = Mirror(run.directory, mode, identification(run, facts), read_metrics(run.directory), console.notice)
+        mirror.nudge()
         trainer = Trainer(
             run,
             model,
@@ -279,7 +281,7 @@ def _train(
             raise
         finally:
             run.end_attempt(attempt, trainer.step, outcome, **facts_at_end)
-            mirror.finish(0 if outcome == "complete" else EXIT_FAILED)
+            mirror.finish()
     messages.closing(run, outcome, mirror.url, console)
     return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
 
@@ -306,7 +308,7 @@ class _Watchers:
 
     def row(self, row: Row, best: dict[str, Any]) -> None:
         self._display.row(row)
-        self._mirror.log(row, best)
+        self._mirror.nudge()
         self._lock.beat()
 
 

@@ -1,0 +1,213 @@
+"""What a run is in Weights & Biases: its name, config, rows, samples and artifacts. All calls of `wandb` are here."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from gptlab.errors import GptlabError
+from gptlab.tracking.checkpoints import MANIFEST, MODEL, Checkpoint, list_checkpoints
+from gptlab.tracking.metrics import Row
+from gptlab.tracking.mirror import Mode
+from gptlab.tracking.records import Start
+from gptlab.tracking.run import Run
+from gptlab.tracking.wandb_server import ANSWER_S, Server
+
+SETTINGS = {
+    "init_timeout": 15,
+    "finish_timeout_raises": True,
+    "x_transaction_log_flush_interval": 1,
+    "console": "off",
+    "silent": True,
+    # A run's own directory says which code, machine and packages made it; W&B gets no command line, no environment.
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+}
+"""Of these the installed version takes those that it knows."""
+LAG_S = 10
+"""How long a server may take to show rows that it has accepted."""
+
+
+def client() -> Any:
+    """The wandb package."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    return wandb
+
+
+def server() -> Server | None:
+    """The server that the user's settings name, with the user's key; None without a key."""
+    wandb = client()
+    if not wandb.login(prompt=False, verify=False):
+        return None
+    settings = wandb.setup().settings
+    return Server(settings.base_url.rstrip("/"), settings.api_key or "")
+
+
+def choose_mode(wanted: Mode | None) -> tuple[Mode, str]:
+    """The mode, and why: as wanted, else online where there is a key that the server takes, else offline."""
+    if wanted is not None:
+        return wanted, "as asked"
+    named: dict[str | None, Mode] = {"disabled": "off", "offline": "offline", "online": "online", "dryrun": "offline"}
+    if mode := named.get(os.environ.get("WANDB_MODE")):
+        return mode, "as WANDB_MODE says"
+    try:
+        found = server()
+    except Exception as error:  # whatever a broken installation or setting raises
+        return "off", f"wandb does not work here: {error}"
+    if found is None:
+        return "offline", "no API key; `wandb login` sets one"
+    objection = found.objection()
+    return ("offline", objection) if objection else ("online", found.url)
+
+
+class WandbRun:
+    """A run, open in W&B.
+
+    Online the W&B run of the same id is resumed. It has the rows up to some step already, which stay; later ones are
+    sent. Offline a new segment begins, and older ones are moved aside, so that whoever reads them sees one curve.
+    """
+
+    def __init__(
+        self, run: Run, into: Path, mode: Literal["online", "offline"], finish_s: float, trainer: int | None
+    ) -> None:
+        """Connect.
+
+        Args:
+            run: The run.
+            into: The directory that W&B's own files go to, in `wandb/`.
+            mode: Online or offline.
+            finish_s: How long uploading may go on at the end.
+            trainer: The process that trains the run and whose use of the machine is of interest, if there is one.
+        """
+        self._source, self._best, self._last_sent = run, (float("inf"), -1), -1
+        own = into / "wandb"
+        own.mkdir(exist_ok=True)
+        os.environ |= {"WANDB_DATA_DIR": str(own), "WANDB_CACHE_DIR": str(own / "cache")}
+        if mode == "offline":
+            _move_aside(own, run.record.wandb_id)
+        wandb = client()
+        settings = SETTINGS | {"finish_timeout": finish_s, "x_disable_stats": trainer is None}
+        settings |= {"x_stats_pid": trainer} if trainer else {}
+        record, start = run.record, run.starts()[-1]
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "gptlab"),
+            id=record.wandb_id,
+            name=f"{record.spec.name}-s{record.seed}",
+            group=run.id.removesuffix(f"-s{record.seed}"),
+            job_type="train",
+            notes=start.get("notes") or record.spec.why,
+            tags=start.get("tags"),
+            config=_config(run, start),
+            dir=into,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(**{k: v for k, v in settings.items() if k in wandb.Settings.model_fields}),
+        )
+        self._had = self._run.starting_step - 1
+        """The step of the last row that the server has: W&B's own count is the step, taken from its last row."""
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+
+    @property
+    def url(self) -> str | None:
+        """Where the run is to be seen, when online."""
+        return self._run.url or None
+
+    def log(self, rows: Iterable[Row]) -> None:
+        """Send rows, those that the server has left out, and the best validation so far to the summary."""
+        for row in rows:
+            step = row["step"]
+            if step > max(self._had, self._last_sent):
+                self._run.log({"_timestamp" if k == "time" else k: v for k, v in row.items()}, step=step, commit=True)
+            self._last_sent = step
+            if "val/loss" in row and step % self._source.record.spec.train.eval_every == 0:
+                self._note_if_best(row["val/loss"], step)
+
+    def _note_if_best(self, loss: float, step: int) -> None:
+        if loss < self._best[0]:
+            self._best = loss, step
+            self._run.summary.update({"best/val_loss": loss, "best/step": step})
+
+    def add_samples(self) -> None:
+        """What the model wrote, as a table in the summary: in the history it would need a row of its own."""
+        if samples := self._source.samples():
+            data = [[sample["step"], sample["prompt"], sample["text"]] for sample in samples]
+            self._run.summary["samples"] = client().Table(columns=["step", "prompt", "text"], data=data)
+
+    def add_artifact(self) -> None:
+        """The checkpoint that the attempt asked for. It is uploaded from where it lies, with no copy in between."""
+        wanted = self._source.starts()[-1].get("artifacts")
+        checkpoints = list_checkpoints(self._source.directory)
+        if not wanted or not checkpoints:
+            return
+        newest = checkpoints[-1]
+        best_step = newest.manifest.progress.best_step
+        step = best_step if wanted == "best" else newest.step
+        for checkpoint in (c for c in checkpoints if c.step == step):
+            names = {"best": step == best_step, "latest": step == newest.step, f"step-{step}": True}
+            artifact = client().Artifact(self._source.id, type="model", metadata=_metadata(self._source, checkpoint))
+            for name in (MODEL, MANIFEST):
+                artifact.add_file(str(checkpoint.directory / name), policy="immutable", skip_cache=True)
+            self._run.log_artifact(artifact, aliases=[name for name, holds in names.items() if holds])
+
+    def finish(self, exit_code: int) -> None:
+        """Close the run, and see that what was sent has arrived.
+
+        Raises:
+            TimeoutError: The upload takes too long.
+            GptlabError: Rows are missing.
+        """
+        run, self._run = self._run, None
+        where = (run.entity, run.project, run.id)
+        run.finish(exit_code=exit_code)
+        if run.settings.mode == "offline" or self._last_sent < 0:
+            return
+        # Rows that a server refuses are dropped by the client without a word, so the server is asked.
+        found, step = server(), None
+        deadline = time.monotonic() + LAG_S
+        while found and found.key and (step := found.last_step(*where)) != self._last_sent:
+            if step is not None and step > self._last_sent:
+                return  # from an attempt that got further than the checkpoint that this one began from
+            if time.monotonic() > deadline:
+                has = "no row" if step is None else f"no row after step {step}"
+                raise GptlabError(f"{found.url} has {has}")
+            time.sleep(ANSWER_S / 2)
+
+
+def _config(run: Run, start: Start) -> dict[str, Any]:
+    record = run.record
+    return {
+        **record.spec.model_dump(mode="json", include={"model", "data", "train"}),
+        "seed": record.seed,
+        "precision": record.precision,
+        "parameters": record.spec.model.parameters,
+        "git_sha": start.get("git_commit"),
+        "dirty": start.get("git_dirty"),
+        "text_sha256": record.text.sha256,
+        "tokenizer_sha256": record.tokenizer_sha256,
+    }
+
+
+def _metadata(run: Run, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    return {
+        "run": run.id,
+        "step": checkpoint.step,
+        "best_step": checkpoint.manifest.progress.best_step,
+        "best_val_loss": checkpoint.manifest.progress.best_val_loss,
+        "text_sha256": checkpoint.manifest.text_sha256,
+        "tokenizer_sha256": checkpoint.manifest.tokenizer_sha256,
+    }
+
+
+def _move_aside(own: Path, wandb_id: str) -> None:
+    for segment in own.glob(f"offline-run-*-{wandb_id}"):
+        older = own / "replaced"
+        older.mkdir(exist_ok=True)
+        shutil.move(segment, older / segment.name)

@@ -1,0 +1,189 @@
+"""A W&B server on loopback that keeps what the real client sends, and fails as it is told to.
+
+What it answers is what `wandb-core` 0.31 was seen to ask for in a recorded exchange, and what W&B's source makes of it
+(paths below are those of the repository wandb/wandb):
+
+- A run is asked for by `RunResumeStatus` and written by `UpsertBucket` (recorded). It has begun once `wandbConfig` is
+  not null; the next step is `_step` of the first line of `historyTail` plus one, and rows are sent from the offset
+  `historyLineCount` on (core/internal/runresume/runresume.go: RunHasStarted, updateHistory, update).
+- Rows are POSTed to `/files/ENTITY/PROJECT/RUN/file_stream` as `{"files": {NAME: {"offset", "content"}}, "complete",
+  "exitcode"}` (core/internal/filestream/filestreamimpl.go: FsTransmitData); a line's place is offset plus index.
+- 400, 401, 403, 404, 409 and 410 end the stream for good, other errors are tried again
+  (core/internal/filestream/retry_policy.go: RetryPolicy).
+- `CreateRunFiles` gives an upload URL for each file (recorded; without one wandb-core dies of a nil pointer in
+  core/internal/runfiles/uploader.go), and the client PUTs the content there.
+- An artifact goes through `CreateArtifact`, `CreateArtifactManifest`, `CreateArtifactFiles` and `CommitArtifact`
+  (recorded; core/internal/artifacts/saver.go: Save).
+"""
+
+import base64
+import gzip
+import http.server
+import itertools
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+KEY = "0123456789" * 4
+
+
+@dataclass
+class StoredRun:
+    """A run as the server has it."""
+
+    lines: dict[int, str] = field(default_factory=dict)
+    """Lines of the history by their place."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    upserts: list[dict[str, Any]] = field(default_factory=list)
+    """The variables of each `UpsertBucket`."""
+    exit_code: int | None = None
+    sent: int = 0
+    """Rows that were sent, those that replaced one among them."""
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows in order of their place, which has no gap."""
+        assert sorted(self.lines) == list(range(len(self.lines)))
+        return [json.loads(self.lines[place]) for place in sorted(self.lines)]
+
+    def facts(self) -> dict[str, Any]:
+        """What any upsert said of it."""
+        return {key: value for upsert in self.upserts for key, value in upsert.items() if value is not None}
+
+
+class Server:
+    """The server; use it as a context manager."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.runs: dict[str, StoredRun] = {}
+        self.artifacts: list[dict[str, Any]] = []
+        self.uploads: dict[str, bytes] = {}
+        """What was PUT, by path."""
+        self.unknown: list[str] = []
+        """Questions that it has no answer to."""
+        self.fault: int | Literal["stall"] | None = None
+        """An error's status for every request, or no answer at all."""
+        self.fault_after_rows: int | None = None
+        """Turn to status 503 once it has this many rows of a run."""
+        self._released = threading.Event()
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                server._answer(self)
+
+            do_GET = do_PUT = do_POST
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._http.daemon_threads = True
+        self._http.handle_error = lambda *arguments: None  # a client that was killed hangs up
+        self.port = self._http.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "Server":
+        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._released.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes a client use it."""
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
+
+    def run(self) -> StoredRun:
+        """The only run that it has."""
+        (run,) = self.runs.values()
+        return run
+
+    def _answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        body = _body(request)
+        if self.fault == "stall":
+            self._released.wait(300)
+            return
+        status, answer = 200, {}
+        if self.fault:
+            status = int(self.fault)
+        elif request.command == "PUT":
+            self.uploads[request.path] = body
+        elif request.headers.get("Authorization") != f"Basic {base64.b64encode(f'api:{KEY}'.encode()).decode()}":
+            status = 401
+        elif request.path.endswith("/file_stream"):
+            self._stream(request.path.split("/")[-2], json.loads(body))
+        elif request.path == "/graphql":
+            question = json.loads(body)
+            answer = {"data": self._data(question["query"], question.get("variables") or {})}
+        content = json.dumps(answer).encode()
+        request.send_response(status)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
+
+    def _stream(self, name: str, sent: dict[str, Any]) -> None:
+        run = self.runs.setdefault(name, StoredRun())
+        for file, chunk in (sent.get("files") or {}).items():
+            if file == "wandb-history.jsonl":
+                run.lines |= dict(enumerate(chunk["content"], chunk["offset"]))
+                run.sent += len(chunk["content"])
+            elif file == "wandb-summary.json":
+                run.summary = json.loads(chunk["content"][-1])
+        if sent.get("complete"):
+            run.exit_code = sent.get("exitcode")
+        if self.fault_after_rows is not None and len(run.lines) >= self.fault_after_rows:
+            self.fault = 503
+
+    def _data(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
+        project = {"id": "UHJvamVjdA==", "name": given.get("project"), "entity": {"id": "RW50aXR5", "name": "somebody"}}
+        if "upsertBucket" in query:
+            run = self.runs.setdefault(given["name"], StoredRun())
+            run.upserts.append(given)
+            bucket = {"id": "UnVu", "name": given["name"], "displayName": given["displayName"], "project": project}
+            bucket |= {"description": "", "config": "{}", "sweepName": None, "historyLineCount": len(run.lines)}
+            return {"upsertBucket": {"bucket": bucket, "inserted": len(run.upserts) == 1}}
+        if "viewer" in query:
+            return {"viewer": {"id": "VXNlcg==", "entity": "somebody", "username": "somebody", "flags": "{}"}}
+        if "bucket(name: $name, missingOk: true)" in query:
+            return {"model": project | {"bucket": self._bucket(given["name"])}}
+        if "createRunFiles" in query:
+            files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in given["files"]]
+            return {"createRunFiles": {"runID": "UnVu", "uploadHeaders": [], "files": files}}
+        if "query ArtifactType" in query:
+            return {"project": {"artifact": None}}
+        self.unknown.append(query + json.dumps(given))
+        return {}
+
+    def _bucket(self, name: str) -> dict[str, Any] | None:
+        run = self.runs.get(name)
+        if run is None:
+            return None
+        return {
+            "id": "UnVu",
+            "name": name,
+            "displayName": name,
+            "summaryMetrics": json.dumps(run.summary),
+            "historyLineCount": len(run.lines),
+            "eventsLineCount": 0,
+            "logLineCount": 0,
+            "historyTail": json.dumps([run.lines[place] for place in sorted(run.lines)[-1:]]),
+            "eventsTail": "[]",
+            "config": "{}",
+            "tags": [],
+            "notes": "",
+            "wandbConfig": "{}",
+        }
+
+
+def _body(request: http.server.BaseHTTPRequestHandler) -> bytes:
+    body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    return gzip.decompress(body) if request.headers.get("Content-Encoding") == "gzip" else body
