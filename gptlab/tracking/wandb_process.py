@@ -42,10 +42,8 @@ def main() -> None:
 
     try:
         _mirror(runs.load(Path(directory)), Path(into), wanted, float(finish_s), say)
-    except GptlabError as error:
-        say(problem=str(error))
     except Exception as error:
-        say(problem=f"{type(error).__name__}: {error}")
+        say(problem=_in_words(error))
     os._exit(0)  # W&B's own hooks at exit would wait for its service, however long that takes
 
 
@@ -97,8 +95,13 @@ def _problem(work: Callable[[], None]) -> str | None:
     try:
         work()
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return _in_words(error)
     return None
+
+
+def _in_words(error: Exception) -> str:
+    kind = "" if isinstance(error, GptlabError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())
 
 
 if __name__ == "__main__":

@@ -29,8 +29,6 @@ SETTINGS = {
     "x_save_requirements": False,
 }
 """Of these the installed version takes those that it knows."""
-LAG_S = 10
-"""How long a server may take to show rows that it has accepted."""
 
 
 def client() -> Any:
@@ -155,7 +153,9 @@ class WandbRun:
             artifact = client().Artifact(self._source.id, type="model", metadata=_metadata(self._source, checkpoint))
             for name in (MODEL, MANIFEST):
                 artifact.add_file(str(checkpoint.directory / name), policy="immutable", skip_cache=True)
-            self._run.log_artifact(artifact, aliases=[name for name, holds in names.items() if holds])
+            logged = self._run.log_artifact(artifact, aliases=[name for name, holds in names.items() if holds])
+            if self.url:
+                logged.wait(int(self._run.settings.finish_timeout))
 
     def finish(self, exit_code: int) -> None:
         """Close the run, and see that what was sent has arrived.
@@ -171,7 +171,7 @@ class WandbRun:
             return
         # Rows that a server refuses are dropped by the client without a word, so the server is asked.
         found, step = server(), None
-        deadline = time.monotonic() + LAG_S
+        deadline = time.monotonic() + run.settings.finish_timeout / 6  # servers show rows some seconds late
         while found and found.key and (step := found.last_step(*where)) != self._last_sent:
             if step is not None and step > self._last_sent:
                 return  # from an attempt that got further than the checkpoint that this one began from
@@ -185,6 +185,7 @@ def _config(run: Run, start: Start) -> dict[str, Any]:
     record = run.record
     return {
         **record.spec.model_dump(mode="json", include={"model", "data", "train"}),
+        "run": run.id,
         "seed": record.seed,
         "precision": record.precision,
         "parameters": record.spec.model.parameters,

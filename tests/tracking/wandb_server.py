@@ -158,10 +158,44 @@ class Server:
         if "createRunFiles" in query:
             files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in given["files"]]
             return {"createRunFiles": {"runID": "UnVu", "uploadHeaders": [], "files": files}}
-        if "query ArtifactType" in query:
-            return {"project": {"artifact": None}}
+        if "serverInfo" in query:
+            return {"serverInfo": {"features": []}}
+        if "rtifact" in query:
+            return self._artifact_data(query, given)
         self.unknown.append(query + json.dumps(given))
         return {}
+
+    def _artifact_data(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
+        if "query ArtifactType" in query:  # which type a name belongs to: it is new
+            return {"project": {"artifact": None}}
+        if "createArtifact(input" in query:
+            asked = given["input"]
+            same = [a for a in self.artifacts if all(a[k] == asked[k] for k in ("artifactCollectionName", "digest"))]
+            if same:
+                same[0]["aliases"] = asked["aliases"]
+                artifact, state = same[0], "COMMITTED"
+            else:
+                artifact, state = asked | {"id": f"QXJ0aWZhY3Q6{len(self.artifacts)}"}, "PENDING"
+                self.artifacts.append(artifact)
+            found = {"id": artifact["id"], "state": state, "artifactSequence": {"latestArtifact": None}}
+            return {"createArtifact": {"artifact": found}}
+        if "createArtifactManifest" in query:
+            file = {"uploadUrl": f"{self.url}/manifest/{given.get('artifactID')}", "uploadHeaders": []}
+            manifest = {"id": "TWFuaWZlc3Q=", "file": {"id": "RmlsZQ==", "name": "m", "displayName": "m"} | file}
+            return {"createArtifactManifest": {"artifactManifest": manifest}}
+        if "createArtifactFiles" in query:
+            return {"createArtifactFiles": {"files": {"edges": [self._file(spec) for spec in _specs(given)]}}}
+        if "query ArtifactByID" in query:
+            return {"artifact": _described(next(a for a in self.artifacts if a["id"] == given["id"]))}
+        if "commitArtifact" in query:
+            return {"commitArtifact": {"artifact": {"id": "", "digest": ""}}}
+        self.unknown.append(query + json.dumps(given))
+        return {}
+
+    def _file(self, spec: dict[str, Any]) -> dict[str, Any]:
+        path = f"/artifact/{spec['artifactID']}/{spec['name']}"
+        node = {"id": "RmlsZQ==", "name": spec["name"], "displayName": spec["name"], "artifact": {"id": "QXJ0"}}
+        return {"node": node | {"uploadUrl": self.url + path, "uploadHeaders": [], "storagePath": path}}
 
     def _bucket(self, name: str) -> dict[str, Any] | None:
         run = self.runs.get(name)
@@ -182,6 +216,37 @@ class Server:
             "notes": "",
             "wandbConfig": "{}",
         }
+
+
+def _described(artifact: dict[str, Any]) -> dict[str, Any]:
+    """An artifact with what the client asks for once it is committed (recorded)."""
+    project = {"id": "UHJv", "internalId": "1", "name": artifact["projectName"], "entity": {"name": "somebody"}}
+    collection = {"__typename": "ArtifactSequence", "name": artifact["artifactCollectionName"], "project": project}
+    return {
+        "description": None,
+        "updatedAt": None,
+        "commitHash": None,
+        "ttlDurationSeconds": -1,
+        "ttlIsInherited": False,
+        "__typename": "Artifact",
+        "id": artifact["id"],
+        "artifactSequence": collection,
+        "versionIndex": 0,
+        "artifactType": {"name": artifact["artifactTypeName"]},
+        "metadata": artifact["metadata"],
+        "tags": [],
+        "historyStep": artifact["historyStep"],
+        "state": "COMMITTED",
+        "size": "1",
+        "digest": artifact["digest"],
+        "fileCount": 2,
+        "createdAt": "2026-01-01T00:00:00",
+        "aliases": [],
+    }
+
+
+def _specs(given: dict[str, Any]) -> list[dict[str, Any]]:
+    return given.get("artifactFiles") or given["input"]["artifactFiles"]
 
 
 def _body(request: http.server.BaseHTTPRequestHandler) -> bytes:
