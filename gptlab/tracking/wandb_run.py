@@ -13,7 +13,7 @@ from gptlab.tracking.metrics import Row
 from gptlab.tracking.mirror import Mode
 from gptlab.tracking.records import Start
 from gptlab.tracking.run import Run
-from gptlab.tracking.wandb_server import ANSWER_S, Server
+from gptlab.tracking.wandb_server import Server
 
 SETTINGS = {
     "init_timeout": 15,
@@ -29,6 +29,7 @@ SETTINGS = {
     "x_save_requirements": False,
 }
 """Of these the installed version takes those that it knows."""
+ASK_EVERY_S = 0.5
 
 
 def client() -> Any:
@@ -108,8 +109,13 @@ class WandbRun:
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(**{k: v for k, v in settings.items() if k in wandb.Settings.model_fields}),
         )
-        self._had = self._run.starting_step - 1
-        """The step of the last row that the server has: W&B's own count is the step, taken from its last row."""
+        self._server = server() if mode == "online" else None
+        self._had = max(self._run.starting_step - 1, self._last_on_server())
+        """The step of the last row that the server has.
+
+        W&B's own count of steps is ours, and goes on from the server's last row; but a run whose first attempt ended
+        early is not always recognised, so the server is asked as well. Its summary says nothing: that can be behind.
+        """
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
@@ -157,6 +163,12 @@ class WandbRun:
             if self.url:
                 logged.wait(int(self._run.settings.finish_timeout))
 
+    def _last_on_server(self) -> int:
+        run = self._run
+        if not self._server or not self._server.key:
+            return -1
+        return self._server.last_step(run.entity, run.project, run.id)
+
     def finish(self, exit_code: int) -> None:
         """Close the run, and see that what was sent has arrived.
 
@@ -164,21 +176,16 @@ class WandbRun:
             TimeoutError: The upload takes too long.
             GptlabError: Rows are missing.
         """
-        run, self._run = self._run, None
-        where = (run.entity, run.project, run.id)
-        run.finish(exit_code=exit_code)
-        if run.settings.mode == "offline" or self._last_sent < 0:
+        timeout = self._run.settings.finish_timeout
+        self._run.finish(exit_code=exit_code)
+        if not self._server or not self._server.key:
             return
         # Rows that a server refuses are dropped by the client without a word, so the server is asked.
-        found, step = server(), None
-        deadline = time.monotonic() + run.settings.finish_timeout / 6  # servers show rows some seconds late
-        while found and found.key and (step := found.last_step(*where)) != self._last_sent:
-            if step is not None and step > self._last_sent:
-                return  # from an attempt that got further than the checkpoint that this one began from
+        deadline = time.monotonic() + timeout / 6  # it may show them some seconds late
+        while (last := self._last_on_server()) < self._last_sent:
             if time.monotonic() > deadline:
-                has = "no row" if step is None else f"no row after step {step}"
-                raise GptlabError(f"{found.url} has {has}")
-            time.sleep(ANSWER_S / 2)
+                raise GptlabError(f"{self._server.url} has {'no row' if last < 0 else f'no row after step {last}'}")
+            time.sleep(ASK_EVERY_S)
 
 
 def _config(run: Run, start: Start) -> dict[str, Any]:

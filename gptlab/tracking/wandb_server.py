@@ -44,15 +44,15 @@ class Server:
             return f"{self.url} does not answer"
         return None if viewer else f"{self.url} refuses the API key"
 
-    def last_step(self, entity: str, project: str, run: str) -> int | None:
-        """The step of the last row that the server has of a run; None where it has none, or does not say."""
+    def last_step(self, entity: str, project: str, run: str) -> int:
+        """The step of the last row that the server has of a run; -1 where it has none, or does not say."""
         variables = {"entity": entity, "project": project, "name": run}
         try:
             answer = _within(ANSWER_S, lambda: self._ask(LAST_ROW, variables))
             tail = json.loads(answer["model"]["bucket"]["historyTail"])
-            return int(json.loads(tail[-1])["_step"])
+            return int(json.loads(tail[-1])["step"])
         except (OSError, ValueError, KeyError, TypeError, IndexError):
-            return None
+            return -1
 
     def _ask(self, query: str, variables: dict[str, str] | None = None) -> Any:
         request = urllib.request.Request(  # noqa: S310 - the user's own W&B server

@@ -4,8 +4,10 @@ What it answers is what `wandb-core` 0.31 was seen to ask for in a recorded exch
 (paths below are those of the repository wandb/wandb):
 
 - A run is asked for by `RunResumeStatus` and written by `UpsertBucket` (recorded). It has begun once `wandbConfig` is
-  not null; the next step is `_step` of the first line of `historyTail` plus one, and rows are sent from the offset
-  `historyLineCount` on (core/internal/runresume/runresume.go: RunHasStarted, updateHistory, update).
+  not null and has `t` (seen: without it the client takes the run for a new one, and yet sends rows from the offset
+  `historyLineCount` of `UpsertBucket` on); the next step is `_step` of the first line of `historyTail` plus one, and
+  rows are sent from the offset `historyLineCount` on (core/internal/runresume/runresume.go: RunHasStarted,
+  updateHistory, update).
 - Rows are POSTed to `/files/ENTITY/PROJECT/RUN/file_stream` as `{"files": {NAME: {"offset", "content"}}, "complete",
   "exitcode"}` (core/internal/filestream/filestreamimpl.go: FsTransmitData); a line's place is offset plus index.
 - 400, 401, 403, 404, 409 and 410 end the stream for good, other errors are tried again
@@ -65,6 +67,8 @@ class Server:
         """Questions that it has no answer to."""
         self.fault: int | Literal["stall"] | None = None
         """An error's status for every request, or no answer at all."""
+        self.knows_beginnings = True
+        """Whether it says that runs have begun."""
         self.fault_after_rows: int | None = None
         """Turn to status 503 once it has this many rows of a run."""
         self._released = threading.Event()
@@ -214,7 +218,7 @@ class Server:
             "config": "{}",
             "tags": [],
             "notes": "",
-            "wandbConfig": "{}",
+            "wandbConfig": '{"t": 1}' if self.knows_beginnings else "{}",
         }
 
 

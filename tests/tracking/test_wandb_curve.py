@@ -1,0 +1,93 @@
+"""One run in W&B and one row per logged step, however often it is killed, resumed, extended and synced."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from support import eventually, run_attempt
+from wandb_server import Server
+
+from gptlab.tracking import synced
+from gptlab.tracking.metrics import read_metrics
+
+OWN = {"_runtime", "_step", "_timestamp", "time"}
+
+
+def without_times(history):
+    return [{key: value for key, value in row.items() if key not in OWN} for row in history]
+
+
+def rows(run):
+    return without_times(read_metrics(run.directory))
+
+
+def records(run):
+    """The records of the run's offline file, of which there is one."""
+    (segment,) = (run.directory / "wandb").glob("offline-run-*/*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
+    lines = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def offline_history(run):
+    return without_times(record["history"]["item"] for record in records(run) if record["type"] == "history")
+
+
+def steps(history):
+    return [row["step"] for row in history]
+
+
+def test_online_a_killed_and_resumed_run_is_one_curve_and_an_extension_appends_to_it(server, curve, killed):
+    killed(curve, at=50, steps=60, wandb="online")
+    eventually(lambda: server.runs and server.run().exit_code == 1)  # the mirror outlives the process and ends by itself
+    assert steps(server.run().history) == list(range(0, 55, 5))
+
+    server.run().summary["step"] = 999  # a summary may be ahead of the rows, or behind
+    run = run_attempt(curve, steps=60, wandb="online").run
+    assert run.starts()[-1]["from_step"] == 40
+    history = server.run().history
+    assert steps(history) == list(range(0, 65, 5))
+    assert server.run().sent == len(history)
+    assert [row["attempt"] for row in history] == [1] * 11 + [2] * 2
+    assert server.run().exit_code == 0
+
+    run = run_attempt(curve, steps=73, wandb="online").run
+    run = run_attempt(curve, steps=80, wandb="online").run  # 73 is on no grid, so the run's own rows have it no more
+    assert steps(server.run().history) == [*range(0, 75, 5), 73, 75, 80]
+    assert server.run().sent == 18
+    assert server.run().summary["best/val_loss"] == min(row["val/loss"] for row in rows(run) if "val/loss" in row)
+
+
+def test_offline_a_killed_and_resumed_run_is_one_curve_for_every_reader_and_one_run_once_synced(
+    server, curve, killed, tmp_path, monkeypatch
+):
+    killed(curve, at=50, steps=60, wandb="offline")
+    run = run_attempt(curve, steps=60, wandb="offline").run
+    assert offline_history(run) == rows(run)
+    assert not server.runs
+
+    result = synced.sync(run)
+    assert (result.synced, result.step, result.problem) == (True, 60, None)
+    assert without_times(server.run().history) == rows(run)
+    assert server.run().exit_code == 0
+    assert synced.behind() == []
+
+    run_attempt(curve, steps=80, wandb="offline")
+    assert synced.behind() == [run]
+    run_attempt(curve, steps=100, wandb="online")
+    assert synced.behind() == []
+    run_attempt(curve, steps=120, wandb="offline")
+    assert synced.sync(run).step == 120
+    assert synced.sync(run).step == 120
+    assert steps(server.run().history) == list(range(0, 125, 5))
+    assert server.run().sent == 25
+
+    with Server() as another:  # and with W&B's own program
+        for name, value in another.environment.items():
+            monkeypatch.setenv(name, value)
+        (segment,) = (run.directory / "wandb").glob("offline-run-*")
+        subprocess.run([sys.executable, "-m", "wandb", "sync", str(segment)], check=True, capture_output=True)
+        assert without_times(another.run().history) == rows(run)
+
+
