@@ -69,8 +69,6 @@ class Server:
         """An error's status for every request, or no answer at all."""
         self.knows_beginnings = True
         """Whether it says that runs have begun."""
-        self.fault_after_rows: int | None = None
-        """Turn to status 503 once it has this many rows of a run."""
         self._released = threading.Event()
         server = self
 
@@ -144,8 +142,6 @@ class Server:
                 run.summary = json.loads(chunk["content"][-1])
         if sent.get("complete"):
             run.exit_code = sent.get("exitcode")
-        if self.fault_after_rows is not None and len(run.lines) >= self.fault_after_rows:
-            self.fault = 503
 
     def _data(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         project = {"id": "UHJvamVjdA==", "name": given.get("project"), "entity": {"id": "RW50aXR5", "name": "somebody"}}

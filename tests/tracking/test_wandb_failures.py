@@ -1,0 +1,162 @@
+"""W&B is never in training's way: whatever fails, all rows are there, one line says so, and syncing mends it."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from support import descendants, eventually, run_attempt
+from wandb_server import KEY, Server
+
+from gptlab.tracking import mirror, synced
+from gptlab.tracking.metrics import read_metrics
+from gptlab.tracking.run import all_runs
+from gptlab.tracking.wandb_run import choose_mode
+from gptlab.tracking.wandb_server import Server as Asked
+
+STEPS = list(range(0, 65, 5))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """W&B has two seconds at the end, and sends each row at once."""
+    monkeypatch.setattr(mirror, "FINISH_S", 2.0)
+    monkeypatch.setattr(mirror, "STOPPED_S", 1.0)
+    monkeypatch.setenv("WANDB__FILE_STREAM_TRANSMIT_INTERVAL", "0.1")
+
+
+def steps(rows):
+    return [row["step"] for row in rows]
+
+
+def notices(captured):
+    return [line for line in captured.err.splitlines() if "W&B is behind" in line]
+
+
+def mend_and_sync(server, run):
+    """What the notice proposes, once the cause is gone: the server has every row once."""
+    server.fault = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mirror, "FINISH_S", 60.0)
+        result = synced.sync(run)
+    assert (result.synced, result.step) == (True, 60), result.problem
+    assert steps(server.run().history) == STEPS
+    assert server.run().sent == len(STEPS)
+
+
+@pytest.mark.parametrize("fault", [503, 401, "stall"])
+def test_a_server_that_fails_mid_run_costs_one_line_and_syncing_completes_the_partial_upload(
+    server, curve, at_row, impatient, capsys, fault
+):
+    def fail(_):
+        eventually(lambda: server.runs and len(server.run().lines) >= 5)
+        server.fault = fault
+
+    at_row(20, fail)
+    result = run_attempt(curve, steps=60, wandb="online")
+    assert result.run.status() == "complete"
+    assert steps(read_metrics(result.run.directory)) == STEPS
+    (notice,) = notices(capsys.readouterr())
+    assert f"gptlab sync {result.run.id}" in notice
+    assert steps(server.run().history) == STEPS[:5]
+    mend_and_sync(server, result.run)
+
+
+def core_of(mirrored):
+    """W&B's service."""
+    (core,) = (pid for pid, name in descendants(mirrored._process.pid).items() if name == "wandb-core")
+    return core
+
+
+@pytest.mark.parametrize("victim", [core_of, lambda mirrored: mirrored._process.pid], ids=["wandb-core", "the mirror"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_whatever_process_is_killed_or_hangs_training_goes_on_and_ends(
+    server, curve, at_row, impatient, capsys, victim, number
+):
+    hit = []
+
+    def strike(mirrored):
+        mirrored.wait_for("url")
+        hit.append(victim(mirrored))
+        os.kill(hit[0], number)
+
+    at_row(20, strike)
+    result = run_attempt(curve, steps=60, wandb="online")
+    assert result.run.status() == "complete"
+    assert steps(read_metrics(result.run.directory)) == STEPS
+    assert len(notices(capsys.readouterr())) == 1
+    if number == signal.SIGSTOP and victim is core_of:
+        os.kill(hit[0], signal.SIGCONT)  # it ends by itself: its parent is gone
+    mend_and_sync(server, result.run)
+
+
+def test_no_key_and_a_wrong_key_and_no_server_are_offline_in_one_word_and_synced_later(server, curve, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "9" * 40)
+    run = run_attempt(curve, steps=60, wandb=None).run
+    log = (run.directory / "log.txt").read_text()
+    assert f"W&B         offline ({server.url} refuses the API key)" in log
+    assert synced.sync(run).problem == f"{server.url} refuses the API key"
+    assert not server.runs
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    mend_and_sync(server, run)
+
+
+@pytest.mark.parametrize(
+    ("fault", "objection"),
+    [
+        (None, None),
+        (401, "refuses the API key"),
+        (403, "refuses the API key"),
+        (500, "answers with error 500"),
+        ("stall", "does not answer"),
+    ],
+)
+def test_the_probe_says_what_a_server_does(server, fault, objection):
+    server.fault = fault
+    said = Asked(server.url, KEY).objection()
+    assert said == (objection and f"{server.url} {objection}")
+
+
+def test_the_probe_says_that_there_is_no_server():
+    assert Asked("http://127.0.0.1:9", KEY).objection() == "http://127.0.0.1:9 does not answer"
+
+
+def test_the_probe_waits_neither_for_names_nor_for_a_slow_drip_of_bytes(monkeypatch):
+    forever = threading.Event()  # without a bound the test would never end
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *arguments, **options: forever.wait())
+        assert Asked("http://somewhere.invalid", KEY).objection() == "http://somewhere.invalid does not answer"
+    with socket.create_server(("127.0.0.1", 0)) as dripping:
+
+        def drip():
+            connection, _ = dripping.accept()
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            while not forever.wait(0.1):
+                connection.sendall(b" ")
+
+        threading.Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{dripping.getsockname()[1]}"
+        assert Asked(url, KEY).objection() == f"{url} does not answer"
+    forever.set()
+
+
+@pytest.mark.parametrize(("value", "mode"), [("disabled", "off"), ("offline", "offline"), ("online", "online")])
+def test_wandb_mode_is_honoured(monkeypatch, value, mode):
+    monkeypatch.setenv("WANDB_MODE", value)
+    assert choose_mode(None) == (mode, "as WANDB_MODE says")
+    assert choose_mode("off") == ("off", "as asked")
+
+
+def test_settings_that_lie_in_a_run_are_not_those_of_the_client(server, run_micro, monkeypatch):
+    run = run_micro()
+    (run.directory / "wandb").mkdir()
+    (run.directory / "wandb" / "settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    monkeypatch.chdir(run.directory)
+    monkeypatch.delenv("WANDB_BASE_URL")
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    assert synced.sync(run).synced
