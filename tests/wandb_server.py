@@ -67,6 +67,8 @@ class Server:
         """Questions that it has no answer to."""
         self.fault: int | Literal["stall"] | None = None
         """An error's status for every request, or no answer at all."""
+        self.fault_after_rows: tuple[int, int | Literal["stall"]] | None = None
+        """How many rows of a run it stores before it fails, amid a request, and how it fails."""
         self.knows_beginnings = True
         """Whether it says that runs have begun."""
         self._released = threading.Event()
@@ -110,12 +112,9 @@ class Server:
 
     def _answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         body = _body(request)
-        if self.fault == "stall":
-            self._released.wait(300)
-            return
         status, answer = 200, {}
         if self.fault:
-            status = int(self.fault)
+            answer = {}
         elif request.command == "PUT":
             self.uploads[request.path] = body
         elif request.headers.get("Authorization") != f"Basic {base64.b64encode(f'api:{KEY}'.encode()).decode()}":
@@ -125,8 +124,11 @@ class Server:
         elif request.path == "/graphql":
             question = json.loads(body)
             answer = {"data": self._data(question["query"], question.get("variables") or {})}
+        if self.fault == "stall":
+            self._released.wait(300)
+            return
         content = json.dumps(answer).encode()
-        request.send_response(status)
+        request.send_response(self.fault or status)
         request.send_header("Content-Type", "application/json")
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
@@ -136,8 +138,12 @@ class Server:
         run = self.runs.setdefault(name, StoredRun())
         for file, chunk in (sent.get("files") or {}).items():
             if file == "wandb-history.jsonl":
-                run.lines |= dict(enumerate(chunk["content"], chunk["offset"]))
-                run.sent += len(chunk["content"])
+                for place, line in enumerate(chunk["content"], chunk["offset"]):
+                    if self.fault_after_rows and len(run.lines) >= self.fault_after_rows[0]:
+                        self.fault = self.fault_after_rows[1]
+                        return
+                    run.lines[place] = line
+                    run.sent += 1
             elif file == "wandb-summary.json":
                 run.summary = json.loads(chunk["content"][-1])
         if sent.get("complete"):

@@ -92,6 +92,7 @@ class WandbRun:
         if mode == "offline":
             _move_aside(own, run.record.wandb_id)
         wandb = client()
+        self._server = server() if mode == "online" else None  # before `init`, after which W&B tells no key
         settings = SETTINGS | {"finish_timeout": finish_s, "x_disable_stats": trainer is None}
         settings |= {"x_stats_pid": trainer} if trainer else {}
         record, start = run.record, run.starts()[-1]
@@ -109,7 +110,6 @@ class WandbRun:
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(**{k: v for k, v in settings.items() if k in wandb.Settings.model_fields}),
         )
-        self._server = server() if mode == "online" else None
         self._had = max(self._run.starting_step - 1, self._last_on_server())
         """The step of the last row that the server has.
 

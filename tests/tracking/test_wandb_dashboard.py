@@ -1,0 +1,142 @@
+"""What W&B shows of a run without any further work: facts, metrics, best values, samples, checkpoints."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import run_attempt
+from wandb_server import Server
+
+from gptlab.errors import BadInputError
+from gptlab.tracking import dashboard, synced
+from gptlab.tracking.checkpoints import MODEL, directory_of, list_checkpoints
+from gptlab.tracking.metrics import read_metrics
+from gptlab.tracking.mirror import Mirror
+
+
+def records(path):
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    lines = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
+    found = {}
+    for record in map(json.loads, lines):
+        found.setdefault(record["type"], []).append(record[record["type"]])
+    return found
+
+
+def summary(found):
+    return {key: value for record in found["summary"] for key, value in record["update"].items()}
+
+
+def segment(run):
+    (path,) = (run.directory / "wandb").glob("offline-run-*")
+    return path
+
+
+def test_a_run_is_filed_and_described_and_gives_no_secret_away(micro, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "c0ffee" * 7)
+    monkeypatch.setenv("CANARY", "a-secret-in-the-environment")
+    monkeypatch.setattr(sys, "argv", ["gptlab", "--password", "a-secret-on-the-command-line"])
+    run = run_attempt(micro, steps=20, wandb="offline", tags=("first", "second")).run
+    found = records(segment(run))
+    (started,) = found["run"]
+    assert started["run_id"] == run.record.wandb_id
+    assert started["run_group"] == run.id.removesuffix("-s0")
+    assert (started["display_name"], started["job_type"], started["project"]) == ("micro-s0", "train", "gptlab")
+    assert (started["notes"], started["tags"]) == (run.record.spec.why, ["first", "second"])
+    config = started["config"]["update"]
+    assert config["model"]["n_layer"] == 2
+    assert config["train"]["learning_rate"] == 0.01
+    assert config["text_sha256"] == run.record.text.sha256
+    assert config["run"] == run.id
+    assert config["git_sha"] == run.starts()[0]["git_commit"]
+    assert {"dirty", "tokenizer_sha256", "parameters", "precision", "seed"} <= config.keys()
+
+    metrics = [(m.get("name"), m.get("glob_name"), m.get("step_metric")) for m in found["metric"]]
+    assert metrics == [("step", None, None), (None, "*", "step")]
+    best = min((row["val/loss"], row["step"]) for row in read_metrics(run.directory) if "val/loss" in row)
+    assert (summary(found)["best/val_loss"], summary(found)["best/step"]) == best
+    table = segment(run) / "files" / summary(found)["samples"]["path"]
+    sample = run.samples()[0]
+    assert json.loads(table.read_text()) == {
+        "columns": ["step", "prompt", "text"],
+        "data": [[20, sample["prompt"], sample["text"]]],
+    }
+    for path in (run.directory / "wandb").rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert not any(secret in content for secret in (b"c0ffee", b"a-secret-")), path
+
+
+def test_checkpoints_are_artifacts_on_request_and_lie_once_on_the_disk(server, curve):
+    run = run_attempt(curve, steps=40, wandb="online", artifacts="best").run
+    newest = list_checkpoints(run.directory)[-1]
+    best = newest.manifest.progress.best_step
+    models = [artifact for artifact in server.artifacts if artifact["artifactTypeName"] == "model"]
+    (artifact,) = models
+    metadata = json.loads(artifact["metadata"])
+    assert metadata["text_sha256"] == run.record.text.sha256
+    assert metadata["step"] == best
+    assert {alias["alias"] for alias in artifact["aliases"]} >= {"best", f"step-{best}"}
+    weights = (directory_of(run.directory, best) / MODEL).read_bytes()
+    assert server.uploads[f"/artifact/{artifact['id']}/{MODEL}"] == weights
+
+    run_attempt(curve, steps=50, wandb="offline", artifacts="final")  # step 50 is on no grid, so never the best
+    found = [a for a in records(segment(run))["artifact"] if a["type"] == "model"]
+    (offline,) = found
+    assert set(offline["aliases"]) == {"latest", "step-50"}
+    places = {entry["path"]: entry["local_path"] for entry in offline["manifest"]["contents"]}
+    assert places[MODEL] == str(directory_of(run.directory, 50) / MODEL)
+    for path in (run.directory / "wandb").rglob("*"):
+        assert not path.is_file() or path.stat().st_size < len(weights) / 10, path
+
+    assert synced.sync(run).synced
+    uploaded = server.artifacts[-1]
+    assert {alias["alias"] for alias in uploaded["aliases"]} == {"latest", "step-50"}
+    run_attempt(curve, steps=60, wandb="online")
+    assert [a for a in server.artifacts if a["artifactTypeName"] == "model"] == [artifact, uploaded]
+
+
+class Leet:
+    """Stands for W&B's program, and reads what it is given."""
+
+    def __init__(self, command, cwd):
+        self.found = [records(path) for path in sorted(Path(command[-1]).rglob("*.wandb"))]
+        Leet.opened = self
+
+    def wait(self, timeout):
+        return 0
+
+
+def test_the_dashboard_shows_runs_whole_wherever_they_were_mirrored(curve, run_micro, monkeypatch):
+    whole = run_attempt(curve, steps=60, wandb="off").run
+    other = run_micro(steps=20)
+    monkeypatch.setattr(dashboard.subprocess, "Popen", replacing_leet(dashboard.subprocess.Popen))
+    dashboard.show([whole, other], pytest.fail)
+    shown = {found["run"][0]["run_id"]: found for found in Leet.opened.found}
+    for run in (whole, other):
+        steps = [row["item"]["step"] for row in shown[run.record.wandb_id]["history"]]
+        assert steps == [row["step"] for row in read_metrics(run.directory)]
+        assert not (run.directory / "wandb").exists()
+
+
+def replacing_leet(popen):
+    return lambda command, **options: (Leet if "leet" in command else popen)(command, **options)
+
+
+def test_a_run_that_was_never_trained_has_no_dashboard(run_micro):
+    run = run_micro()
+    (run.directory / "attempts.jsonl").unlink()
+    with pytest.raises(BadInputError, match="was never trained"):
+        dashboard.show([run], pytest.fail)
+
+
+def test_off_is_off(run_micro):
+    run = run_micro(wandb="off")
+    assert not (run.directory / "wandb").exists()
+    mirrored = Mirror(run, "off", pytest.fail)
+    mirrored.nudge()
+    mirrored.finish()
+    assert mirrored.mode() == "off (as asked)"
