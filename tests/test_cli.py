@@ -309,12 +309,6 @@ def test_a_sample_beyond_the_trained_length_is_refused(gptlab, trained):
     assert "exceed the 16 positions that saw training; ask for at most 14" in err
 
 
-def test_a_run_without_wandb_has_no_dashboard_and_says_so(gptlab, trained):
-    code, _, err = gptlab("dashboard", trained)
-    assert code == 2
-    assert "it ran with --wandb off" in err
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"], ["list", "--json"]])
 def test_help_and_list_start_without_the_heavy_packages(arguments):
     script = (
@@ -332,7 +326,7 @@ def test_help_and_list_start_without_the_heavy_packages(arguments):
 
 def test_specs_tracking_and_data_start_without_torch():
     script = (
-        "import sys, gptlab, gptlab.spec, gptlab.catalog, gptlab.tracking.run, gptlab.tracking.mirror\n"
+        "import sys, gptlab, gptlab.spec, gptlab.catalog, gptlab.tracking.run, gptlab.tracking.synced\n"
         "import gptlab.tracking.provenance, gptlab.data.tokens, gptlab.data.windows, gptlab.data.text\n"
         "loaded = {'torch', 'wandb', 'pandas'} & sys.modules.keys()\n"
         "assert not loaded, loaded\n"
@@ -342,7 +336,9 @@ def test_specs_tracking_and_data_start_without_torch():
 
 def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
     group = typer.main.get_command(cli.app)
-    assert set(group.commands) == {"list", "show", "run", "resume", "runs", "sample", "eval", "dashboard", "rm", "gc"}
+    assert set(group.commands) == {
+        *("list", "show", "run", "resume", "runs", "sample", "eval", "sync", "dashboard", "rm", "gc"),
+    }
     for name, command in group.commands.items():
         assert command.help
         assert all(parameter.help for parameter in command.params), name

@@ -13,7 +13,6 @@ import pytest
 
 from gptlab.tracking.checkpoints import MODEL, OPTIMIZER, directory_of
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
-from gptlab.tracking.mirror import newest_segment
 from gptlab.tracking.run import all_runs, find
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +65,8 @@ def test_ctrl_c_saves_and_the_same_command_in_a_new_process_ends_like_an_undistu
     )
     assert ours == theirs
 
-    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(newest_segment(run.directory))]
+    (segment,) = (run.directory / "wandb").glob("offline-run-*")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
     records = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout.splitlines()
     steps = [json.loads(line)["history"]["item"]["step"] for line in records if '"type":"history"' in line]
     assert steps == [row["step"] for row in read_metrics(run.directory)]

@@ -27,7 +27,9 @@ from analysis import report
 from gptlab import cli
 from gptlab.errors import GptlabError
 from gptlab.spec import Experiment
-from gptlab.tracking.run import RECORD
+from gptlab.tracking import dashboard
+from gptlab.tracking.metrics import NewRows
+from gptlab.tracking.run import RECORD, Run
 from gptlab.training import initial
 
 
@@ -102,10 +104,16 @@ def typed(*words: str) -> Callable[[], object]:
     return run
 
 
+def mirror(runs: list[Run], notice: object) -> None:
+    """Read what the process that mirrors a run in W&B reads, and start none."""
+    for run in runs:
+        run.starts(), run.outcome(), run.samples(), list(NewRows(run.directory))
+
+
 def meet_all_commands(name: str, micro: Experiment) -> dict[str, tuple[int, str, str]]:
     """What each command says to a run."""
     logging.getLogger().handlers.clear()  # warnings go where they go without pytest
-    os.execv = lambda *arguments: None
+    dashboard.show = mirror
     commands = {
         "runs": typed("runs"),
         "runs --json": typed("runs", "--json"),

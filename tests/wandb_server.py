@@ -21,10 +21,8 @@ What it answers is what `wandb-core` 0.31 was seen to ask for in a recorded exch
 import base64
 import gzip
 import http.server
-import itertools
 import json
 import threading
-import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -77,10 +75,14 @@ class Server:
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def do_GET(self) -> None:
+                server._answer(self)
+
             def do_POST(self) -> None:
                 server._answer(self)
 
-            do_GET = do_PUT = do_POST
+            def do_PUT(self) -> None:
+                server._answer(self)
 
             def log_message(self, *arguments: object) -> None:
                 pass

@@ -39,17 +39,20 @@ def show(runs: list[Run], notice: Callable[[str], None]) -> None:
                 mirror.finish()
         for mirror in moving:
             mirror.wait_for("url")
-        segments = [str(path.parent) for path in sorted(into.glob("wandb/*/*.wandb"))]
+        segments = [path.parent for path in into.glob("wandb/*/*.wandb")]
         if not segments:
             raise GptlabError("there is nothing to show")
-        shown = segments[0] if len(segments) == 1 else str(into / "wandb")
-        # `-m` imports from where it stands, and wandb reads settings there: never in a run.
-        leet = subprocess.Popen([sys.executable, "-m", "wandb", "leet", shown], cwd=project.root())
+        leet = _open(segments[0] if len(segments) == 1 else into / "wandb")
         while _is_open(leet):
             for mirror in moving:
                 mirror.nudge()
         for mirror in moving:
             mirror.finish()
+
+
+def _open(shown: Path) -> subprocess.Popen[bytes]:
+    # `-m` imports from where it stands, and wandb reads settings there: never in a run, which may be a stranger's.
+    return subprocess.Popen([sys.executable, "-m", "wandb", "leet", str(shown)], cwd=project.root())
 
 
 def _is_open(process: subprocess.Popen[bytes]) -> bool:

@@ -44,7 +44,7 @@ def upload_s(run: Run, finish_s: float) -> float:
 
 
 def longest_s(run: Run, finish_s: float) -> float:
-    """Seconds in which a mirror ends at the latest: connecting, sending all rows, uploading, seeing that all is there."""
+    """Seconds in which a mirror ends at the latest: connecting, sending rows, uploading, looking at the result."""
     metrics = run.directory / METRICS
     backlog = metrics.stat().st_size if metrics.exists() else 0
     return upload_s(run, finish_s) + finish_s / 2 + backlog / METRICS_BYTES_PER_S

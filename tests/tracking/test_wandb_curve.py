@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import pytest
 from support import eventually, run_attempt
 from wandb_server import Server
 
@@ -40,7 +39,7 @@ def steps(history):
 
 def test_online_a_killed_and_resumed_run_is_one_curve_and_an_extension_appends_to_it(server, curve, killed):
     killed(curve, at=50, steps=60, wandb="online")
-    eventually(lambda: server.runs and server.run().exit_code == 1)  # the mirror outlives the process and ends by itself
+    eventually(lambda: server.runs and server.run().exit_code == 1)  # the mirror lives on, and ends by itself
     assert steps(server.run().history) == list(range(0, 55, 5))
 
     server.run().summary["step"] = 999  # a summary may be ahead of the rows, or behind
@@ -89,5 +88,3 @@ def test_offline_a_killed_and_resumed_run_is_one_curve_for_every_reader_and_one_
         (segment,) = (run.directory / "wandb").glob("offline-run-*")
         subprocess.run([sys.executable, "-m", "wandb", "sync", str(segment)], check=True, capture_output=True)
         assert without_times(another.run().history) == [row for row in rows(run) if row["step"] <= 80]
-
-

@@ -1,15 +1,11 @@
 """What W&B shows of a run without any further work: facts, metrics, best values, samples, checkpoints."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from support import run_attempt
-from wandb_server import Server
 
 from gptlab.errors import BadInputError
 from gptlab.tracking import dashboard, synced
@@ -102,9 +98,10 @@ def test_checkpoints_are_artifacts_on_request_and_lie_once_on_the_disk(server, c
 class Leet:
     """Stands for W&B's program, and reads what it is given."""
 
-    def __init__(self, command, cwd):
-        self.found = [records(path) for path in sorted(Path(command[-1]).rglob("*.wandb"))]
-        Leet.opened = self
+    found: list
+
+    def __init__(self, shown):
+        Leet.found = [records(path) for path in shown.rglob("*.wandb")]
 
     def wait(self, timeout):
         return 0
@@ -113,17 +110,13 @@ class Leet:
 def test_the_dashboard_shows_runs_whole_wherever_they_were_mirrored(curve, run_micro, monkeypatch):
     whole = run_attempt(curve, steps=60, wandb="off").run
     other = run_micro(steps=20)
-    monkeypatch.setattr(dashboard.subprocess, "Popen", replacing_leet(dashboard.subprocess.Popen))
+    monkeypatch.setattr(dashboard, "_open", Leet)
     dashboard.show([whole, other], pytest.fail)
-    shown = {found["run"][0]["run_id"]: found for found in Leet.opened.found}
+    shown = {found["run"][0]["run_id"]: found for found in Leet.found}
     for run in (whole, other):
         steps = [row["item"]["step"] for row in shown[run.record.wandb_id]["history"]]
         assert steps == [row["step"] for row in read_metrics(run.directory)]
         assert not (run.directory / "wandb").exists()
-
-
-def replacing_leet(popen):
-    return lambda command, **options: (Leet if "leet" in command else popen)(command, **options)
 
 
 def test_a_run_that_was_never_trained_has_no_dashboard(run_micro):

@@ -1,22 +1,18 @@
 """W&B is never in training's way: whatever fails, all rows are there, one line says so, and syncing mends it."""
 
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
-from support import descendants, eventually, run_attempt
-from wandb_server import KEY, Server
+from support import descendants, run_attempt
+from wandb_server import KEY
 
 from gptlab import project
 from gptlab.tracking import mirror, synced
 from gptlab.tracking.metrics import read_metrics
-from gptlab.tracking.run import all_runs
 from gptlab.tracking.wandb_run import choose_mode
 from gptlab.tracking.wandb_server import Server as Asked
 
@@ -168,6 +164,6 @@ def test_settings_that_lie_in_a_run_are_not_those_of_the_client(run_micro, monke
     run = run_micro()
     monkeypatch.chdir(run.directory)
     mirrored = mirror.Mirror(run, "offline", pytest.fail)
-    assert os.readlink(f"/proc/{mirrored._process.pid}/cwd") == str(project.root())
+    assert Path(f"/proc/{mirrored._process.pid}/cwd").readlink() == project.root()
     assert not run.directory.is_relative_to(project.root())
     mirrored.finish()
