@@ -67,6 +67,8 @@ class Server:
         """An error's status for every request, or no answer at all."""
         self.fault_after_rows: tuple[int, int | Literal["stall"]] | None = None
         """How many rows of a run it stores before it fails, amid a request, and how it fails."""
+        self.refused: set[str] = set()
+        """Runs whose rows it takes for nobody's."""
         self.knows_beginnings = True
         """Whether it says that runs have begun."""
         self._released = threading.Event()
@@ -121,6 +123,8 @@ class Server:
             self.uploads[request.path] = body
         elif request.headers.get("Authorization") != f"Basic {base64.b64encode(f'api:{KEY}'.encode()).decode()}":
             status = 401
+        elif request.path.endswith("/file_stream") and request.path.split("/")[-2] in self.refused:
+            status = 404
         elif request.path.endswith("/file_stream"):
             self._stream(request.path.split("/")[-2], json.loads(body))
         elif request.path == "/graphql":

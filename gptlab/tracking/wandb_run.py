@@ -30,6 +30,7 @@ SETTINGS = {
 }
 """Of these the installed version takes those that it knows."""
 ASK_EVERY_S = 0.5
+ROOM_BYTES = 1 << 20
 
 
 def client() -> Any:
@@ -86,11 +87,11 @@ class WandbRun:
             trainer: The process that trains the run and whose use of the machine is of interest, if there is one.
         """
         self._source, self._best, self._last_sent = run, (float("inf"), -1), -1
-        own = into / "wandb"
-        own.mkdir(exist_ok=True)
-        os.environ |= {"WANDB_DATA_DIR": str(own), "WANDB_CACHE_DIR": str(own / "cache")}
+        self._own = into / "wandb"
+        self._own.mkdir(exist_ok=True)
+        os.environ |= {"WANDB_DATA_DIR": str(self._own), "WANDB_CACHE_DIR": str(self._own / "cache")}
         if mode == "offline":
-            _move_aside(own, run.record.wandb_id)
+            _move_aside(self._own, run.record.wandb_id)
         wandb = client()
         self._server = server() if mode == "online" else None  # before `init`, after which W&B tells no key
         settings = SETTINGS | {"finish_timeout": finish_s, "x_disable_stats": trainer is None}
@@ -125,7 +126,13 @@ class WandbRun:
         return self._run.url or None
 
     def log(self, rows: Iterable[Row]) -> None:
-        """Send rows, those that the server has left out, and the best validation so far to the summary."""
+        """Send rows, those that the server has left out, and the best validation so far to the summary.
+
+        Raises:
+            GptlabError: W&B's own files have no room, which W&B says nothing about.
+        """
+        if shutil.disk_usage(self._own).free < ROOM_BYTES:
+            raise GptlabError(f"the disk of {self._own} is full")
         for row in rows:
             step = row["step"]
             if step > max(self._had, self._last_sent):

@@ -3,11 +3,13 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
-from support import descendants, run_attempt
+from support import PATIENCE_S, descendants, run_attempt
 from wandb_server import KEY
 
 from gptlab import project
@@ -74,6 +76,39 @@ def test_a_server_that_fails_while_rows_come_costs_one_line_and_gets_the_others_
     server.run().summary["step"] = 60  # as if it had everything
     server.fault_after_rows = None
     mend_and_sync(server, result.run)
+
+
+SMALL_DISK = """
+set -u
+mount -t tmpfs -o size=6m tmpfs "$RUN/wandb"
+"$@" > "$OUT/out" 2> "$OUT/err" &
+while ! ls "$RUN"/wandb/*/*.wandb > "$OUT/seen" 2>&1; do sleep 0.1; done
+head -c 10m /dev/zero > "$RUN/wandb/filler" 2> "$OUT/filler.err"
+while ! grep -q 'W&B is behind' "$OUT/out"; do sleep 0.1; done
+kill -TERM $!
+wait $!; echo $? > "$OUT/rc"
+"""
+
+
+@pytest.mark.skipif(
+    subprocess.run("unshare -rm true", shell=True, capture_output=True).returncode != 0,  # noqa: S602 - a constant
+    reason="mounting a small disk needs unshare with user namespaces",
+)
+def test_a_disk_that_fills_up_under_wandb_costs_one_line_and_training_goes_on(server, curve, tmp_path):
+    run = run_attempt(curve, steps=20, wandb="off").run
+    (run.directory / "wandb").mkdir()
+    resume = [sys.executable, "-m", "gptlab", "resume", str(run.directory), "--steps", "1000000", "--wandb", "offline"]
+    environment = {**os.environ, "RUN": str(run.directory), "OUT": str(tmp_path)}
+    script = ["unshare", "-rm", "bash", "-c", SMALL_DISK, "bash", *resume]
+    subprocess.run(script, env=environment, cwd=project.root(), check=True, timeout=PATIENCE_S)
+    said = (tmp_path / "out").read_text()
+    assert (tmp_path / "rc").read_text() == f"{128 + signal.SIGTERM}\n", said
+    assert said.count("W&B is behind (the disk of") == 1
+    assert run.outcome() == "interrupted"
+    rows = read_metrics(run.directory)
+    assert steps(rows) == list(range(0, 5 * len(rows), 5))
+    assert synced.sync(run).synced
+    assert steps(server.run().history) == steps(rows)
 
 
 def core_of(mirrored):
