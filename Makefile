@@ -9,7 +9,7 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(2),$(1) $(call quote,$(2)))
 
 .DEFAULT_GOAL := help
-.PHONY: help exp test fuzz lint report notebook dashboard
+.PHONY: help exp test fuzz lint report notebook dashboard sync
 
 help:
 	@echo 'make exp NAME=baseline   train an experiment, go on with it, or extend it'
@@ -20,7 +20,8 @@ help:
 	@echo 'make exp                 list the experiments'
 	@echo 'make report              write runs/report.html and runs/report.md'
 	@echo 'make notebook            open JupyterLab in analysis/'
-	@echo 'make dashboard RUN=...   open W&B'"'"'s terminal dashboard of a run'
+	@echo 'make dashboard RUN=...   open W&B'"'"'s terminal dashboard of a run or several'
+	@echo 'make sync [RUN=...]      bring W&B up to date with runs that it lacks something of'
 	@echo 'make test                run the tests'
 	@echo 'make fuzz                look for inputs that break what reads files, for minutes'
 	@echo '         EXAMPLES=100000   for longer'
@@ -67,5 +68,8 @@ ifeq ($(RUN),)
 	@$(GPTLAB) runs
 	@echo 'choose one with: make dashboard RUN=...'
 else
-	@$(GPTLAB) dashboard $(call quote,$(RUN))
+	@$(GPTLAB) dashboard $(foreach run,$(RUN),$(call quote,$(run)))
 endif
+
+sync: $(READY)
+	@$(GPTLAB) sync $(foreach run,$(RUN),$(call quote,$(run)))
