@@ -118,7 +118,7 @@ def _report(moments: list[Moment]) -> None:
     mirror = sum(b.wandb - a.wandb for a, b in blocks)
     training = sum(b.training - a.training for a, b in blocks)
     share = 100 * mirror / training
-    typer.echo(f"W&B's processes: {1000 * mirror / len(blocks):.1f} ms of CPU for a row, {share:.2f}% of its ten steps'")
+    typer.echo(f"W&B's processes: {1000 * mirror / len(blocks):.1f} ms of CPU for a row, {share:.2f}% of its steps'")
 
 
 def _cpu_s(process: int) -> float:
