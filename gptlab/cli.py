@@ -265,7 +265,8 @@ def dashboard(
     from gptlab.tracking import dashboard
     from gptlab.tracking.run import find
 
-    dashboard.show([find(run) for run in runs], notice=lambda message: typer.echo(f"note: {message}", err=True))
+    code = dashboard.show([find(run) for run in runs], notice=lambda message: typer.echo(f"note: {message}", err=True))
+    raise typer.Exit(code)
 
 
 @app.command()

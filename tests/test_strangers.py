@@ -104,10 +104,11 @@ def typed(*words: str) -> Callable[[], object]:
     return run
 
 
-def mirror(runs: list[Run], notice: object) -> None:
+def mirror(runs: list[Run], notice: object) -> int:
     """Read what the process that mirrors a run in W&B reads, and start none."""
     for run in runs:
         run.starts(), run.outcome(), run.samples(), list(NewRows(run.directory))
+    return 0
 
 
 def meet_all_commands(name: str, micro: Experiment) -> dict[str, tuple[int, str, str]]:

@@ -18,8 +18,11 @@ from gptlab.tracking.run import Run
 REFRESH_S = 1.0
 
 
-def show(runs: list[Run], notice: Callable[[str], None]) -> None:
+def show(runs: list[Run], notice: Callable[[str], None]) -> int:
     """Open the dashboard and wait until it is closed. Runs that are being trained move.
+
+    Returns:
+        The exit code of W&B's program.
 
     Raises:
         BadInputError: A run has no row yet, so there is nothing to see.
@@ -48,6 +51,7 @@ def show(runs: list[Run], notice: Callable[[str], None]) -> None:
                 mirror.nudge()
         for mirror in moving:
             mirror.finish()
+        return leet.returncode
 
 
 def _open(shown: Path) -> subprocess.Popen[bytes]:

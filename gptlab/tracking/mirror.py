@@ -70,18 +70,11 @@ class Mirror:
         if mode == "off":
             self.said = {"mode": "off", "why": "as asked"}
             return
-        # `-m` imports from where it stands, and wandb reads settings there: never in a run, which may be a stranger's.
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "gptlab.tracking.wandb_process"),
-                *(str(run.directory.absolute()), str((into or run.directory).absolute()), mode, str(FINISH_S)),
-            ],
-            cwd=project.root(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C on a terminal is for the process that trains
-        )
+        try:
+            self._process = _start(run.directory.absolute(), (into or run.directory).absolute(), mode)
+        except OSError as error:
+            self.said = {"mode": "off", "why": f"its process does not start: {error.strerror}"}
+            return
         os.set_blocking(self._input.fileno(), False)
         self._listener = threading.Thread(target=self._listen, args=(self._process,), daemon=True)
         self._listener.start()
@@ -141,3 +134,15 @@ class Mirror:
         if self._listener.is_alive():
             self._process.kill()
             self._listener.join()
+
+
+def _start(directory: Path, into: Path, mode: str) -> subprocess.Popen[bytes]:
+    # `-m` imports from where it stands, and wandb reads settings there: never in a run, which may be a stranger's.
+    return subprocess.Popen(
+        [sys.executable, "-m", "gptlab.tracking.wandb_process", str(directory), str(into), mode, str(FINISH_S)],
+        cwd=project.root(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C on a terminal is for the process that trains
+    )

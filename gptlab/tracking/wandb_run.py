@@ -71,7 +71,8 @@ class WandbRun:
     """A run, open in W&B.
 
     Online the W&B run of the same id is resumed. It has the rows up to some step already, which stay; later ones are
-    sent. Offline a new segment begins, and older ones are moved aside, so that whoever reads them sees one curve.
+    sent. Offline a new segment begins with all rows. Either way older offline segments are moved aside, so that whoever
+    reads or syncs what is there sees one curve.
     """
 
     def __init__(
@@ -90,8 +91,7 @@ class WandbRun:
         self._own = into / "wandb"
         self._own.mkdir(exist_ok=True)
         os.environ |= {"WANDB_DATA_DIR": str(self._own), "WANDB_CACHE_DIR": str(self._own / "cache")}
-        if mode == "offline":
-            _move_aside(self._own, run.record.wandb_id)
+        _move_aside(self._own, run.record.wandb_id)
         wandb = client()
         self._server = server() if mode == "online" else None  # before `init`, after which W&B tells no key
         settings = SETTINGS | {"finish_timeout": finish_s, "x_disable_stats": trainer is None}

@@ -67,6 +67,13 @@ def test_offline_a_killed_and_resumed_run_is_one_curve_for_every_reader_and_one_
     assert offline_history(run) == rows(run)
     assert not server.runs
 
+    with Server() as another, monkeypatch.context() as patch:  # with W&B's own program
+        for name, value in another.environment.items():
+            patch.setenv(name, value)
+        (segment,) = (run.directory / "wandb").glob("offline-run-*")
+        subprocess.run([sys.executable, "-m", "wandb", "sync", str(segment)], check=True, capture_output=True)
+        assert without_times(another.run().history) == rows(run)
+
     result = synced.sync(run)
     assert (result.synced, result.step, result.problem) == (True, 60, None)
     assert without_times(server.run().history) == rows(run)
@@ -77,14 +84,8 @@ def test_offline_a_killed_and_resumed_run_is_one_curve_for_every_reader_and_one_
     assert synced.behind() == [run]
     assert offline_history(run) == rows(run)
     run_attempt(curve, steps=100, wandb="online")
+    assert not list((run.directory / "wandb").glob("offline-run-*"))  # or W&B's own program would take the run back
     assert synced.behind() == []
     assert synced.sync(run).step == 100
     assert steps(server.run().history) == list(range(0, 105, 5))
     assert server.run().sent == 21
-
-    with Server() as another:  # and with W&B's own program
-        for name, value in another.environment.items():
-            monkeypatch.setenv(name, value)
-        (segment,) = (run.directory / "wandb").glob("offline-run-*")
-        subprocess.run([sys.executable, "-m", "wandb", "sync", str(segment)], check=True, capture_output=True)
-        assert without_times(another.run().history) == [row for row in rows(run) if row["step"] <= 80]

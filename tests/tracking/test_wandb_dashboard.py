@@ -99,6 +99,7 @@ class Leet:
     """Stands for W&B's program, and reads what it is given."""
 
     found: list
+    returncode = 0
 
     def __init__(self, shown):
         Leet.found = [records(path) for path in shown.rglob("*.wandb")]
