@@ -4,6 +4,7 @@ Everything goes to stdout, or to stderr where stdout is kept for one JSON docume
 """
 
 import logging
+import re
 import shlex
 import shutil
 import sys
@@ -60,6 +61,12 @@ class _NoticeHandler(logging.Handler):
 def printable(text: str) -> str:
     """The text without characters that steer a terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
+
+
+def shortened(value: Any) -> str:
+    """The value as text; of a hash, what tells it from others."""
+    text = str(value)
+    return f"{text[:8]}…" if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
 
 
 class _Rate(ProgressColumn):
