@@ -8,6 +8,12 @@ GPTLAB := $(VENV)/bin/gptlab
 quote = '$(subst ','\'',$(1))'
 option = $(if $(2),$(1) $(call quote,$(2)))
 
+# A misspelt variable would be ignored without a word.
+VARIABLES := NAME SEED STEPS TEXT SET RUN EXAMPLES PYTHON VENV
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(filter-out $(VARIABLES),$(given))
+$(if $(unknown),$(error there is no variable $(firstword $(unknown)); there are: $(VARIABLES)))
+
 .DEFAULT_GOAL := help
 .PHONY: help exp test fuzz lint report notebook dashboard
 
@@ -27,6 +33,8 @@ help:
 	@echo 'make lint                check style, types and the arrows between packages'
 
 $(READY): pyproject.toml constraints.txt
+	@command -v $(call quote,$(PYTHON)) > /dev/null \
+		|| { echo 'error: there is no Python at '$(call quote,$(PYTHON))'; try: make PYTHON=python3' >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptlab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@echo 'setting up $(VENV): a minute or two, once'
 	@$(PYTHON) -m venv --clear $(VENV)
@@ -48,6 +56,7 @@ test: $(READY)
 	@$(VENV)/bin/pytest -n auto
 
 fuzz: $(READY)
+	@case $(call quote,$(EXAMPLES)) in *[!0-9]*) echo 'error: EXAMPLES wants a number such as 100000' >&2; exit 2;; esac
 	@EXAMPLES=$(or $(EXAMPLES),10000) $(VENV)/bin/pytest -n auto -m hypothesis --hypothesis-profile=fuzz
 
 lint: $(READY)
