@@ -70,9 +70,8 @@ def _tokenise(path: str) -> None:
     idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     made = tokens.prepare(locate(path), 0.1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        f"{len(made.train.tokens) + len(made.val.tokens):>11,} tokens  {peak / 1024:.0f} MiB, of which {idle / 1024:.0f}"
-    )
+    count = len(made.train.tokens) + len(made.val.tokens)
+    print(f"{count:>11,} tokens  {peak / 1024:.0f} MiB, of which {idle / 1024:.0f}")
 
 
 if __name__ == "__main__":
