@@ -25,6 +25,7 @@ Pairs = dict[str, tuple[Any, Any]]
 CODE = ("git_commit", "git_dirty", "diff_sha256")
 MACHINE = ("host", "platform", "device", "deterministic", "threads", "python", "torch")
 LOSSES = ("train/loss", "val/loss", "val/bpb")
+PIPED_WIDTH = 160
 SPEED = ("perf/tokens_per_s", "perf/peak_mem_gib", "elapsed_s")
 
 
@@ -192,7 +193,8 @@ def _about_rows(a: dict[int, Row], b: dict[int, Row]) -> list[str]:
 def render(comparison: Comparison, console: Console) -> None:
     """Print what differs, a section at a time."""
     table = Table(box=None, pad_edge=False, show_header=True)
-    for heading in ("", comparison.a, comparison.b, ""):
+    table.add_column("", no_wrap=True)
+    for heading in (comparison.a, comparison.b, ""):
         table.add_column(heading, overflow="fold")
     for name, pairs in comparison.sections.items():
         if pairs or (name == "code" and comparison.files):
@@ -202,7 +204,7 @@ def render(comparison: Comparison, console: Console) -> None:
         for file, lines in comparison.files.items() if name == "code" else ():
             table.add_row(f"  {printable(file)}", "", lines)
     if table.row_count:
-        console.rich.print(table)
+        console.rich.print(table, width=None if console.rich.is_terminal else PIPED_WIDTH)
     else:
         console.say(f"nothing differs between {comparison.a} and {comparison.b}")
     for note in comparison.notes:

@@ -117,6 +117,8 @@ class Changes:
 
 def changes(old: Source, new: Source) -> Changes | None:
     """What git says between two codes; None where it cannot say: a commit that this repository lacks, a lost patch."""
+    if old == new and old.commit and old.patch is not None:
+        return Changes({}, b"")
     objects, top = _git("rev-parse", "--path-format=absolute", "--git-path", "objects"), _top()
     if objects is None or top is None:
         return None

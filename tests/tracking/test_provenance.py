@@ -168,6 +168,8 @@ def test_a_patch_that_was_committed_since_is_the_same_code(checkout, run_directo
 def test_a_commit_that_the_repository_lacks_cannot_be_compared(checkout):
     assert changes(Source("0" * 40, b""), working_tree()) is None
     assert changes(Source(None, None), working_tree()) is None
+    assert changes(Source(None, None), Source(None, None)) is None
+    assert changes(Source("0" * 40, b"x"), Source("0" * 40, b"x")).files == {}
 
 
 def test_files_outside_of_the_project_do_not_count(checkout, monkeypatch, run_directory):
