@@ -19,11 +19,17 @@ from gptlab import project
 from gptlab.tracking.metrics import Row
 
 
+PIPED_WIDTH = 200
+"""Columns where the output is no terminal's: a table takes what it needs, and nothing else wraps."""
+
+
 class Console:
     """The user's terminal (or pipe), and the log of the run once there is one."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         self.rich = RichConsole(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        if not self.rich.is_terminal:
+            self.rich.width = PIPED_WIDTH
         self._log: TextIO | None = None
         handler = _NoticeHandler(self)
         logging.getLogger("gptlab").handlers = [handler]

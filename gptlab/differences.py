@@ -25,7 +25,6 @@ Pairs = dict[str, tuple[Any, Any]]
 CODE = ("git_commit", "git_dirty", "diff_sha256")
 MACHINE = ("host", "platform", "device", "deterministic", "threads", "python", "torch")
 LOSSES = ("train/loss", "val/loss", "val/bpb")
-PIPED_WIDTH = 160
 SPEED = ("perf/tokens_per_s", "perf/peak_mem_gib", "elapsed_s")
 
 
@@ -204,7 +203,7 @@ def render(comparison: Comparison, console: Console) -> None:
         for file, lines in comparison.files.items() if name == "code" else ():
             table.add_row(f"  {printable(file)}", "", lines)
     if table.row_count:
-        console.rich.print(table, width=None if console.rich.is_terminal else PIPED_WIDTH)
+        console.rich.print(table)
     else:
         console.say(f"nothing differs between {comparison.a} and {comparison.b}")
     for note in comparison.notes:
