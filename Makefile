@@ -8,8 +8,14 @@ GPTLAB := $(VENV)/bin/gptlab
 quote = '$(subst ','\'',$(1))'
 option = $(if $(2),$(1) $(call quote,$(2)))
 
+# A misspelt variable would be ignored without a word.
+VARIABLES := NAME SEED STEPS TEXT SET RUN EXAMPLES PYTHON VENV
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(filter-out $(VARIABLES),$(given))
+$(if $(unknown),$(error there is no variable $(firstword $(unknown)); there are: $(VARIABLES)))
+
 .DEFAULT_GOAL := help
-.PHONY: help exp test fuzz lint report notebook dashboard sync
+.PHONY: help exp test fuzz bench audit lint report notebook dashboard sync
 
 help:
 	@echo 'make exp NAME=baseline   train an experiment, go on with it, or extend it'
@@ -25,9 +31,13 @@ help:
 	@echo 'make test                run the tests'
 	@echo 'make fuzz                look for inputs that break what reads files, for minutes'
 	@echo '         EXAMPLES=100000   for longer'
+	@echo 'make bench               measure what a user waits for, beside a peer'
+	@echo 'make audit               look up every pinned package among the known vulnerabilities'
 	@echo 'make lint                check style, types and the arrows between packages'
 
 $(READY): pyproject.toml constraints.txt
+	@command -v $(call quote,$(PYTHON)) > /dev/null \
+		|| { echo 'error: there is no Python at '$(call quote,$(PYTHON))'; try: make PYTHON=python3' >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptlab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	@echo 'setting up $(VENV): a minute or two, once'
 	@$(PYTHON) -m venv --clear $(VENV)
@@ -49,7 +59,15 @@ test: $(READY)
 	@$(VENV)/bin/pytest -n auto
 
 fuzz: $(READY)
+	@case $(call quote,$(EXAMPLES)) in *[!0-9]*) echo 'error: EXAMPLES wants a number such as 100000' >&2; exit 2;; esac
 	@EXAMPLES=$(or $(EXAMPLES),10000) $(VENV)/bin/pytest -n auto -m hypothesis --hypothesis-profile=fuzz
+
+bench: $(READY)
+	@set -e; for part in tests/bench/[a-z]*.py; do $(VENV)/bin/python $$part; done
+
+# Every pin is looked up as it stands; one that cannot be is an error, never a package passed over.
+audit: $(READY)
+	@$(VENV)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check

@@ -12,6 +12,8 @@ import typer
 
 from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, BadInputError, GptlabError
 
+MAX_TAG_LENGTH = 64  # W&B takes no longer ones
+
 app = typer.Typer(
     name="gptlab",
     help="Named GPT pretraining experiments on one .txt file.",
@@ -49,7 +51,9 @@ WandbOption = Annotated[
 ArtifactsOption = Annotated[
     Artifacts | None, typer.Option(help="Give W&B this checkpoint when the attempt ends; none by default.")
 ]
-StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimizer steps in all; more than done extends the run.")]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, max=10**8, help="Optimizer steps in all; more than done extends the run.")
+]
 DeterministicOption = Annotated[bool, typer.Option("--deterministic", help="Bitwise equal runs on a GPU too; slower.")]
 StepOption = Annotated[int | None, typer.Option(min=0, help="A checkpoint's step; the newest by default.")]
 
@@ -109,6 +113,9 @@ def run(
     from gptlab import catalog
     from gptlab.spec import parse_settings
 
+    for tag in tags or ():
+        if not (0 < len(tag) <= MAX_TAG_LENGTH and tag.isprintable()):
+            raise BadInputError(f"--tag wants 1 to {MAX_TAG_LENGTH} printable characters, not {tag!r}")
     changes: dict[str, Any] = parse_settings(settings or [])
     changes |= {} if text is None else {"data.text": text}
     changes |= {} if steps is None else {"train.steps": steps}
@@ -231,6 +238,31 @@ def eval_(
     document = judge.judge(found, step=step, text=text, device=device, console=Console(stderr=as_json))
     if as_json:
         _print_json(document)
+
+
+@app.command()
+def diff(
+    run: RunArgument,
+    other: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Another run; without one, what it would be here, now.")
+    ] = None,
+    patch: Annotated[bool, typer.Option("--patch", help="Also print the difference in code, line by line.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two runs, or between a run and the working tree."""
+    from gptlab import differences
+    from gptlab.console import Console, printable
+    from gptlab.tracking.run import find
+
+    a = find(run)
+    b = differences.side_of(find(other)) if other else differences.side_here(a)
+    comparison = differences.compare(differences.side_of(a), b)
+    if as_json:
+        _print_json(comparison.document())
+    else:
+        differences.render(comparison, Console())
+    if patch:
+        typer.echo(printable(comparison.patch.decode(errors="replace")), nl=False, err=as_json)
 
 
 @app.command()

@@ -4,6 +4,7 @@ Everything goes to stdout, or to stderr where stdout is kept for one JSON docume
 """
 
 import logging
+import re
 import shlex
 import shutil
 import sys
@@ -17,12 +18,17 @@ from rich.text import Text
 from gptlab import project
 from gptlab.tracking.metrics import Row
 
+PIPED_WIDTH = 200
+"""Columns where the output is no terminal's: a table takes what it needs, and nothing else wraps."""
+
 
 class Console:
     """The user's terminal (or pipe), and the log of the run once there is one."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         self.rich = RichConsole(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        if not self.rich.is_terminal:
+            self.rich.width = PIPED_WIDTH
         self._log: TextIO | None = None
         handler = _NoticeHandler(self)
         logging.getLogger("gptlab").handlers = [handler]
@@ -60,6 +66,12 @@ class _NoticeHandler(logging.Handler):
 def printable(text: str) -> str:
     """The text without characters that steer a terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
+
+
+def shortened(value: Any) -> str:
+    """The value as text; of a hash, what tells it from others."""
+    text = str(value)
+    return f"{text[:8]}…" if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
 
 
 class _Rate(ProgressColumn):

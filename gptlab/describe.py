@@ -11,7 +11,7 @@ from gptlab import catalog
 from gptlab.console import printable
 from gptlab.data import text as texts
 from gptlab.data import tokenizer
-from gptlab.errors import BadInputError
+from gptlab.errors import AmbiguousRunError, BadInputError
 from gptlab.model.summary import layers
 from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, identify
 from gptlab.tracking import run as runs
@@ -55,6 +55,8 @@ def describe(name: str) -> Description:
     if name not in experiments:
         try:
             run = runs.find(name)
+        except AmbiguousRunError:
+            raise
         except BadInputError:
             catalog.find(name)  # its message names the nearest experiment
             raise

@@ -24,6 +24,10 @@ class BadInputError(GptlabError):
     exit_code = EXIT_BAD_INPUT
 
 
+class AmbiguousRunError(BadInputError):
+    """Several runs could be meant."""
+
+
 class DivergedError(GptlabError):
     """The loss or the gradient norm is not finite."""
 

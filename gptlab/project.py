@@ -10,6 +10,8 @@ from pathlib import Path
 
 import platformdirs
 
+from gptlab.errors import BadInputError
+
 
 def root() -> Path:
     """The project that the working directory belongs to, else the one that this package was installed from."""
@@ -25,12 +27,31 @@ def root() -> Path:
 
 def runs_directory() -> Path:
     """`$GPTLAB_RUNS`, else `runs/` in the project."""
-    return Path(os.environ.get("GPTLAB_RUNS") or root() / "runs").expanduser().absolute()
+    return _named_by("GPTLAB_RUNS") or root() / "runs"
 
 
 def cache_directory() -> Path:
     """`$GPTLAB_CACHE`, else the user's cache directory (`$XDG_CACHE_HOME/gptlab` on Linux)."""
-    return Path(os.environ.get("GPTLAB_CACHE") or platformdirs.user_cache_dir("gptlab")).expanduser().absolute()
+    return _named_by("GPTLAB_CACHE") or Path(platformdirs.user_cache_dir("gptlab")).absolute()
+
+
+def _named_by(variable: str) -> Path | None:
+    """The directory that an environment variable names, there already or not; None where it is not set.
+
+    Raises:
+        BadInputError: It can be no directory.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    try:
+        path = Path(value).expanduser().absolute()
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    except (OSError, RuntimeError):  # too long, a home that nobody has
+        nearest = None
+    if nearest is None or not nearest.is_dir():
+        raise BadInputError(f"{variable} is '{value}', which can be no directory; give the path of one, or unset it")
+    return path
 
 
 def shown(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 from pathlib import Path
 
 import hypothesis
@@ -73,3 +74,20 @@ def micro(text_file: Path) -> Experiment:
             checkpoint_every=10,
         ),
     )
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: Experiment) -> Path:
+    """A project of its own, under git, that has the experiment `micro`."""
+    folder = tmp_path / "project"
+    (folder / "experiments").mkdir(parents=True)
+    (folder / "pyproject.toml").write_text("")
+    spec = micro.model_dump(include={"name", "why", "model", "data", "train"})
+    (folder / "experiments" / "micro.py").write_text(
+        f"from gptlab.spec import Experiment\nmicro = Experiment.model_validate({spec!r})\n"
+    )
+    git = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.chdir(folder)
+    return folder

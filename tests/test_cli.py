@@ -196,58 +196,9 @@ def test_rm_moves_a_run_to_the_trash(gptlab, trained):
     assert gptlab("runs", "--json")[1].strip() == "[]"
 
 
-RUN = ["run", "tiny", "--wandb=off"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], None),
-        (["lst"], "lst"),
-        (["list", "--jsn"], "--json"),
-        (["show", "basline"], "there is no experiment 'basline'; did you mean 'baseline'?"),
-        (["run"], "Missing argument 'NAME'"),
-        (["run", "bseline"], "did you mean 'baseline'?"),
-        (["run", "zzz"], "there are: baseline, tiny"),
-        (["run", "../x"], "there is no experiment '../x'"),
-        ([*RUN, "--steps", "0"], "--steps"),
-        ([*RUN, "--steps", "many"], "--steps"),
-        ([*RUN, "--seed", "-1"], "--seed"),
-        ([*RUN, "--device", "tpu"], "choose auto, cpu, cuda or mps"),
-        ([*RUN, "--wandb", "on"], "--wandb"),
-        ([*RUN, "--set", "learning_rate"], "--set wants KEY=VALUE"),
-        ([*RUN, "--set", "learning_rate=1"], "did you mean 'train.learning_rate'?"),
-        ([*RUN, "--set", "model.n_heads=2"], "did you mean 'model.n_head'?"),
-        ([*RUN, "--set", "train.learning_rate=fast"], "valid number, unable to parse string as a number, not 'fast'"),
-        ([*RUN, "--set", "train.learning_rate=nan"], "finite number"),
-        ([*RUN, "--set", "train.betas=[0.9"], "not JSON"),
-        ([*RUN, "--set", "train.betas=[0.9,1.5]"], "train.betas.1: input should be less than 1"),
-        ([*RUN, "--set", "model.n_head=3"], "n_embd 128 is not divisible by n_head 3"),
-        ([*RUN, "--set", "train.sequence_length=2000"], "is longer than model.context_length 1024"),
-        ([*RUN, "--set", "train.batch_size=-4"], "greater than or equal to 1, not '-4'"),
-        ([*RUN, "--set", "model.vocab_size=100"], "greater than or equal to 50257"),
-        ([*RUN, "--set", "name=other"], "write a variant in experiments/"),
-        ([*RUN, "--text", "missing.txt"], "there is no file 'missing.txt'"),
-        ([*RUN, "--text", "shakespear"], "did you mean 'shakespeare'?"),
-        ([*RUN, "--text", "/"], "not a regular file"),
-        (["resume", "nothing"], "there is no run 'nothing'"),
-        (["sample", "nothing"], "there is no run 'nothing'"),
-        (["eval", "./nowhere"], "there is no run in './nowhere'"),
-        (["dashboard", "nothing"], "there is no run 'nothing'"),
-        (["rm", "nothing"], "there is no run 'nothing'"),
-        (["sample", "x", "--temperature", "-1"], "--temperature"),
-    ],
-)
-def test_a_mistake_is_one_clear_line_and_exit_code_2(gptlab, tmp_path, arguments, message):
-    code, out, err = gptlab(*arguments)
-    if message is None:  # help, as asked for by saying nothing
-        assert "Usage" in out + err
-        return
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert not (tmp_path / "runs").exists()
+def test_nothing_said_is_help(gptlab):
+    _, out, err = gptlab()
+    assert "Usage" in out + err
 
 
 @pytest.mark.parametrize(
@@ -262,7 +213,7 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(gptlab, tmp_path, arguments
 def test_a_text_that_cannot_be_used_is_one_clear_line(gptlab, tmp_path, content, message):
     path = tmp_path / "mine.txt"
     path.write_bytes(content)
-    code, out, err = gptlab(*RUN, "--text", path)
+    code, out, err = gptlab("run", "tiny", "--wandb=off", "--text", path)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
@@ -303,12 +254,6 @@ def test_a_second_command_on_a_run_that_is_training_fails_at_once_and_says_who_h
     assert err.count("\n") == 1
 
 
-def test_a_sample_beyond_the_trained_length_is_refused(gptlab, trained):
-    code, _, err = gptlab("sample", trained, "--prompt", "one two", "--tokens", 100)
-    assert code == 2
-    assert "exceed the 16 positions that saw training; ask for at most 14" in err
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list"], ["list", "--json"]])
 def test_help_and_list_start_without_the_heavy_packages(arguments):
     script = (
@@ -337,7 +282,18 @@ def test_specs_tracking_and_data_start_without_torch():
 def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
     group = typer.main.get_command(cli.app)
     assert set(group.commands) == {
-        *("list", "show", "run", "resume", "runs", "sample", "eval", "sync", "dashboard", "rm", "gc"),
+        "list",
+        "show",
+        "run",
+        "resume",
+        "runs",
+        "sample",
+        "eval",
+        "diff",
+        "sync",
+        "dashboard",
+        "rm",
+        "gc",
     }
     for name, command in group.commands.items():
         assert command.help

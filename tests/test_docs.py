@@ -15,7 +15,7 @@ def test_every_test_that_a_table_names_exists(document, least):
     named = 0
     for line in text.splitlines():
         file = ""
-        for reference in re.findall(r"`((?:test_\w+\.py)?(?:::\w+)?)`", line):
+        for reference in re.findall(r"`(test_\w+\.py(?:::\w+)?|::\w+)`", line):
             name, _, test = reference.partition("::")
             file = name or file
             assert file in files, line

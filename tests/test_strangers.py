@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,8 @@ def meet_all_commands(name: str, micro: Experiment) -> dict[str, tuple[int, str,
         "show --json": typed("show", name, "--json"),
         "report": lambda: report.main([]),
         "weights": tables.checkpoints,
+        "diff": typed("diff", name, name),
+        "diff here": typed("diff", name),
         "sample": typed("sample", name, "--tokens", "2"),
         "eval": typed("eval", name, "--json"),
         "dashboard": typed("dashboard", name),
@@ -138,15 +141,19 @@ OURS = (".trash", "report.md", "report.html", ".report.md.tmp", ".report.html.tm
 
 
 @pytest.mark.parametrize("attack", list(attacks()), ids=str)
-def test_a_hostile_run_is_refused_or_used_and_nothing_else_is_touched(attack: Attack, runs, outside, micro, tmp_path):
+def test_a_hostile_run_is_refused_or_used_and_nothing_else_is_touched(
+    attack: Attack, runs, outside, micro, tmp_path, monkeypatch
+):
     hostile, own = sorted(runs.iterdir())
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     attack.make(hostile, outside)
     recorded = (hostile / RECORD).exists()
     before = contents(tmp_path, besides=[hostile, runs / ".trash"])
     (tmp_path / "result").mkdir()
     cache = Path(os.environ["GPTLAB_CACHE"])
     watch = Watch(
-        writable=[hostile, cache, *(runs / name for name in OURS)],
+        writable=[hostile, cache, tmp_path / "scratch", *(runs / name for name in OURS)],
         hostile=hostile,
         private=outside,
     )

@@ -4,6 +4,7 @@ The text is split by bytes (the same validation text whatever the tokenizer), ea
 result lies in the cache under a key of the text's and the tokenizer's hashes.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import tiktoken
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
@@ -165,8 +167,9 @@ def _tokenise_part(
 ) -> _Part:
     count = end_of_texts = 0
     digest = hashlib.sha256()
+    encode = functools.partial(_encode, tokenizer.gpt2())  # loaded here, once, before there are threads
     with path.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for piece, tokens in _in_order(pool, _encode, pieces(text, start, end)):
+        for piece, tokens in _in_order(pool, encode, pieces(text, start, end)):
             raw = piece.encode()
             digest.update(raw)
             whole.update(raw)
@@ -177,8 +180,8 @@ def _tokenise_part(
     return _Part(count, end - start, digest.hexdigest(), end_of_texts)
 
 
-def _encode(piece: str) -> NDArray[np.uint16]:
-    return tokenizer.gpt2().encode_to_numpy(piece, disallowed_special=()).astype(TOKEN_DTYPE)
+def _encode(encoding: tiktoken.Encoding, piece: str) -> NDArray[np.uint16]:
+    return encoding.encode_to_numpy(piece, disallowed_special=()).astype(TOKEN_DTYPE)
 
 
 def _in_order(

@@ -35,10 +35,11 @@ class Windows:
             BadInputError: There is not a single window.
         """
         if self.per_epoch < 1:
+            longest = len(self.tokens) // 2
             raise BadInputError(
                 f"the training part of the text has {len(self.tokens):,} tokens, but sequence_length "
-                f"{self.sequence_length} needs {2 * self.sequence_length:,}: use a longer text, or "
-                f"--set train.sequence_length={max(len(self.tokens) // 2, 1)}"
+                f"{self.sequence_length} needs {2 * self.sequence_length:,}: use a longer text"
+                + (f", or --set train.sequence_length={longest}" if longest else "")
             )
 
     @property

@@ -1,4 +1,8 @@
-"""Which code, on which machine, made a number: what an attempt's first row records, and the patch beside it."""
+"""Which code, on which machine, made a number: what an attempt's first row records, and the patch beside it.
+
+Code is a commit and a patch of what differs from it. Two of them are compared by git itself, as trees that are built
+aside: neither the working tree nor the repository is touched.
+"""
 
 import hashlib
 import importlib.metadata
@@ -6,12 +10,17 @@ import os
 import platform
 import socket
 import subprocess
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gptlab import project
+from gptlab.errors import GptlabError
 from gptlab.tracking.files import write_durably
+from gptlab.tracking.reading import opened
+from gptlab.tracking.records import Start
 
 PACKAGES = ("torch", "numpy", "safetensors", "tiktoken", "pydantic", "wandb", "pandas")
 DIFF_OPTIONS = (
@@ -23,6 +32,7 @@ DIFF_OPTIONS = (
     "--dst-prefix=b/",
 )
 """A patch that git can apply, whatever the user's configuration makes of `git diff`."""
+MAX_PATCH_BYTES = 1 << 28
 
 
 def environment() -> dict[str, Any]:
@@ -36,14 +46,14 @@ def environment() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class WorkingTree:
-    """The project's code as it stands; without a commit where the project is not a git checkout."""
+class Source:
+    """The project's code; without a commit where the project is not a git checkout."""
 
     commit: str | None
     patch: bytes | None
     """What differs from the commit: tracked files and untracked `*.py` only, so that no stray secret comes along.
 
-    None where git could not say: unknown is not clean.
+    None where git could not say, or the patch is no longer there: unknown is not clean.
     """
 
     @property
@@ -59,25 +69,88 @@ class WorkingTree:
     def keep_patch(self, directory: Path) -> None:
         """Write `source-HASH8.patch` where something differs."""
         if self.patch and self.patch_sha256:
-            write_durably(directory / f"source-{self.patch_sha256[:8]}.patch", self.patch)
+            write_durably(patch_path(directory, self.patch_sha256), self.patch)
 
 
-def working_tree() -> WorkingTree:
-    """Look at the project's code now."""
+def patch_path(directory: Path, sha256: str) -> Path:
+    """Where a run keeps the patch of that hash."""
+    return directory / f"source-{sha256[:8]}.patch"
+
+
+def working_tree() -> Source:
+    """The project's code as it stands now."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
-        return WorkingTree(None, b"")
+        return Source(None, b"")
     untracked = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", "*.py")
     changes = _git("diff", *DIFF_OPTIONS, "HEAD", "--", ".")
-    top = _git("rev-parse", "--show-toplevel")
+    top = _top()
     if untracked is None or changes is None or top is None:
-        return WorkingTree(commit.decode().strip(), None)
-    additions = [
-        _git_diff_new(name, os.fsdecode(top.rstrip(b"\n")))
-        for name in sorted(os.fsdecode(untracked).split("\0"))
-        if name
-    ]
-    return WorkingTree(commit.decode().strip(), changes + b"".join(additions))
+        return Source(commit.decode().strip(), None)
+    additions = [_git_diff_new(name, top) for name in sorted(os.fsdecode(untracked).split("\0")) if name]
+    return Source(commit.decode().strip(), changes + b"".join(additions))
+
+
+def recorded(directory: Path, starts: list[Start]) -> Source:
+    """The code of a run's last attempt: the commit in its row of `attempts.jsonl`, and the patch that the run keeps."""
+    if not starts:
+        return Source(None, None)
+    commit, sha256 = starts[-1].get("git_commit"), starts[-1].get("diff_sha256")
+    if sha256 is None:
+        return Source(commit, b"" if starts[-1].get("git_dirty") is False else None)
+    try:
+        with opened(patch_path(directory, sha256)) as file:
+            patch = file.read(MAX_PATCH_BYTES)
+    except (FileNotFoundError, GptlabError):
+        return Source(commit, None)
+    return Source(commit, patch if hashlib.sha256(patch).hexdigest() == sha256 else None)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """From one code to another."""
+
+    files: dict[str, str]
+    """What happened to each file, in lines added and removed: `+4 −2`."""
+    patch: bytes
+
+
+def changes(old: Source, new: Source) -> Changes | None:
+    """What git says between two codes; None where it cannot say: a commit that this repository lacks, a lost patch."""
+    if old == new and old.commit and old.patch is not None:
+        return Changes({}, b"")
+    objects, top = _git("rev-parse", "--path-format=absolute", "--git-path", "objects"), _top()
+    if objects is None or top is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        aside = {
+            "GIT_INDEX_FILE": f"{folder}/index",
+            "GIT_OBJECT_DIRECTORY": folder,
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.fsdecode(objects.removesuffix(b"\n")),
+        }
+        trees = [tree for source in (old, new) if (tree := _tree(source, top, aside)) is not None]
+        if len(trees) < 2:
+            return None
+        counts = _git("diff", "--numstat", "--no-renames", "-z", *trees, "--", ".", environment=aside)
+        patch = _git("diff", *DIFF_OPTIONS, *trees, "--", ".", environment=aside)
+    if counts is None or patch is None:
+        return None
+    rows = [os.fsdecode(row).split("\t", 2) for row in counts.split(b"\0") if row]
+    return Changes({name: "binary" if added == "-" else f"+{added} −{gone}" for added, gone, name in rows}, patch)
+
+
+def _tree(source: Source, top: str, aside: Mapping[str, str]) -> str | None:
+    """The name of the code's tree, whose objects are written aside."""
+    if source.commit is None or source.patch is None:
+        return None
+    read = _git("read-tree", source.commit, environment=aside)
+    applied = read is not None and (
+        not source.patch
+        or _git("apply", "--cached", "--whitespace=nowarn", "-", where=top, given=source.patch, environment=aside)
+        is not None
+    )
+    tree = _git("write-tree", environment=aside) if applied else None
+    return None if tree is None else tree.decode().strip()
 
 
 def _version(package: str) -> str | None:
@@ -87,9 +160,26 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> bytes | None:
+def _top() -> str | None:
+    """The root of the repository that the project lies in."""
+    top = _git("rev-parse", "--show-toplevel")
+    return None if top is None else os.fsdecode(top.removesuffix(b"\n"))
+
+
+def _git(
+    *arguments: str, where: str | None = None, given: bytes | None = None, environment: Mapping[str, str] | None = None
+) -> bytes | None:
+    """What git prints, or None where it fails."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=project.root(), capture_output=True, check=True, timeout=30)
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=where or project.root(),
+            env={**os.environ, **(environment or {})},
+            input=given,
+            capture_output=True,
+            check=True,
+            timeout=30,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout

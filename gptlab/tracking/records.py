@@ -14,6 +14,8 @@ from gptlab.spec import Experiment, Identity, Precision, hash_of, identify
 from gptlab.tracking.reading import Count
 
 Outcome = Literal["complete", "interrupted", "diverged", "failed"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00]*$")]
 
 
@@ -94,12 +96,16 @@ class Start(TypedDict, total=False):
     event: Required[Literal["start"]]
     steps: Required[Count]
     device: str
+    deterministic: bool
     host: str
+    platform: str
+    python: str
     torch: str
+    packages: dict[str, str | None]
     threads: Count
-    git_commit: str | None
+    git_commit: Commit | None
     git_dirty: bool | None
-    diff_sha256: str | None
+    diff_sha256: Sha256 | None
     tags: list[str]
     notes: str
     artifacts: Literal["best", "final"] | None

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gptlab import project
-from gptlab.errors import BadInputError, GptlabError
+from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
 from gptlab.spec import Experiment, Identity, Precision, did_you_mean
 from gptlab.tracking.checkpoints import list_checkpoints
 from gptlab.tracking.files import append_json_line, write_durably
@@ -226,7 +226,7 @@ def find(reference: str) -> Run:
         hint = did_you_mean(reference, list(directories)) or "; `gptlab runs` lists them"
         raise BadInputError(f"there is no run '{reference}' in {runs}{hint}")
     if len(matches) > 1:
-        raise BadInputError(f"'{reference}' could be {' or '.join(sorted(matches))}: give more of the id")
+        raise AmbiguousRunError(f"'{reference}' could be {' or '.join(sorted(matches))}: give more of the id")
     return load(directories[matches[0]])
 
 

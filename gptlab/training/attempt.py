@@ -40,8 +40,8 @@ from gptlab.training.settings import (
     Available,
     Settings,
     be_deterministic,
-    device_name,
     keep_freed_memory,
+    machine,
     memory_errors_explained,
     resolve,
 )
@@ -220,10 +220,8 @@ def _train(
     facts = {
         "from_step": begin,
         "steps": steps,
-        "device": device_name(settings.device),
         "deterministic": options.deterministic,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **machine(settings),
         **provenance.environment(),
         **code.facts(),
         "tags": list(options.tags),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from gptlab import project
-from gptlab.console import Console, command, duration, printable
+from gptlab.console import Console, command, duration, printable, shortened
 from gptlab.spec import Experiment, Identity, flatten, identity_fields
 from gptlab.tracking import provenance
 from gptlab.tracking import run as runs
@@ -30,7 +30,9 @@ def why_new(experiment: Experiment, identity: Identity, console: Console) -> Non
     old = _facts(newest.record.spec, newest.record.identity)
     new = _facts(experiment, identity.content)
     differences = [
-        f"{key} {_short(old.get(key))} → {_short(new.get(key))}" for key in old | new if old.get(key) != new.get(key)
+        f"{key} {shortened(old.get(key))} → {shortened(new.get(key))}"
+        for key in old | new
+        if old.get(key) != new.get(key)
     ]
     console.say(f"a new run, not {newest.id}: {', '.join(differences)}")
 
@@ -50,10 +52,6 @@ def _facts(experiment: Experiment, content: dict[str, Any]) -> dict[str, Any]:
     """All that an identity is made from, defaults included, by dotted key."""
     own = {key: value for key, value in content.items() if not isinstance(value, dict)}
     return own | dict(flatten(identity_fields(experiment)))
-
-
-def _short(value: Any) -> str:
-    return str(value)[:8] + "…" if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def complete(run: Run, steps: int, done: int, console: Console) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -82,6 +82,15 @@ def peak_flops(device: Device) -> float | None:
         return None
     name = torch.cuda.get_device_name()
     return next((flops for part, flops in BFLOAT16_PEAK_FLOPS.items() if part in name), None)
+
+
+def machine(settings: Settings) -> dict[str, Any]:
+    """What the numbers depend on besides the spec and the code, as `attempts.jsonl` records it."""
+    return {
+        "device": device_name(settings.device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def device_name(device: Device) -> str:

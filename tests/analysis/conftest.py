@@ -27,7 +27,7 @@ FACTS = {
     "platform": "Linux",
     "python": "3.11.9",
     "packages": {"torch": "2.13.0"},
-    "git_commit": "c0ffee",
+    "git_commit": "c0ffee" + "0" * 34,
     "git_dirty": False,
     "diff_sha256": None,
     "tags": ["first", "second"],

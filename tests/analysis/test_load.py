@@ -66,7 +66,7 @@ def test_a_run_is_one_row_with_its_spec_its_newest_numbers_and_where_it_ran(
         "perf/tokens_per_s": 1600.0,
         "attempts": 1,
         "device": "cpu",
-        "git_commit": "c0ffee",
+        "git_commit": "c0ffee" + "0" * 34,
         "git_dirty": False,
         "tags": "first, second",
         "directory": str(run.directory),

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -426,6 +428,21 @@ def test_many_pieces_in_many_batches_give_the_tokens_of_the_whole_part(
     assert split.val.tokens.tolist() == encode(content[split.train.size :].decode())
 
 
+def test_the_vocabulary_is_loaded_before_there_are_threads(
+    prepared: Callable[..., Tokens], monkeypatch: pytest.MonkeyPatch
+):
+    threads = set()
+    load = tokenizer.gpt2
+
+    def loading() -> tiktoken.Encoding:
+        threads.add(threading.current_thread())
+        return load()
+
+    monkeypatch.setattr(tokenizer, "gpt2", loading)
+    prepared(b"some words " * 10)
+    assert threads == {threading.main_thread()}
+
+
 def test_shakespeare_has_338_025_tokens(own_cache: Path, shakespeare_file: Path):
     text = locate(str(shakespeare_file))
     whole = shakespeare_file.read_text(encoding="utf-8")
@@ -518,6 +535,7 @@ def test_tokenising_that_breaks_off_leaves_nothing_behind(
 
 TWO_AT_ONCE = """
 import sys
+import threading
 from gptlab.data import tokens
 from gptlab.data.text import locate
 

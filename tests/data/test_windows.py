@@ -195,6 +195,12 @@ def test_text_that_is_too_short_is_refused_with_the_numbers(count: int):
     assert Windows(numbered(count), int(advised[1]), 4, 0).per_epoch >= 1, "the advice helps"
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_where_no_sequence_length_would_do_none_is_advised(count: int):
+    with pytest.raises(BadInputError, match=r"needs 20: use a longer text$"):
+        Windows(numbered(count), 10, 4, 0)
+
+
 def test_large_numbers_are_written_to_be_read():
     with pytest.raises(BadInputError, match=r"has 1,500 tokens, but sequence_length 1024 needs 2,048"):
         Windows(numbered(1500), 1024, 4, 0)

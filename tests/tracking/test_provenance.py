@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from gptlab.tracking.provenance import environment, working_tree
+from gptlab.tracking.provenance import Source, changes, environment, recorded, working_tree
 
 
 @pytest.fixture
@@ -110,3 +110,76 @@ def test_a_difference_that_git_cannot_tell_is_unknown_and_not_clean(checkout, ru
     facts = source(run_directory)
     assert len(facts["git_commit"]) == 40
     assert (facts["git_dirty"], facts["diff_sha256"]) == (None, None)
+
+
+def commit(message):
+    for arguments in (["add", "-A"], ["commit", "-qm", message]):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *arguments], check=True)
+
+
+def kept(directory):
+    """The code as a run keeps it, read back."""
+    tree = working_tree()
+    tree.keep_patch(directory)
+    return recorded(directory, [{"event": "start", "steps": 1, **tree.facts()}])
+
+
+def test_what_a_run_records_of_its_code_reads_back(checkout, run_directory):
+    assert kept(run_directory) == working_tree()
+    (checkout / "new.py").write_text("1\n")
+    assert kept(run_directory) == working_tree()
+    assert b"new.py" in working_tree().patch
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
+def test_a_patch_that_is_gone_or_not_the_recorded_one_is_unknown(checkout, run_directory, damage):
+    (checkout / "new.py").write_text("1\n")
+    tree = working_tree()
+    tree.keep_patch(run_directory)
+    damage(next(run_directory.iterdir()))
+    read = recorded(run_directory, [{"event": "start", "steps": 1, **tree.facts()}])
+    assert read == Source(tree.commit, None)
+    assert changes(read, tree) is None
+
+
+def test_changes_between_two_codes_are_told_by_git_and_leave_the_repository_as_it_was(checkout, run_directory):
+    (checkout / "old.py").write_text("one\ntwo\n")
+    (checkout / "dirty.py").write_text("untracked\n")
+    before = kept(run_directory)
+    commit("second")
+    (checkout / "old.py").write_text("one\nthree\nfour\n")
+    (checkout / "dirty.py").unlink()
+    (checkout / "blob.py").write_bytes(b"\0binary")
+    files = {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()}
+    told = changes(before, working_tree())
+    assert told.files == {"blob.py": "binary", "dirty.py": "+0 −1", "old.py": "+2 −1"}
+    assert b"+three" in told.patch
+    assert {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()} == files
+
+
+def test_a_patch_that_was_committed_since_is_the_same_code(checkout, run_directory):
+    (checkout / "new.py").write_text("1\n")
+    before = kept(run_directory)
+    commit("second")
+    assert before != working_tree()
+    assert changes(before, working_tree()).files == {}
+
+
+def test_a_commit_that_the_repository_lacks_cannot_be_compared(checkout):
+    assert changes(Source("0" * 40, b""), working_tree()) is None
+    assert changes(Source(None, None), working_tree()) is None
+    assert changes(Source(None, None), Source(None, None)) is None
+    assert changes(Source("0" * 40, b"x"), Source("0" * 40, b"x")).files == {}
+
+
+def test_files_outside_of_the_project_do_not_count(checkout, monkeypatch, run_directory):
+    project = checkout / "projects" / "mine"
+    (project / "experiments").mkdir(parents=True)
+    (project / "pyproject.toml").write_text("")
+    commit("a folder of a larger repository")
+    monkeypatch.chdir(project)
+    before = kept(run_directory)
+    (checkout / "elsewhere.py").write_text("1\n")
+    (project / "mine.py").write_text("1\n")
+    commit("second")
+    assert changes(before, working_tree()).files == {"projects/mine/mine.py": "+1 −0"}

@@ -303,9 +303,7 @@ def test_the_console_is_kept_in_the_runs_log(train, micro):
 
 def test_code_that_changed_since_is_mentioned(train, micro, capfd, monkeypatch):
     before = contents(train(micro, steps=5).run.directory)
-    monkeypatch.setattr(
-        "gptlab.tracking.provenance.working_tree", lambda: provenance.WorkingTree("other", b"a change\n")
-    )
+    monkeypatch.setattr("gptlab.tracking.provenance.working_tree", lambda: provenance.Source("0" * 40, b"a change\n"))
     run = train(micro, steps=5).run
     assert "the code has changed since" in capfd.readouterr().err
     assert contents(run.directory) == before

@@ -49,18 +49,18 @@ def test_what_the_machine_cannot_do_is_refused(device, precision, available, mes
 
 
 FAULTS = """
-import resource, sys, torch
+import resource, statistics, sys, torch
 from gptlab.training.settings import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 def step():
     torch.ones(16, 1 << 20).add_(1)  # 64 MiB, taken and freed again
-for _ in range(3):
+faults = []
+for _ in range(15):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(statistics.median(faults))  # now and then the heap grows at another place
 """
 
 
@@ -70,4 +70,4 @@ def test_freed_memory_is_kept_so_that_steps_cause_no_page_faults():
         mode: int(subprocess.run([sys.executable, "-c", FAULTS, mode], capture_output=True, check=True).stdout)
         for mode in ("default", "kept")
     }
-    assert faults["kept"] < 1000 < 100_000 < faults["default"]
+    assert faults["kept"] < 100 < 10_000 < faults["default"]

@@ -1,0 +1,247 @@
+"""Whatever a user can get wrong is one clear line with the nearest right answer, exit code 2, and nothing is written.
+
+The tables name every command's every option, every field of a spec, and every variable of the environment and of make;
+what is new and has no row fails a test.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from support import run_attempt
+
+from gptlab import cli, project
+from gptlab.spec import SECTIONS, Experiment
+
+ROOT = Path(__file__).parents[1]
+HERE = "THE-RUN"
+
+COMMANDS = [
+    ("lst", "No such command 'lst'"),
+    ("list --jsn", "--json"),
+    ("list extra", "unexpected extra argument"),
+    ("show", "Missing argument 'NAME-or-RUN'"),
+    ("show basline", "there is no experiment 'basline'; did you mean 'baseline'?"),
+    ("show micro", "could be micro-"),
+    ("run", "Missing argument 'NAME'"),
+    ("run bseline", "did you mean 'baseline'?"),
+    ("run zzz", "there are: baseline, tiny"),
+    ("run ../x", "there is no experiment '../x'"),
+    ("run tiny --fres", "--fresh"),
+    ("run tiny --steps 0", "'--steps': Input should be"),
+    ("run tiny --steps many", "'--steps': Input should be a valid integer"),
+    ("run tiny --steps 1000000000", "'--steps': Input should be"),
+    ("run tiny --seed -1", "'--seed': Input should be"),
+    ("run tiny --seed 9223372036854775808", "'--seed'"),
+    ("run tiny --device tpu", "there is no device 'tpu'; choose auto, cpu, cuda or mps"),
+    ("run tiny --device cuda", "no cuda device; choose --device auto"),
+    ("run tiny --wandb on", "'on' is not one of 'online', 'offline', 'off'"),
+    ("run tiny --artifacts all", "'all' is not one of 'best', 'final'"),
+    ("run tiny --tag=", "--tag wants 1 to 64 printable characters, not ''"),
+    (f"run tiny --tag={'x' * 65}", "--tag wants 1 to 64"),
+    ("run tiny --notes", "'--notes' requires an argument"),
+    ("run tiny --from nothing", "there is no run 'nothing'"),
+    (f"run tiny --from {HERE}@last", "--from wants RUN@STEP"),
+    (f"run tiny --from {HERE}@7", "keeps no checkpoint of step 7; it has 10, 20"),
+    (f"run tiny --from {HERE}@20", "is another model's"),
+    ("run tiny --set learning_rate", "--set wants KEY=VALUE such as train.learning_rate=1e-3, not 'learning_rate'"),
+    ("run tiny --set learning_rate=1", "did you mean 'train.learning_rate'?"),
+    ("run tiny --set model.n_heads=2", "did you mean 'model.n_head'?"),
+    ("run tiny --set name=other", "write a variant in experiments/"),
+    ("run tiny --set model.n_head=3", "n_embd 128 is not divisible by n_head 3; these divide it: 1, 2, 4"),
+    ("run tiny --set train.sequence_length=2000", "is longer than model.context_length 1024"),
+    ("run tiny --text missing.txt", "there is no file 'missing.txt'; give the path of a .txt"),
+    ("run tiny --text shakespear", "did you mean 'shakespeare'?"),
+    ("run tiny --text /", "not a regular file"),
+    ("resume nothing", "there is no run 'nothing'"),
+    ("resume micr", "could be micro-"),
+    (f"resume {HERE} --steps 0", "'--steps': Input should be"),
+    (f"resume {HERE} --device tpu", "choose auto, cpu, cuda or mps"),
+    (f"resume {HERE} --artifacts all", "'all' is not one of 'best', 'final'"),
+    (f"resume {HERE} --wandb never", "'never' is not one of 'online', 'offline', 'off'"),
+    ("runs --yes", "No such option: --yes"),
+    ("sample nothing", "there is no run 'nothing'"),
+    (f"sample {HERE} --prompt=", "the prompt is empty"),
+    (f"sample {HERE} --tokens 0", "'--tokens': Input should be"),
+    (f"sample {HERE} --tokens 99", "exceed the 16 positions that saw training; ask for at most 15"),
+    (f"sample {HERE} --temperature -1", "'--temperature': Input should be"),
+    (f"sample {HERE} --temperature nan", "'--temperature': Input should be greater than or equal to 0"),
+    (f"sample {HERE} --top-k -1", "'--top-k': Input should be"),
+    (f"sample {HERE} --seed -1", "'--seed': Input should be"),
+    (f"sample {HERE} --step 7", "keeps no checkpoint of step 7; it has 10, 20"),
+    ("eval ./nowhere", "there is no run in './nowhere'"),
+    (f"eval {HERE} --text missing.txt", "there is no file 'missing.txt'"),
+    (f"eval {HERE} --step -1", "'--step': Input should be"),
+    (f"eval {HERE} --device gpu", "choose auto, cpu, cuda or mps"),
+    ("diff nothing", "there is no run 'nothing'"),
+    (f"diff {HERE} nothing", "there is no run 'nothing'"),
+    ("dashboard nothing", "there is no run 'nothing'"),
+    (f"dashboard {HERE} nothing", "there is no run 'nothing'"),
+    ("sync nothing", "there is no run 'nothing'"),
+    ("rm nothing", "there is no run 'nothing'"),
+    ("rm ..", "there is no run in '..'"),
+    ("gc --all", "No such option: --all"),
+]
+
+FIELDS = [
+    ("model.n_layer", "0", "greater than or equal to 1, not '0'"),
+    ("model.n_head", "1.5", "valid integer"),
+    ("model.n_embd", "wide", "valid integer"),
+    ("model.context_length", "9999999", "less than or equal to 1048576"),
+    ("model.vocab_size", "100", "greater than or equal to 50257"),
+    ("model.bias", "perhaps", "valid boolean"),
+    ("model.tied", "2", "valid boolean"),
+    ("model.dropout", "1", "less than 1"),
+    ("data.text", "", "at least 1 character"),
+    ("data.val_fraction", "0", "greater than 0"),
+    ("data.val_windows", "-1", "greater than or equal to 1"),
+    ("train.sequence_length", "", "valid integer"),
+    ("train.batch_size", "-4", "greater than or equal to 1, not '-4'"),
+    ("train.learning_rate", "fast", "valid number, unable to parse string as a number, not 'fast'"),
+    ("train.betas", "[0.9,1.5]", "train.betas.1: input should be less than 1"),
+    ("train.eps", "0", "greater than 0"),
+    ("train.weight_decay", "nan", "finite number"),
+    ("train.grad_clip", "inf", "finite number"),
+    ("train.precision", "float16", "'auto', 'float32' or 'bfloat16'"),
+    ("train.steps", "1e3", "valid integer"),
+    ("train.log_every", "0", "greater than or equal to 1"),
+    ("train.eval_every", "0", "greater than or equal to 1"),
+    ("train.checkpoint_every", "0", "greater than or equal to 1"),
+    ("train.keep_checkpoints", "1", "greater than or equal to 2"),
+    ("train.snapshots", "often", "valid boolean"),
+    ("train.prompt", "", "at least 1 character"),
+]
+
+MAKE = [
+    (["exp", "NAME=basline"], "did you mean 'baseline'?"),
+    (["exp", "NAME=tiny", "SEED=one"], "'--seed': Input should be a valid integer"),
+    (["exp", "NAME=tiny", "STEPS=-5"], "'--steps': Input should be"),
+    (["exp", "NAME=tiny", "TEXT=missing.txt"], "there is no file 'missing.txt'"),
+    (["exp", "NAME=tiny", "SET=train.lr=1"], "there is no spec field 'train.lr'"),
+    (["exp", "NMAE=tiny"], "there is no variable NMAE; there are: NAME"),
+    (["dashboard", "RUN=nothing"], "there is no run 'nothing'"),
+    (["sync", "RUN=nothing"], "there is no run 'nothing'"),
+    (["fuzz", "EXAMPLES=many"], "EXAMPLES wants a number"),
+    (["exp", "PYTHON=python0", "VENV={empty}"], "there is no Python at python0"),
+]
+
+
+@pytest.fixture(scope="module")
+def two_runs(micro, cache, tmp_path_factory):
+    """A runs directory with two runs whose ids begin alike; gives it and the first run's id."""
+    runs = tmp_path_factory.mktemp("kept") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_RUNS", str(runs))
+        patch.setenv("GPTLAB_CACHE", str(cache))
+        first = run_attempt(micro, seed=0, steps=20).run
+        run_attempt(micro, seed=1, steps=20)
+    return runs, first.id
+
+
+@pytest.fixture
+def complain(two_runs, monkeypatch, capfd):
+    """`complain("run", …)` → the one line that the command has to say; sees that nothing was written."""
+    runs, run = two_runs
+    monkeypatch.setenv("GPTLAB_RUNS", str(runs))
+
+    def contents():
+        return {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+
+    def type_(*arguments):
+        before = contents()
+        monkeypatch.setattr(sys, "argv", ["gptlab", *(word.replace(HERE, run) for word in arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert (ended.value.code, out) == (2, ""), err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert contents() == before
+        return err
+
+    return type_
+
+
+@pytest.mark.parametrize(("line", "answer"), COMMANDS, ids=[line for line, _ in COMMANDS])
+def test_a_command_that_cannot_be_meant_is_one_line(complain, line, answer):
+    assert answer in complain(*line.split(" "))
+
+
+@pytest.mark.parametrize(("field", "value", "answer"), FIELDS)
+def test_a_value_that_a_field_cannot_have_is_one_line(complain, field, value, answer):
+    line = complain("run", "tiny", "--set", f"{field}={value}")
+    assert answer in line
+    assert field.rpartition(".")[2] in line
+
+
+@pytest.mark.parametrize(("variables", "answer"), MAKE, ids=[" ".join(variables) for variables, _ in MAKE])
+def test_a_variable_of_make_that_cannot_be_meant_is_one_line(variables, answer, tmp_path):
+    own = ["-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}"] if "VENV={empty}" not in variables else []
+    command = ["make", *own, *(word.format(empty=tmp_path / "venv") for word in variables)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if not re.match(r"make.*: \*\*\* \[.*Error \d+$", line)]
+    assert done.returncode == 2
+    assert len(lines) == 1, done.stderr
+    assert answer in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("variable", ["GPTLAB_RUNS", "GPTLAB_CACHE"])
+@pytest.mark.parametrize("value", ["{file}", "{file}/below", "~nobody-of-that-name/x", "x" * 5000])
+def test_a_place_that_can_be_no_directory_is_one_line(monkeypatch, capfd, tmp_path, variable, value):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(variable, value.format(file=tmp_path / "file"))
+    monkeypatch.setattr(sys, "argv", ["gptlab", "run", "tiny", "--wandb", "off"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capfd.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.startswith(f"error: {variable} is '")
+    assert err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"file"}
+
+
+def test_a_variable_that_is_empty_is_as_good_as_none(monkeypatch):
+    monkeypatch.setenv("GPTLAB_RUNS", "")
+    assert project.runs_directory() == project.root() / "runs"
+
+
+# --- the tables are complete ---
+
+
+def test_every_option_and_argument_has_a_case():
+    group = typer.main.get_command(cli.app)
+    missing = []
+    for name, command in group.commands.items():
+        lines = [line for line, _ in COMMANDS if line.split()[0] == name]
+        if not lines:
+            missing.append(name)
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and not parameter.is_flag:
+                wanted = max(parameter.opts, key=len)
+                if not any(re.search(rf" {wanted}\b", line) for line in lines):
+                    missing.append(f"{name} {wanted}")
+    assert not missing
+
+
+def test_every_field_of_a_spec_has_a_case():
+    fields = {
+        f"{section}.{field}"
+        for section in SECTIONS
+        for field in type(getattr(Experiment(name="a", why="b"), section)).model_fields
+    }
+    assert {field for field, _, _ in FIELDS} == fields
+
+
+def test_every_variable_of_the_environment_has_a_case():
+    sources = "".join(path.read_text() for folder in ("gptlab", "analysis") for path in (ROOT / folder).rglob("*.py"))
+    assert set(re.findall(r"\bGPTLAB_[A-Z]+\b", sources)) == {"GPTLAB_RUNS", "GPTLAB_CACHE"}
+
+
+def test_every_variable_of_make_has_a_case():
+    (listed,) = re.findall(r"^VARIABLES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {word.partition("=")[0] for variables, _ in MAKE for word in variables[1:]} >= set(listed.split())
