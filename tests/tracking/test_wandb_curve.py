@@ -71,7 +71,8 @@ def test_offline_a_killed_and_resumed_run_is_one_curve_for_every_reader_and_one_
         for name, value in another.environment.items():
             patch.setenv(name, value)
         (segment,) = (run.directory / "wandb").glob("offline-run-*")
-        subprocess.run([sys.executable, "-m", "wandb", "sync", str(segment)], check=True, capture_output=True)
+        sync = [sys.executable, "-m", "wandb", "sync", str(segment)]
+        subprocess.run(sync, cwd=tmp_path, check=True, capture_output=True)
         assert without_times(another.run().history) == rows(run)
 
     result = synced.sync(run)
