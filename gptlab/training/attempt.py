@@ -304,7 +304,7 @@ class _Watchers:
         self._display.step(step, loss)
         self._profiler.step()
 
-    def row(self, row: Row, best: dict[str, Any]) -> None:
+    def row(self, row: Row) -> None:
         self._display.row(row)
         self._mirror.nudge()
         self._lock.beat()

@@ -40,8 +40,8 @@ class Observer(Protocol):
     def step(self, step: int, loss: float | None) -> None:
         """A step is done; the loss is None where reading it would wait for the device."""
 
-    def row(self, row: Row, best: dict[str, Any]) -> None:
-        """A row of metrics was written; one with a validation comes with the best validation so far."""
+    def row(self, row: Row) -> None:
+        """A row of metrics was written."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,7 @@ class Trainer:
                 }
             )
             self._interval = Interval()
-        best = {"val_loss": self.progress.best_val_loss, "step": self.progress.best_step}
-        self.observer.row(row, best if "val/loss" in row else {})
+        self.observer.row(row)
 
     def _validate(self) -> Row:
         started = time.perf_counter()

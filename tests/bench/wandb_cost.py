@@ -75,8 +75,8 @@ def main() -> None:
     )
     original, watch = attempt._Watchers.row, []
 
-    def row(self, row, best) -> None:
-        original(self, row, best)
+    def row(self, row) -> None:
+        original(self, row)
         if row["step"] == 10:  # the first steps are slower
             watch.append(Alternating(self._mirror))
         if row["step"] >= 10 and len(watch[0].moments) <= 2 * PAIRS:

@@ -45,8 +45,8 @@ def at_row(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Mirror],
     def arrange(step: int, act: Callable[[Mirror], None]) -> None:
         original = attempt._Watchers.row
 
-        def watch(self: attempt._Watchers, row: Row, best: dict[str, object]) -> None:
-            original(self, row, best)
+        def watch(self: attempt._Watchers, row: Row) -> None:
+            original(self, row)
             if row["step"] == step:
                 act(self._mirror)
 
