@@ -208,7 +208,7 @@ RUN = ["run", "tiny", "--wandb=off"]
         (["show", "basline"], "there is no experiment 'basline'; did you mean 'baseline'?"),
         (["run"], "Missing argument 'NAME'"),
         (["run", "bseline"], "did you mean 'baseline'?"),
-        (["run", "zzz"], "there are: baseline, tiny"),
+        (["run", "zzz"], "there are: baseline, tiny-no-bias, tiny-shallow, tiny-tied, tiny"),
         (["run", "../x"], "there is no experiment '../x'"),
         ([*RUN, "--steps", "0"], "--steps"),
         ([*RUN, "--steps", "many"], "--steps"),
