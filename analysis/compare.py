@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from pandas import DataFrame
 
-from analysis.load import IDENTITY_COLUMNS
+from analysis import columns
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -21,7 +21,7 @@ def what_differs(runs: DataFrame) -> list[str]:
 
     Where the texts differ, `text.source` comes along: people know a text by its name.
     """
-    differing = [column for column in IDENTITY_COLUMNS if runs[column].nunique(dropna=False) > 1]
+    differing = [column for column in columns.IDENTITY if runs[column].nunique(dropna=False) > 1]
     return [*differing, *(["text.source"] if "text.sha256" in differing else [])]
 
 

@@ -53,7 +53,12 @@ class Run:
 
     def status(self) -> Status:
         """From the lock and the last attempt; never from a process id."""
-        return "running" if holder_of(self.directory) else _outcome(self.attempts())
+        return "running" if holder_of(self.directory) else self.outcome()
+
+    def outcome(self) -> Outcome:
+        """How the last attempt ended, if nobody trains the run now."""
+        attempts = self.attempts()
+        return attempts[-1]["status"] if attempts and attempts[-1]["event"] == "end" else "interrupted"
 
     def step(self) -> int:
         """The last step known: of the last attempt's end, else of the newest row or checkpoint."""
@@ -185,7 +190,7 @@ def load(directory: Path) -> Run:
 
 def all_runs() -> list[Run]:
     """Every run in the runs directory, by id; one that cannot be read is left out with a warning."""
-    return list(each(load, _directories()))
+    return list(each(load, directories()))
 
 
 def each(read: Callable[[Source], Result], runs: Iterable[Source]) -> Iterator[Result]:
@@ -212,25 +217,22 @@ def find(reference: str) -> Run:
         if not found:
             raise BadInputError(f"there is no run in '{reference}': it has no {RECORD}")
         return load(directory)
-    directories = {directory.name: directory for directory in _directories()}
-    matches = [name for name in directories if name.startswith(reference)] if reference else []
-    if reference in directories:
+    known = {directory.name: directory for directory in directories()}
+    matches = [name for name in known if name.startswith(reference)] if reference else []
+    if reference in known:
         matches = [reference]
     if not matches:
         runs = project.shown(project.runs_directory())
-        hint = did_you_mean(reference, list(directories)) or "; `gptlab runs` lists them"
+        hint = did_you_mean(reference, list(known)) or "; `gptlab runs` lists them"
         raise BadInputError(f"there is no run '{reference}' in {runs}{hint}")
     if len(matches) > 1:
         raise BadInputError(f"'{reference}' could be {' or '.join(sorted(matches))}: give more of the id")
-    return load(directories[matches[0]])
+    return load(known[matches[0]])
 
 
-def _directories() -> list[Path]:
+def directories() -> list[Path]:
+    """Where the runs in the runs directory lie, by id; nothing of them is read yet."""
     return sorted(path.parent for path in project.runs_directory().glob(f"*/{RECORD}") if path.parent.name != TRASH)
-
-
-def _outcome(attempts: list[Start | End]) -> Outcome:
-    return attempts[-1]["status"] if attempts and attempts[-1]["event"] == "end" else "interrupted"
 
 
 def _now() -> str:

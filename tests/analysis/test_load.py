@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from analysis import load
+from analysis import columns, load
 from gptlab.spec import SECTIONS, Experiment
 from gptlab.tracking.checkpoints import MODEL, directory_of
 from gptlab.tracking.lock import RunLock
@@ -87,10 +87,10 @@ def test_every_field_of_the_spec_is_a_column_of_its_type(make_run: MakeRun) -> N
 
 def test_dtypes_do_not_depend_on_whether_there_is_anything(make_run: MakeRun, weights: Tensors) -> None:
     tables = {
-        load.runs: load.RUN_DTYPES,
-        load.metrics: load.METRIC_DTYPES,
-        load.checkpoints: load.CHECKPOINT_DTYPES,
-        load.samples: load.SAMPLE_DTYPES,
+        load.runs: columns.RUNS,
+        load.metrics: columns.METRICS,
+        load.checkpoints: columns.CHECKPOINTS,
+        load.samples: columns.SAMPLES,
     }
     for read, dtypes in tables.items():
         empty = read()
@@ -129,7 +129,7 @@ def test_a_run_that_is_being_trained_is_running(make_run: MakeRun) -> None:
 def test_metrics_are_one_row_per_logged_step_with_every_column(make_run: MakeRun) -> None:
     run = make_run(seed=7)
     metrics = load.metrics()
-    assert list(metrics.columns) == ["run", "name", "seed", *COLUMNS]
+    assert list(metrics.columns) == ["run", "name", "seed", *COLUMNS, "flops"]
     assert list(metrics["step"]) == [0, 10, 20]
     assert list(metrics["val/loss"]) == [11.0, 8.0, 6.0]
     assert math.isnan(metrics["train/loss"][0])
