@@ -1,8 +1,8 @@
 """What was read from runs, kept as Parquet: a file that has not changed since is not parsed again.
 
-One file per kind of table and runs directory, in gptlab's cache directory and not among the runs: those may be on a disk
-that cannot be written, and what comes with a stranger's runs is never taken for something that we computed. Whatever is
-wrong with the cache, the runs are read again; deleting it costs time and nothing else.
+One file per kind of table and runs directory, in gptlab's cache directory and not among the runs: those may be on a
+disk that cannot be written, and what comes with a stranger's runs is never taken for something that we computed.
+Whatever is wrong with the cache, the runs are read again; deleting it costs time and nothing else.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _ARROW = {"Int64": pa.int64(), "float64": pa.float64(), "str": pa.string(), "boo
 
 logger = logging.getLogger(__name__)
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[Any, Any]]
 
 
 def fingerprint(files: Iterable[Path]) -> list[tuple[str, int, int]]:
@@ -174,7 +174,7 @@ def _in_order(table: pa.Table, sources: list[str]) -> DataFrame:
     """As pandas has it, the rows of each source together and otherwise in their own order."""
     dtypes = {pa.int64(): Int64Dtype(), pa.bool_(): BooleanDtype()}
     encoded = table.set_column(0, SOURCE, table[SOURCE].dictionary_encode())
-    frame = encoded.to_pandas(types_mapper=dtypes.get)
+    frame: DataFrame = encoded.to_pandas(types_mapper=dtypes.get)
     frame[SOURCE] = frame[SOURCE].cat.set_categories(sources)
     codes = frame[SOURCE].cat.codes.to_numpy()
     if len(codes) and (np.diff(codes) < 0).any():

@@ -1,7 +1,7 @@
 """The columns of the tables in `analysis.load`: their names, order and dtypes.
 
-A dtype is fixed, also in an empty table: `str`, `Int64`, `float64`, `boolean` or a UTC timestamp. What each column means
-stands in the docstring of the function that makes the table.
+A dtype is fixed, also in an empty table: `str`, `Int64`, `float64`, `boolean` or a UTC timestamp. What each column
+means stands in the docstring of the function that makes the table.
 """
 
 from collections.abc import Iterator
@@ -101,6 +101,8 @@ HEADERS = {
     "resumable": "boolean",
     "directory": "str",
 }
+
+WINDOWS = {**KEYS, "step": "Int64", "yardstick": "str", "start": "Int64", "loss": "float64"}
 
 SAMPLES = {**KEYS, "step": "Int64", "prompt": "str", "text": "str"}
 

@@ -3,13 +3,14 @@
 - A column's dtype is fixed, also in an empty table (`analysis.columns` lists them all). What a run does not have is
   missing, never zero.
 - `run`, `name` and `seed` lead every table and join them.
-- `metrics`, `checkpoints`, `headers` and `samples` take the rows of `runs()` that you are interested in; without them, all.
+- `metrics`, `checkpoints`, `headers`, `windows` and `samples` take the rows of `runs()` that you are interested in;
+  without them, all.
 - A run of which a file cannot be read is left out with a warning that names the file.
 - What is parsed is cached (`analysis.cache`): the second look reads only what has changed.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, get_args
 from pandas import DataFrame, Series
 
 from analysis import cache, columns, weights
+from analysis.windows import losses
 from gptlab.errors import BadInputError
 from gptlab.spec import did_you_mean, flatten
 from gptlab.tracking.checkpoints import CHECKPOINTS, Progress, list_checkpoints
@@ -64,7 +66,8 @@ def runs(
         text.source, text.sha256: The text as it was named, and the hash of its bytes.
         initial_weights: sha256 of the weights that the run started from; missing where they are drawn from the seed.
         parameters: Trainable parameters.
-        flops_per_token: FLOPs of training on one token, forward and backward: `ModelSpec.forward_flops_per_token` times 3.
+        flops_per_token: FLOPs of training on one token, forward and backward: three times
+            `ModelSpec.forward_flops_per_token`.
         val/loss, val/loss_se, val/bpb, val/yardstick: Nats per token, its standard error over windows, bits per byte,
             and what they were measured on, all of the newest validation.
         train/loss: Nats per token, of the newest row that has it.
@@ -107,9 +110,9 @@ def runs(
 def metrics(runs: DataFrame | None = None) -> DataFrame:
     """All rows of metrics, one per run and logged step, in the order of `runs` and of training.
 
-    Columns are `run`, `name`, `seed`, those of `gptlab.tracking.metrics.COLUMNS`, which says what each one means and its
-    unit, and `flops`: FLOPs of training so far. `step`, `tokens` and `attempt` are `Int64`, `val/yardstick` is `str`, all
-    others are `float64`.
+    Columns are `run`, `name`, `seed`, those of `gptlab.tracking.metrics.COLUMNS`, which says what each one means and
+    its unit, and `flops`: FLOPs of training so far. `step`, `tokens` and `attempt` are `Int64`, `val/yardstick` is
+    `str`, all others are `float64`.
 
     Args:
         runs: Rows of `runs()`; all where None.
@@ -179,6 +182,22 @@ def headers(runs: DataFrame | None = None) -> DataFrame:
     return _frame(_rows_of(runs, weights.headers), columns.HEADERS)
 
 
+def windows(runs: DataFrame | None = None) -> DataFrame:
+    """Losses of single validation windows, as `gptlab eval` left them, one row each.
+
+    Columns:
+        run, name, seed: The run.
+        step: Of the checkpoint that was judged.
+        yardstick: What the windows are; windows of two runs are the same where yardstick and start are.
+        start: Where in the validation tokens the window begins.
+        loss: Nats per token, mean over the window.
+
+    Args:
+        runs: Rows of `runs()`; all where None.
+    """
+    return _frame(_rows_of(runs, losses), columns.WINDOWS)
+
+
 def samples(runs: DataFrame | None = None) -> DataFrame:
     """Texts that the models wrote, one row each, in the order of `runs` and of writing.
 
@@ -224,7 +243,7 @@ def _newest(directories: list[str]) -> DataFrame:
     """By run, the newest value of each column that not every row has, and the newest validation."""
     kinds = {column: columns.LOGGED[column] for column in (*columns.NEWEST, *columns.VALIDATION)}
 
-    def rows_of(stale: Iterable[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    def rows_of(stale: Iterable[str]) -> Iterator[tuple[str, list[dict[Hashable, Any]]]]:
         logged, damaged = _logged(asked := list(stale))
         newest = logged.groupby(cache.SOURCE, observed=True)[list(columns.NEWEST)].last()
         validated = logged.dropna(subset="val/loss").drop_duplicates(cache.SOURCE, keep="last").set_index(cache.SOURCE)

@@ -135,7 +135,7 @@ def moved(tensor: Weights, previous: Weights | None, first: Weights | None) -> d
 
 
 def stable_rank(matrix: Weights) -> float:
-    """‖A‖²_F / ‖A‖²₂, at least 1 and at most the rank (Rudelson and Vershynin 2007); NaN where A is zero or no matrix."""
+    """‖A‖²_F / ‖A‖²₂, from 1 to the rank (Rudelson and Vershynin 2007); NaN where A is zero or no matrix."""
     if matrix.ndim != 2:
         return math.nan
     (largest,) = singular_values(matrix, largest_only=True)
@@ -153,7 +153,7 @@ def singular_values(matrix: Weights, *, largest_only: bool = False) -> NDArray[n
     if not np.isfinite(gram).all():
         return np.full(1 if largest_only else len(gram), math.nan)
     chosen = (len(gram) - 1, len(gram) - 1) if largest_only else None
-    values = scipy.linalg.eigh(gram, eigvals_only=True, subset_by_index=chosen)
+    values: NDArray[np.float64] = scipy.linalg.eigh(gram, eigvals_only=True, subset_by_index=chosen)
     return np.sqrt(np.maximum(values[::-1], 0.0))
 
 
