@@ -129,7 +129,16 @@ def seeds_needed(difference: float, sd: float) -> float:
     if effect < 1e-4:
         return math.inf  # a billion, or more
     enough = range(2, 2**31)
-    return float(enough[bisect.bisect_left(enough, POWER, key=lambda n: TTestPower().power(effect, n, 1 - CONFIDENCE))])
+    return float(enough[bisect.bisect_left(enough, POWER, key=lambda seeds: _power(effect, seeds))])
+
+
+def _power(effect: float, seeds: int) -> float:
+    """The power of a paired t-test. The noncentral t is NaN at scattered points, most of them where it is 1."""
+    for nudge in (0, 1e-7, 1e-6, 1e-5):
+        power = float(TTestPower().power(effect * (1 + nudge), seeds, 1 - CONFIDENCE))
+        if math.isfinite(power):
+            return power
+    return 1.0
 
 
 def _of_pairs(first: ArrayLike, second: ArrayLike) -> Difference:
