@@ -1,8 +1,13 @@
 """Figures of runs. Backgrounds are transparent and the colours hold on light and on dark pages."""
 
-import plotly.graph_objects as go
-from pandas import DataFrame
+import math
+from collections.abc import Mapping
+from html import escape
 
+import plotly.graph_objects as go
+from pandas import DataFrame, isna
+
+from gptlab.console import printable
 from gptlab.tracking.metrics import COLUMNS
 
 PALETTE = ("#2f7fc1", "#e08214", "#1b9e77", "#d6478f", "#7d6bd0", "#b8860b", "#56a9d6", "#d1495b")
@@ -46,6 +51,86 @@ def weight_rms(checkpoints: DataFrame, step: int | None = None) -> go.Figure:
     return figure
 
 
+def estimates(summary: DataFrame, labels: Mapping[str, str], most: int = 20) -> go.Figure:
+    """Mean and 95% interval of each experiment, the lowest on top.
+
+    Args:
+        summary: As `experiments.summary` gives it.
+        labels: What to call each experiment.
+        most: How many of the best.
+    """
+    figure = _figure("validation loss, nats per token: mean and 95% interval over seeds", "")
+    rows = summary[summary["mean"].map(math.isfinite)].head(most)
+    for number, row in enumerate(rows.to_dict("records")):
+        error = 0.0 if isna(row["high"]) else row["high"] - row["mean"]
+        figure.add_scatter(
+            x=[row["mean"]],
+            y=[plain(labels[row["experiment"]])],
+            error_x={"type": "data", "array": [error], "thickness": 2, "width": 5},
+            mode="markers",
+            marker={"size": 10, "color": PALETTE[number % len(PALETTE)]},
+            hovertemplate="%{y}: %{x:.4f} ± %{error_x.array:.4f}<extra></extra>"
+            if error
+            else "%{y}: %{x:.4f}<extra></extra>",
+            showlegend=False,
+        )
+    figure.update_yaxes(autorange="reversed")
+    return figure.update_layout(height=110 + 34 * len(rows))
+
+
+SPEED = "Each point is a run: training tokens per second over the largest memory in use."
+
+
+def speed(runs: DataFrame, labels: Mapping[str, str]) -> go.Figure:
+    """Throughput over memory, one point per run.
+
+    Args:
+        runs: Rows of `load.runs()`, in the order of their experiments.
+        labels: What to call each experiment.
+    """
+    figure = _figure("largest memory in use, GiB", "training tokens per second")
+    for number, (experiment, rows) in enumerate(runs.groupby("experiment", sort=False)):
+        figure.add_scatter(
+            x=rows["perf/peak_mem_gib"].tolist(),
+            y=rows["perf/tokens_per_s"].tolist(),
+            text=[plain(run) for run in rows["run"]],
+            name=plain(labels[str(experiment)]),
+            mode="markers",
+            marker={"size": 10, "color": PALETTE[number % len(PALETTE)], "opacity": 0.85},
+            hovertemplate="%{text}<br>%{y:,.0f} tokens/s<br>%{x:.2f} GiB<extra></extra>",
+        )
+    figure.update_yaxes(rangemode="tozero")
+    return figure.update_layout(height=340, legend={"orientation": "h", "y": -0.25})
+
+
+def heat_map(checkpoints: DataFrame, statistic: str) -> go.Figure:
+    """A statistic of each matrix at each kept checkpoint.
+
+    Args:
+        checkpoints: Rows of `load.checkpoints()` of one run.
+        statistic: A column, such as `stable_rank`.
+    """
+    matrices = checkpoints[checkpoints["shape"].str.contains("x")]
+    order = matrices.drop_duplicates("tensor").sort_values(["layer", "tensor"], na_position="first")["tensor"]
+    table = matrices.pivot_table(index="tensor", columns="step", values=statistic, dropna=False).reindex(order)
+    figure = _figure("checkpoint at step", "")
+    figure.add_heatmap(
+        z=[[value if math.isfinite(value) else None for value in row] for row in table.to_numpy("float64").tolist()],
+        x=[str(step) for step in table.columns],
+        y=[plain(name.removesuffix(".weight")) for name in order],
+        colorscale="Viridis",
+        colorbar={"title": {"text": statistic, "side": "right"}, "thickness": 12},
+    )
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="category", autorange="reversed")
+    return figure.update_layout(height=min(1400, 120 + 24 * len(order)))
+
+
+def plain(text: str) -> str:
+    """Text that plotly, which reads some HTML, shows as it is."""
+    return escape(printable(text), quote=False)
+
+
 def _figure(x: str, y: str) -> go.Figure:
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "automargin": True}
     layout = {
@@ -66,7 +151,7 @@ def _add_line(figure: go.Figure, name: str, x: list[float], y: list[float], numb
     figure.add_scatter(
         x=x,
         y=y,
-        name=name,
+        name=plain(name),
         mode="lines+markers" if len(x) <= MARKED else "lines",
         line={
             "color": PALETTE[number % len(PALETTE)],
