@@ -121,20 +121,20 @@ def experiment_table(found: Findings, most: int = 30) -> DataFrame:
     rows = []
     for row in found.summary.head(most).to_dict("records"):
         key = row["experiment"]
-        rows.append(
-            {
-                "experiment": found.labels[key],
-                "seeds": _counts(row),
-                f"val loss at {found.at:,.0f} steps": number(row["mean"]),
-                "95% interval": span(row["low"], row["high"]),
-                **_difference_cells(found, key),
-                f"steps to {target:.3f}": f"{reached[key]:.0f}" if not isna(reached.get(key)) else NOTHING,
-                f"at {budgets['flops']:.2g} FLOPs": number(equal["flops"].get(key, math.nan)),
-                f"at {duration(budgets['elapsed_s']) if math.isfinite(budgets['elapsed_s']) else NOTHING}": number(
-                    equal["elapsed_s"].get(key, math.nan)
-                ),
-            }
-        )
+        cells = {
+            "experiment": found.labels[key],
+            "seeds": _counts(row),
+            f"val loss at {whole(found.at)} steps": number(row["mean"]),
+            "95% interval": span(row["low"], row["high"]),
+            **_difference_cells(found, key),
+        }
+        if math.isfinite(target):
+            cells[f"steps to {target:.3f}"] = whole(reached.get(key, math.nan))
+        if math.isfinite(budgets["flops"]):
+            cells[f"at {budgets['flops']:.2g} FLOPs"] = number(equal["flops"].get(key, math.nan))
+        if math.isfinite(budgets["elapsed_s"]):
+            cells[f"at {duration(budgets['elapsed_s'])}"] = number(equal["elapsed_s"].get(key, math.nan))
+        rows.append(cells)
     table = DataFrame(rows, dtype="str")
     return table if len(found.summary) > 1 else table.drop(columns=_COMPARED, errors="ignore")
 

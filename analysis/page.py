@@ -46,7 +46,7 @@ def to_html(found: Findings, checkpoints: DataFrame, heading: str) -> str:
     runs, stride = curves.of_runs(found)
     figures = {
         "estimates": plots.estimates(found.summary, found.labels),
-        "speed": plots.speed(found.runs, found.labels),
+        "speed": plots.speed(found.runs, {key: found.labels[key] for key in found.summary["experiment"]}),
     }
     weights = curves.of_weights(checkpoints, dict(zip(found.runs["run"], _run_labels(found), strict=True)))
     data = {

@@ -85,16 +85,17 @@ def speed(runs: DataFrame, labels: Mapping[str, str]) -> go.Figure:
     """Throughput over memory, one point per run.
 
     Args:
-        runs: Rows of `load.runs()`, in the order of their experiments.
-        labels: What to call each experiment.
+        runs: Rows of `load.runs()`.
+        labels: What to call each experiment; their colours are in this order.
     """
     figure = _figure("largest memory in use, GiB", "training tokens per second")
-    for number, (experiment, rows) in enumerate(runs.groupby("experiment", sort=False)):
+    for number, experiment in enumerate(labels):
+        rows = runs[runs["experiment"] == experiment]
         figure.add_scatter(
             x=rows["perf/peak_mem_gib"].tolist(),
             y=rows["perf/tokens_per_s"].tolist(),
             text=[plain(run) for run in rows["run"]],
-            name=plain(labels[str(experiment)]),
+            name=plain(labels[experiment]),
             mode="markers",
             marker={"size": 10, "color": PALETTE[number % len(PALETTE)], "opacity": 0.85},
             hovertemplate="%{text}<br>%{y:,.0f} tokens/s<br>%{x:.2f} GiB<extra></extra>",

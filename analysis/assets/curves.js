@@ -64,7 +64,7 @@
     const traces = fields.has("mean") ? groups.flatMap((group) => ofSeeds(group, choice)) : runs.flatMap((run) => ofRun(run, choice));
     document.getElementById("smoothing-value").value = choice.weight ? choice.weight.toFixed(2) : "off";
     draw("curves", traces, {
-      height: 440, hovermode: "closest", legend: { orientation: "h", y: -0.16 }, showlegend: traces.length > 0,
+      height: 440, hovermode: "closest", legend: { orientation: "h", y: -0.22 }, showlegend: traces.length > 0,
       xaxis: { title: { text: X[choice.x][0] }, type: fields.has("logx") ? "log" : "linear" },
       yaxis: { title: { text: Y[choice.y] }, type: fields.has("logy") ? "log" : "linear" },
     });
