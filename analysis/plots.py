@@ -1,12 +1,14 @@
 """Figures of runs. Backgrounds are transparent and the colours hold on light and on dark pages."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 from pandas import DataFrame, isna
 
+from analysis.stats import Estimate
 from gptlab.console import printable
 from gptlab.tracking.metrics import COLUMNS
 
@@ -127,6 +129,62 @@ def heat_map(checkpoints: DataFrame, statistic: str) -> go.Figure:
     return figure.update_layout(height=min(1400, 120 + 24 * len(order)))
 
 
+def over_setting(values: DataFrame, setting: str, optimum: Estimate) -> go.Figure:
+    """The loss of each run over a setting, the mean over seeds as a line, and the optimum with its interval.
+
+    Args:
+        values: One row per run with `run`, `value` (the loss) and the column `setting`, above zero.
+        setting: Such as `train.learning_rate`.
+        optimum: As `optimum.over_seeds` gives it.
+    """
+    figure = _figure(setting, "validation loss, nats per token")
+    means = values.groupby(setting)["value"].mean()
+    figure.add_scatter(
+        x=means.index.tolist(), y=means.tolist(), name="mean over seeds", mode="lines", line={"color": PALETTE[0]}
+    )
+    figure.add_scatter(
+        x=values[setting].tolist(),
+        y=values["value"].tolist(),
+        text=[plain(run) for run in values["run"]],
+        name="runs",
+        mode="markers",
+        marker={"color": PALETTE[0], "size": 7, "opacity": 0.6},
+    )
+    if math.isfinite(optimum.low) and math.isfinite(optimum.high):
+        figure.add_vrect(x0=optimum.low, x1=optimum.high, fillcolor=PALETTE[1], opacity=0.2, line_width=0)
+    if math.isfinite(optimum.mean):
+        figure.add_vline(x=optimum.mean, line_color=PALETTE[1])
+    return figure.update_xaxes(type="log")
+
+
+def spectra(singular_values: Mapping[str, Sequence[float]]) -> go.Figure:
+    """Singular values of matrices, the largest first, on a logarithmic scale.
+
+    Args:
+        singular_values: By what to call the matrix.
+    """
+    figure = _figure("number, the largest first", "singular value")
+    for number, (name, values) in enumerate(singular_values.items()):
+        _add_line(figure, name, list(range(1, len(values) + 1)), [float(value) for value in values], number)
+    return figure.update_yaxes(type="log")
+
+
+def over_training(checkpoints: DataFrame, statistic: str) -> go.Figure:
+    """A statistic of each kind of matrix over the kept checkpoints, averaged over the decoder blocks.
+
+    Args:
+        checkpoints: Rows of `load.checkpoints()` of one run.
+        statistic: A column, such as `update`.
+    """
+    figure = _figure("checkpoint at step", statistic)
+    matrices = checkpoints[checkpoints["shape"].str.contains("x")].dropna(subset=statistic)
+    kinds = matrices["tensor"].str.replace(r"^blocks\.\d+\.", "", regex=True)
+    for number, (kind, rows) in enumerate(matrices.groupby(kinds, sort=True)):
+        means = rows.groupby("step")[statistic].mean()
+        _add_line(figure, str(kind), [str(step) for step in means.index], means.tolist(), number)
+    return figure.update_xaxes(type="category")
+
+
 def plain(text: str) -> str:
     """Text that plotly, which reads some HTML, shows as it is."""
     return escape(printable(text), quote=False)
@@ -148,7 +206,7 @@ def _figure(x: str, y: str) -> go.Figure:
     return go.Figure(layout=layout)
 
 
-def _add_line(figure: go.Figure, name: str, x: list[float], y: list[float], number: int) -> None:
+def _add_line(figure: go.Figure, name: str, x: list[Any], y: list[float], number: int) -> None:
     figure.add_scatter(
         x=x,
         y=y,

@@ -32,5 +32,5 @@ def bars(values: Sequence[float], low: float | None = None, high: float | None =
     bottom = min(finite, default=0.0) if low is None else low
     top = max(finite, default=0.0) if high is None else high
     half = top / 2 - bottom / 2  # the whole may be more than a float holds
-    heights = [(value / 2 - bottom / 2) / half if half else 0.0 for value in values]
+    heights = [(value / 2 - bottom / 2) / half if half else value - bottom for value in values]
     return "".join(BARS[round((len(BARS) - 1) * height)] if math.isfinite(height) else "×" for height in heights)
