@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
-from pandas import DataFrame, Series
+from pandas import DataFrame, Series, isna
 
 from analysis import compare, stats
 
@@ -52,28 +52,42 @@ def at_equal(
         at: How much of it; `budget(…)` where None.
 
     Returns:
-        One row per run: `run`, `experiment`, `seed`, `at` (where its newest value up to the budget stands, in units of
-        `by`), `value`, `yardstick`, and `state`: `reached`; `diverged` before it got there, with an infinite value; or
+        One row per run: `run`, `experiment`, `seed`, `value` at the budget, by linear interpolation where no row stands
+        there, `yardstick`, and `state`: `reached`; `diverged` before it got there, with an infinite value; or
         `unfinished`, without one.
     """
     at = budget(runs, metrics, by, column) if at is None else at
     rows = metrics.dropna(subset=[by, column])
-    reached = rows.groupby("run")[by].max().astype("float64").reindex(runs["run"]).to_numpy() >= at * (1 - 1e-9)
-    upto = rows[rows[by].astype("float64") <= at * (1 + 1e-9)].drop_duplicates("run", keep="last").set_index("run")
-    chosen = upto.reindex(runs["run"])
-    state = np.where(reached, "reached", np.where(runs["status"] == "diverged", "diverged", "unfinished"))
-    value = np.where(state == "reached", chosen[column], np.where(state == "diverged", math.inf, math.nan))
-    return DataFrame(
-        {
-            "run": runs["run"].to_numpy(),
-            "experiment": runs["experiment"].to_numpy(),
-            "seed": runs["seed"].to_numpy(),
-            "at": chosen[by].astype("float64").to_numpy(),
-            "value": value.astype("float64"),
-            "yardstick": chosen["val/yardstick"].to_numpy(),
-            "state": state,
-        }
-    )
+    groups = {str(run): group for run, group in rows.groupby("run", sort=False)}
+    found = []
+    for run, experiment, seed, status in runs[["run", "experiment", "seed", "status"]].itertuples(
+        index=False, name=None
+    ):
+        value, yardstick = _value_at(groups[run], by, column, at) if run in groups else (math.nan, None)
+        state = "reached" if not math.isnan(value) else "diverged" if status == "diverged" else "unfinished"
+        found.append((run, experiment, seed, math.inf if state == "diverged" else value, yardstick, state))
+    dtypes = {
+        "run": "str",
+        "experiment": "str",
+        "seed": "Int64",
+        "value": "float64",
+        "yardstick": "str",
+        "state": "str",
+    }
+    return DataFrame(found, columns=list(dtypes)).astype(dtypes)
+
+
+def _value_at(rows: DataFrame, by: str, column: str, at: float) -> tuple[float, str | None]:
+    """A run's value at a budget and what it was measured on; NaN where it did not get there."""
+    x, y = rows[by].to_numpy("float64"), rows[column].to_numpy("float64")
+    after = int(np.searchsorted(x, at * (1 - 1e-9)))
+    if math.isnan(at) or after == len(x):
+        return math.nan, None
+    yardstick = rows["val/yardstick"].iloc[after]
+    if after == 0 or x[after] <= at * (1 + 1e-9):
+        return float(y[after]), None if isna(yardstick) else str(yardstick)
+    share = (at - x[after - 1]) / (x[after] - x[after - 1])
+    return float((1 - share) * y[after - 1] + share * y[after]), None if isna(yardstick) else str(yardstick)
 
 
 def summary(values: DataFrame) -> DataFrame:

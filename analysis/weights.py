@@ -25,8 +25,11 @@ from gptlab.tracking.run import Run, find
 
 Weights = NDArray[np.float32]
 
-_BLOCK = 1 << 16
-"""Elements that fit a core's cache as float64."""
+_BLOCK = 1 << 13
+"""Elements that are summed at once: they fit a core's cache, and are too few for BLAS to start threads over."""
+
+_GRAM_BLOCK = 1 << 19
+"""Elements of which a product is taken at once: enough for threads to be worth their start."""
 
 
 class _Losses(BaseModel):
@@ -146,7 +149,7 @@ def singular_values(matrix: Weights, *, largest_only: bool = False) -> NDArray[n
     """A matrix's singular values, the largest first: roots of the eigenvalues of its smaller Gram matrix."""
     wide = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     gram = np.zeros((wide.shape[1],) * 2)
-    rows = max(_BLOCK // wide.shape[1], 1)
+    rows = max(_GRAM_BLOCK // wide.shape[1], 1)
     for start in range(0, len(wide), rows):
         block = wide[start : start + rows].astype(np.float64)
         gram += block.T @ block

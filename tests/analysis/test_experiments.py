@@ -114,15 +114,19 @@ def test_values_stand_where_all_complete_runs_have_had_the_same(make_run: MakeRu
     make_run("short", val_losses=(11.0, 7.0))
     _, values = tables(by)
     assert values["value"].tolist() == [8.0, 7.0]
-    assert values["at"].tolist() == [budget, budget]
+    runs = load.runs()
+    assert experiments.budget(runs, load.metrics(runs), by) == budget
 
 
 def test_equal_flops_are_fewer_steps_of_a_larger_model(make_run: MakeRun) -> None:
-    make_run("large", val_losses=(11.0, 8.0, 6.0, 5.0), changes={"model.n_embd": 16})
-    make_run("small", val_losses=(11.0, 9.0, 7.0, 6.0))
+    large = make_run("large", val_losses=(11.0, 8.0, 6.0, 5.0), changes={"model.n_embd": 16}).id
+    small = make_run("small", val_losses=(11.0, 9.0, 7.0, 6.0)).id
     runs, values = tables("flops")
-    assert values.set_index("run")["value"].tolist() == [8.0, 6.0]
-    assert (values["at"] <= experiments.budget(runs, load.metrics(runs), "flops")).all()
+    per_token = runs.set_index("run")["flops_per_token"]
+    step = 30 * per_token[small] / per_token[large]
+    assert 10 < step < 20
+    assert values.set_index("run")["value"][[large, small]].tolist() == pytest.approx([8 - 2 * (step - 10) / 10, 6.0])
+    assert set(values["state"]) == {"reached"}
 
 
 def test_steps_to_reach_a_loss_are_between_the_rows(make_run: MakeRun) -> None:
