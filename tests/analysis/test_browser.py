@@ -1,26 +1,20 @@
 """The report in a real browser: it is opened from the disk, clicked, sorted, hovered and read."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from analysis import findings, load, page
+from analysis.browser import BROWSER, DRIVER, headless
 from gptlab.tracking.run import Run
 
 MakeRun = Callable[..., Run]
 
-BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1400,1200"
-)
 HOSTILE = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>&amp; \"quoted\""
 
 pytestmark = pytest.mark.skipif(
@@ -29,15 +23,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+def browser() -> Iterator[WebDriver]:
+    with headless() as driver:
+        yield driver
 
 
 @pytest.fixture
