@@ -17,10 +17,6 @@ READING = (
     "other parts of the text could be off. Behind an experiment stands a 95% t-interval over its seeds: how far other "
     "seeds could be. Runs of one seed share their batches, so experiments are compared in pairs."
 )
-HOW = (
-    "The p-value is that of a paired t-test, Holm's is corrected for the number of comparisons; “seeds to see it” is "
-    "how many would show a difference of this size in four of five tries."
-)
 
 
 @dataclass(frozen=True)
@@ -103,6 +99,17 @@ def answers(found: Findings) -> list[str]:
     return said
 
 
+def how(found: Findings) -> str:
+    """How to read the comparison of experiments; nothing where there is only one."""
+    if len(found.summary) < 2:
+        return ""
+    return (
+        f"Differences are to {found.labels[found.reference]}, the oldest experiment. p is that of a paired t-test, and "
+        "Holm's is corrected for the number of comparisons; “seeds needed” would show a difference of this size in "
+        "four of five tries."
+    )
+
+
 def experiment_table(found: Findings, most: int = 30) -> DataFrame:
     """A row per experiment: its mean at equal steps, FLOPs and time, and its difference to the reference."""
     budgets = {by: experiments.budget(found.runs, found.metrics, by) for by in ("flops", "elapsed_s")}
@@ -141,7 +148,7 @@ def experiment_table(found: Findings, most: int = 30) -> DataFrame:
     return table if len(found.summary) > 1 else table.drop(columns=_COMPARED, errors="ignore")
 
 
-_COMPARED = ["difference", "its interval", "p", "Holm's p", "seeds to see it", "compared"]
+_COMPARED = ["difference", "its interval", "p", "Holm's p", "seeds needed", "compared"]
 
 
 def _difference_cells(found: Findings, key: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ def to_markdown(found: Findings, heading: str) -> str:
     """
     parts = ["# Runs", _inline(heading), *(f"**{_inline(answer)}**" for answer in findings.answers(found))]
     parts += ["\n".join(f"- {_inline(caution)}" for caution in findings.warnings(found))]
-    parts += ["## Experiments", _table(findings.experiment_table(found)), f"{findings.READING} {findings.HOW}"]
+    parts += ["## Experiments", _table(findings.experiment_table(found)), f"{findings.READING} {findings.how(found)}"]
     parts += ["\n".join(f"- {_inline(found.labels[key])}: {_inline(why)}" for key, why in found.why.items())]
     runs = findings.run_table(found)
     parts += ["## Each run", *([f"The best {MOST_RUNS} of {len(runs)}."] if len(runs) > MOST_RUNS else [])]

@@ -44,10 +44,13 @@ def to_html(found: Findings, checkpoints: DataFrame, heading: str) -> str:
         heading: Which runs these are, and when it was made.
     """
     runs, stride = curves.of_runs(found)
+    order = found.summary["experiment"].tolist()
     figures = {
         "estimates": plots.estimates(found.summary, found.labels),
-        "speed": plots.speed(found.runs, {key: found.labels[key] for key in found.summary["experiment"]}),
+        "speed": plots.speed(found.runs, {key: found.labels[key] for key in order}),
     }
+    if len(order) > 1:
+        figures["differences"] = plots.differences(found.differences.reset_index(), found.labels, order)
     weights = curves.of_weights(checkpoints, dict(zip(found.runs["run"], _run_labels(found), strict=True)))
     data = {
         "runs": runs,
@@ -90,14 +93,16 @@ def _experiments(found: Findings) -> str:
     colours = {label: number for number, label in enumerate(found.labels[key] for key in found.summary["experiment"])}
     more = len(found.summary) - len(table)
     note = f" The best {len(table)} of {len(found.summary)} experiments." if more else ""
+    beside = '<div class="plot" id="differences"></div>' if len(found.summary) > 1 else ""
     questions = "".join(
         f"<li>{_swatch(colours[found.labels[key]])}<b>{_text(found.labels[key])}</b>: {_text(found.why[key])}</li>"
         for key in found.summary["experiment"].head(len(table))
     )
     return (
-        f"{_table(table, {'experiment': colours})}{_soft(findings.READING + ' ' + findings.HOW + note)}"
-        f'<div class="plot" id="estimates"></div>'
-        f'<details><summary>The questions</summary><ul class="soft">{questions}</ul></details>'
+        _table(table, {"experiment": colours})
+        + _soft(f"{findings.READING} {findings.how(found)}{note}")
+        + f'<div class="grid"><div class="plot" id="estimates"></div>{beside}</div>'
+        + f'<details><summary>The questions</summary><ul class="soft">{questions}</ul></details>'
     )
 
 

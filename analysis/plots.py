@@ -61,19 +61,35 @@ def estimates(summary: DataFrame, labels: Mapping[str, str], most: int = 20) -> 
         labels: What to call each experiment.
         most: How many of the best.
     """
-    figure = _figure("validation loss, nats per token: mean and 95% interval over seeds", "")
-    rows = summary[summary["mean"].map(math.isfinite)].head(most)
-    for number, row in enumerate(rows.to_dict("records")):
-        error = 0.0 if isna(row["high"]) else row["high"] - row["mean"]
+    title = "validation loss, nats per token: mean and 95% interval over seeds"
+    return _intervals(title, summary, labels, summary["experiment"].tolist(), most)
+
+
+def differences(table: DataFrame, labels: Mapping[str, str], order: Sequence[str], most: int = 20) -> go.Figure:
+    """Each experiment's difference to the reference with its 95% interval, the lowest on top, and a line at none.
+
+    Args:
+        table: As `experiments.differences` gives it.
+        labels: What to call each experiment.
+        order: All experiments, in the order of their colours.
+        most: How many of the best.
+    """
+    title = "difference to the reference, nats per token: 95% interval"
+    return _intervals(title, table, labels, order, most).add_vline(x=0, line_color="#808080", line_dash="dot")
+
+
+def _intervals(title: str, table: DataFrame, labels: Mapping[str, str], order: Sequence[str], most: int) -> go.Figure:
+    figure = _figure(title, "")
+    rows = table[table["mean"].map(math.isfinite)].head(most)
+    for row in rows.to_dict("records"):
+        error = None if isna(row["high"]) else row["high"] - row["mean"]
         figure.add_scatter(
             x=[row["mean"]],
             y=[plain(labels[row["experiment"]])],
             error_x={"type": "data", "array": [error], "thickness": 2, "width": 5},
             mode="markers",
-            marker={"size": 10, "color": PALETTE[number % len(PALETTE)]},
-            hovertemplate="%{y}: %{x:.4f} ± %{error_x.array:.4f}<extra></extra>"
-            if error
-            else "%{y}: %{x:.4f}<extra></extra>",
+            marker={"size": 10, "color": PALETTE[order.index(row["experiment"]) % len(PALETTE)]},
+            hovertemplate="%{y}: %{x:.4f}" + ("" if error is None else f" ± {error:.4f}") + "<extra></extra>",
             showlegend=False,
         )
     figure.update_yaxes(autorange="reversed")
@@ -103,7 +119,7 @@ def speed(runs: DataFrame, labels: Mapping[str, str]) -> go.Figure:
             hovertemplate="%{text}<br>%{y:,.0f} tokens/s<br>%{x:.2f} GiB<extra></extra>",
         )
     figure.update_yaxes(rangemode="tozero")
-    return figure.update_layout(height=340, legend={"orientation": "h", "y": -0.25})
+    return figure.update_layout(height=380, legend={"orientation": "h", "y": -0.32})
 
 
 def heat_map(checkpoints: DataFrame, statistic: str) -> go.Figure:

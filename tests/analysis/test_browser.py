@@ -70,7 +70,7 @@ def wait_for(driver: WebDriver, condition: Callable[[], object]) -> None:
 
 
 def test_the_report_opens_without_a_complaint_and_draws_everything(opened: WebDriver) -> None:
-    for plot in ("curves", "estimates", "speed", "weights"):
+    for plot in ("curves", "estimates", "differences", "speed", "weights"):
         assert opened.find_elements(By.CSS_SELECTOR, f"#{plot} .main-svg"), plot
     assert (
         len(opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace")) == 9
