@@ -19,7 +19,7 @@ help:
 	@echo '         SET="a.b=1 c.d=2" change fields of the spec'
 	@echo 'make exp                 list the experiments'
 	@echo 'make report              write runs/report.html and runs/report.md'
-	@echo '         NAME=tiny* TAG=lr  of these runs only'
+	@echo '         NAME="tiny*"      of these runs only; also TAG='
 	@echo 'make notebook            open JupyterLab in analysis/'
 	@echo 'make dashboard RUN=...   open W&B'"'"'s terminal dashboard of a run'
 	@echo 'make test                run the tests'

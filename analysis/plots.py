@@ -61,7 +61,7 @@ def estimates(summary: DataFrame, labels: Mapping[str, str], most: int = 20) -> 
         labels: What to call each experiment.
         most: How many of the best.
     """
-    title = "validation loss, nats per token: mean and 95% interval over seeds"
+    title = "validation loss: mean, 95% interval over seeds"
     return _intervals(title, summary, labels, summary["experiment"].tolist(), most)
 
 
@@ -74,7 +74,7 @@ def differences(table: DataFrame, labels: Mapping[str, str], order: Sequence[str
         order: All experiments, in the order of their colours.
         most: How many of the best.
     """
-    title = "difference to the reference, nats per token: 95% interval"
+    title = "difference to the reference, 95% interval"
     return _intervals(title, table, labels, order, most).add_vline(x=0, line_color="#808080", line_dash="dot")
 
 
