@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pandas import BooleanDtype, DataFrame, Int64Dtype
+from pandas import BooleanDtype, Categorical, DataFrame, Index, Int64Dtype, Series
 
 from gptlab import project
 
@@ -173,10 +173,13 @@ def _write(path: Path, table: pa.Table, marks: Mapping[str, str]) -> None:
 def _in_order(table: pa.Table, sources: list[str]) -> DataFrame:
     """As pandas has it, the rows of each source together and otherwise in their own order."""
     dtypes = {pa.int64(): Int64Dtype(), pa.bool_(): BooleanDtype()}
-    encoded = table.set_column(0, SOURCE, table[SOURCE].dictionary_encode())
-    frame: DataFrame = encoded.to_pandas(types_mapper=dtypes.get)
-    frame[SOURCE] = frame[SOURCE].cat.set_categories(sources)
-    codes = frame[SOURCE].cat.codes.to_numpy()
-    if len(codes) and (np.diff(codes) < 0).any():
+    encoded = pc.dictionary_encode(table[SOURCE].combine_chunks())
+    numbers = {source: number for number, source in enumerate(sources)}
+    known = np.array([numbers[source] for source in encoded.dictionary.to_pylist()], np.int64)
+    codes = known[encoded.indices.to_numpy()]
+    frame: DataFrame = table.drop_columns(SOURCE).to_pandas(types_mapper=dtypes.get)
+    # The categories are objects: what a run's directory is called may be no text that Arrow can hold.
+    frame.insert(0, SOURCE, Series(Categorical.from_codes(codes, Index(sources, dtype=object))))
+    if (np.diff(codes) < 0).any():
         frame = frame.iloc[np.argsort(codes, kind="stable")].reset_index(drop=True)
     return frame

@@ -16,6 +16,8 @@ from gptlab.tracking.run import Run
 
 STYLES = {"running": "cyan", "complete": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
 SPARKLINE = 16
+MOST = 1e9
+"""Seconds and losses beyond it are nobody's, and would not fit a line."""
 PIPE = 240
 """Columns where nobody looks: nothing is cut off."""
 
@@ -64,12 +66,16 @@ def render(lines: list[Line]) -> None:
             printable(about["run"]),
             Text(about["status"], STYLES[about["status"]]),
             step,
-            "–" if about["val_loss"] is None else f"{about['val_loss']:.4f}",
+            _loss(about["val_loss"]),
             bars(each.course),
             age(datetime.now(UTC) - each.created),
-            duration(each.elapsed_s),
+            duration(each.elapsed_s) if each.elapsed_s < MOST else "–",
         )
     console.print(table)
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if abs(value) < MOST else f"{value:.4g}"
 
 
 def age(delta: timedelta) -> str:

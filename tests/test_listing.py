@@ -24,6 +24,14 @@ def test_a_run_is_a_line_with_status_loss_course_age_and_cost(capfd: pytest.Capt
     assert second.split()[:6] == ["x" * 90, "running", "7", "of", "100", "–"]
 
 
+def test_numbers_that_are_nobodys_leave_the_line_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    odd = listing.Line({**SUMMARY, "val_loss": 1e308}, [1e308, -1e308], 1e308, datetime.now(UTC))
+    listing.render([odd, listing.Line({**SUMMARY, "val_loss": math.inf}, [], 0.0, datetime.now(UTC))])
+    first, second = capfd.readouterr().out.splitlines()[1:]
+    assert first.split() == ["tiny-28bba255-s0", "complete", "100", "1e+308", "█▁", "0", "min", "–"]
+    assert second.split()[3] == "inf"
+
+
 def test_on_a_narrow_terminal_no_line_is_longer_than_it(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
