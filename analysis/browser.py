@@ -13,7 +13,7 @@ BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shu
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1400,1200"
+    "--disable-component-update --disable-sync --force-prefers-reduced-motion --window-size=1400,1200"
 )
 
 
