@@ -25,6 +25,7 @@ help:
 	@echo '         SET="a.b=1 c.d=2" change fields of the spec'
 	@echo 'make exp                 list the experiments'
 	@echo 'make report              write runs/report.html and runs/report.md'
+	@echo '         NAME="tiny*"      of these runs only; also TAG='
 	@echo 'make notebook            open JupyterLab in analysis/'
 	@echo 'make dashboard RUN=...   open W&B'"'"'s terminal dashboard of a run or several'
 	@echo 'make sync [RUN=...]      bring W&B up to date with runs that it lacks something of'
@@ -76,7 +77,7 @@ lint: $(READY)
 	@$(VENV)/bin/lint-imports
 
 report: $(READY)
-	@$(VENV)/bin/python -m analysis.report
+	@$(VENV)/bin/python -m analysis.report $(call option,--name,$(NAME)) $(call option,--tag,$(TAG))
 
 notebook: $(READY)
 	@$(VENV)/bin/jupyter lab --notebook-dir analysis $(if $(filter 0,$(shell id -u)),--allow-root)

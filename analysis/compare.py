@@ -1,14 +1,13 @@
 """Runs side by side: which is best, what differs, and whether their numbers compare at all."""
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from pandas import DataFrame
+from pandas import DataFrame, isna
 
-from analysis.load import IDENTITY_COLUMNS
-
-BARS = "▁▂▃▄▅▆▇█"
+from analysis import columns
+from gptlab import sparkline
 
 
 def ranked(runs: DataFrame) -> DataFrame:
@@ -21,7 +20,7 @@ def what_differs(runs: DataFrame) -> list[str]:
 
     Where the texts differ, `text.source` comes along: people know a text by its name.
     """
-    differing = [column for column in IDENTITY_COLUMNS if runs[column].nunique(dropna=False) > 1]
+    differing = [column for column in columns.IDENTITY if runs[column].nunique(dropna=False) > 1]
     return [*differing, *(["text.source"] if "text.sha256" in differing else [])]
 
 
@@ -69,15 +68,30 @@ def sparklines(metrics: DataFrame, column: str, width: int = 24) -> dict[str, st
         column: Such as `train/loss`.
         width: Bars at most; more rows than that are averaged.
     """
-    series = {str(run): group.to_numpy() for run, group in metrics.dropna(subset=column).groupby("run")[column]}
-    with np.errstate(over="ignore", invalid="ignore"):  # a mean that is not finite is drawn as such
-        courses = {run: [float(p.mean()) for p in np.array_split(v, min(width, len(v)))] for run, v in series.items()}
+    series = {str(run): group.tolist() for run, group in metrics.dropna(subset=column).groupby("run")[column]}
+    courses = {run: sparkline.shortened(values, width) for run, values in series.items()}
     finite = [value for course in courses.values() for value in course if math.isfinite(value)]
-    return {run: _bars(course, min(finite, default=0.0), max(finite, default=0.0)) for run, course in courses.items()}
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    return {run: sparkline.bars(course, low, high) for run, course in courses.items()}
 
 
-def _bars(values: Sequence[float], low: float, high: float) -> str:
-    """One bar per value; a value that is not finite is a cross."""
-    half = high / 2 - low / 2  # the whole may be more than a float holds
-    heights = [(value / 2 - low / 2) / half if half else 0.0 for value in values]
-    return "".join(BARS[round((len(BARS) - 1) * height)] if math.isfinite(height) else "×" for height in heights)
+def labels(runs: DataFrame) -> dict[str, str]:
+    """What to call each experiment among these: its name, with what differs from others of that name.
+
+    Returns:
+        By `NAME-HASH8`, such as `tiny` or `tiny learning_rate=0.003`; the id where no column tells them apart.
+    """
+    found = {}
+    for name, group in runs.groupby("name", sort=False):
+        differing = what_differs(group)
+        for experiment, row in group.drop_duplicates("experiment").set_index("experiment").iterrows():
+            settings = [f"{column.rpartition('.')[2]}={setting(row[column])}" for column in differing]
+            found[str(experiment)] = " ".join([str(name), *settings])
+    taken = list(found.values())
+    return {key: label if taken.count(label) == 1 else key for key, label in found.items()}
+
+
+def setting(value: Any) -> str:
+    """A spec's value as people write it, a hash by its first digits."""
+    text = "–" if value is None or isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+    return text[:8] if len(text) == 64 else text

@@ -77,7 +77,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME-or-RUN", help="An experiment's name, or a run.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show a spec with its identity and its architecture."""
+    """Show a spec with its identity and its architecture, and how a run went."""
     from gptlab import describe
 
     description = describe.describe(name)
@@ -168,19 +168,20 @@ def resume(
 
 @app.command()
 def runs(as_json: JsonOption = False) -> None:
-    """List the runs: id, status, steps, validation loss."""
+    """List the runs: status, steps, losses, age and training time."""
     from gptlab.tracking.run import Run, all_runs, each
 
-    rows = list(each(Run.summary, all_runs()))
     if as_json:
-        _print_json(rows)
+        _print_json(list(each(Run.summary, all_runs())))
         return
-    if not rows:
+
+    from gptlab import listing
+
+    lines = list(each(listing.line, all_runs()))
+    if lines:
+        listing.render(lines)
+    else:
         typer.echo("no runs yet; start one with: make exp NAME=tiny")
-    width = max((len(row["run"]) for row in rows), default=0)
-    for row in rows:
-        loss = "" if row["val_loss"] is None else f"  val loss {row['val_loss']:.4f}"
-        typer.echo(f"{row['run']:<{width}}  {row['status']:<11}  step {row['step']:>6} of {row['steps']:>6}{loss}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab import catalog
+from gptlab.chart import Curve, chart
 from gptlab.console import printable
 from gptlab.data import text as texts
 from gptlab.data import tokenizer
@@ -15,6 +16,7 @@ from gptlab.errors import AmbiguousRunError, BadInputError
 from gptlab.model.summary import layers
 from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, identify
 from gptlab.tracking import run as runs
+from gptlab.tracking.metrics import read_metrics
 from gptlab.training.settings import Available, resolve
 
 MIB = 2**20
@@ -28,7 +30,7 @@ class Description:
     hash: str
     identity: dict[str, Any]
     precision: Precision
-    run: str | None = None
+    run: runs.Run | None = None
 
     def document(self) -> dict[str, Any]:
         """As `gptlab show --json` prints it."""
@@ -41,7 +43,7 @@ class Description:
             "forward_flops_per_token": spec.model.forward_flops_per_token(spec.train.sequence_length),
             "precision": self.precision,
             "identity": {"hash": self.hash, "content": self.identity},
-            "run": self.run,
+            "run": self.run.id if self.run else None,
         }
 
 
@@ -61,7 +63,7 @@ def describe(name: str) -> Description:
             catalog.find(name)  # its message names the nearest experiment
             raise
         record = run.record
-        return Description(record.spec, run.id.split("-")[-2], record.identity, record.precision, run.id)
+        return Description(record.spec, run.id.split("-")[-2], record.identity, record.precision, run)
     experiment = experiments[name]
     precision = resolve("auto", experiment.train.precision, Available.here()).precision
     text = texts.locate(experiment.data.text)
@@ -75,7 +77,7 @@ def render(description: Description) -> None:
     """Print the page."""
     console = Console(highlight=False, markup=False, emoji=False)
     experiment = description.experiment
-    name = description.run or experiment.name
+    name = description.run.id if description.run else experiment.name
     console.print(Text.assemble((name, "bold"), f" · {printable(experiment.why)}"), soft_wrap=True)
     console.print(f"identity {description.hash} · precision {description.precision}\n", soft_wrap=True)
     console.print(_spec_table(experiment))
@@ -84,6 +86,25 @@ def render(description: Description) -> None:
     console.print(f"total parameters         {model.parameters:,} (all trainable)")
     console.print(f"parameters' size         {4 * model.parameters / MIB:,.2f} MiB in float32")
     console.print(f"forward FLOPs per token  {model.forward_flops_per_token(length):,} at sequence length {length}")
+    if description.run:
+        _render_course(console, description.run)
+
+
+def _render_course(console: Console, run: runs.Run) -> None:
+    """How far the run got, and its losses as a chart."""
+    rows = read_metrics(run.directory)
+    validated = [row for row in rows if "val/loss" in row]
+    trained = [row for row in rows if "train/loss" in row]
+    loss = f" · val loss {validated[-1]['val/loss']:.4f}" if validated else ""
+    console.print(f"\n{run.status()} · step {run.step()} of {run.target()}{loss}", soft_wrap=True)
+    curves = [
+        Curve("·", [row["step"] for row in trained], [row["train/loss"] for row in trained]),
+        Curve("●", [row["step"] for row in validated], [row["val/loss"] for row in validated]),
+    ]
+    if lines := chart(curves, min(console.width, 100)):
+        console.print(
+            "\n".join(["loss in nats per token over steps: · training, ● validation", *lines]), soft_wrap=True
+        )
 
 
 def _spec_table(experiment: Experiment) -> Table:

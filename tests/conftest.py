@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: results depend on it, and workers share the cores
+os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own reserves room that a test's limit would count
 
 from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
 

@@ -28,7 +28,7 @@ COMMANDS = [
     ("show micro", "could be micro-"),
     ("run", "Missing argument 'NAME'"),
     ("run bseline", "did you mean 'baseline'?"),
-    ("run zzz", "there are: baseline, tiny"),
+    ("run zzz", "there are: baseline, tiny-no-bias, tiny-shallow, tiny-tied, tiny"),
     ("run ../x", "there is no experiment '../x'"),
     ("run tiny --fres", "--fresh"),
     ("run tiny --steps 0", "'--steps': Input should be"),

@@ -190,7 +190,7 @@ def load(directory: Path) -> Run:
 
 def all_runs() -> list[Run]:
     """Every run in the runs directory, by id; one that cannot be read is left out with a warning."""
-    return list(each(load, _directories()))
+    return list(each(load, directories()))
 
 
 def each(read: Callable[[Source], Result], runs: Iterable[Source]) -> Iterator[Result]:
@@ -217,20 +217,21 @@ def find(reference: str) -> Run:
         if not found:
             raise BadInputError(f"there is no run in '{reference}': it has no {RECORD}")
         return load(directory)
-    directories = {directory.name: directory for directory in _directories()}
-    matches = [name for name in directories if name.startswith(reference)] if reference else []
-    if reference in directories:
+    known = {directory.name: directory for directory in directories()}
+    matches = [name for name in known if name.startswith(reference)] if reference else []
+    if reference in known:
         matches = [reference]
     if not matches:
         runs = project.shown(project.runs_directory())
-        hint = did_you_mean(reference, list(directories)) or "; `gptlab runs` lists them"
+        hint = did_you_mean(reference, list(known)) or "; `gptlab runs` lists them"
         raise BadInputError(f"there is no run '{reference}' in {runs}{hint}")
     if len(matches) > 1:
         raise AmbiguousRunError(f"'{reference}' could be {' or '.join(sorted(matches))}: give more of the id")
-    return load(directories[matches[0]])
+    return load(known[matches[0]])
 
 
-def _directories() -> list[Path]:
+def directories() -> list[Path]:
+    """Where the runs in the runs directory lie, by id; nothing of them is read yet."""
     return sorted(path.parent for path in project.runs_directory().glob(f"*/{RECORD}") if path.parent.name != TRASH)
 
 

@@ -1,5 +1,6 @@
 """Synthetic runs, written by the classes that write real ones."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from gptlab.spec import Experiment, ModelSpec, TrainSpec, identify
 from gptlab.tracking import run as tracking
 from gptlab.tracking.checkpoints import MANIFEST, MODEL, Manifest, Progress, digest_of, directory_of
 from gptlab.tracking.metrics import MetricsFile
+from gptlab.tracking.records import Outcome
 from gptlab.tracking.run import Run, TextRecord
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -50,7 +52,7 @@ def make_run() -> MakeRun:
     """`make_run(name, seed=…, …)` makes a run that was trained once.
 
     Its rows stand at steps 0, 10, 20, … with `val_losses`, and from the second on a training loss that is 0.5 lower.
-    `checkpoints` are tensors by step; `facts` are those of the attempt's start.
+    `checkpoints` are tensors by step, `header` is what their files say; `facts` are those of the attempt's start.
     """
 
     def make(
@@ -65,6 +67,8 @@ def make_run() -> MakeRun:
         yardstick: str = "aaaaaaaa",
         samples: Sequence[str] = (),
         checkpoints: Mapping[int, Tensors] | None = None,
+        header: Mapping[str, Any] | None = None,
+        outcome: Outcome = "complete",
         **facts: Any,
     ) -> Run:
         experiment = Experiment(
@@ -82,10 +86,10 @@ def make_run() -> MakeRun:
             for row in rows:
                 metrics.append(row)
         for step, tensors in (checkpoints or {}).items():
-            _save_weights(run, step, tensors)
+            _save_weights(run, step, tensors, header or {"tokens": 32 * step})
         for sample in samples:
             run.add_sample(20, "The ", sample)
-        run.end_attempt(attempt, rows[-1]["step"] if rows else 0, "complete")
+        run.end_attempt(attempt, rows[-1]["step"] if rows else 0, outcome)
         return run
 
     return make
@@ -98,10 +102,10 @@ def _row(number: int, val_loss: float, yardstick: str) -> dict[str, Any]:
     return row | {"val/loss": val_loss, "val/loss_se": 0.25, "val/bpb": val_loss / 2, "val/yardstick": yardstick}
 
 
-def _save_weights(run: Run, step: int, tensors: Tensors) -> None:
+def _save_weights(run: Run, step: int, tensors: Tensors, header: Mapping[str, Any]) -> None:
     directory = directory_of(run.directory, step)
     directory.mkdir(parents=True)
-    save_file(dict(tensors), directory / MODEL)
+    save_file(dict(tensors), directory / MODEL, {"gptlab": json.dumps(header)})
     manifest = Manifest(
         run=run.id,
         step=step,

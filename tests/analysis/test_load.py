@@ -1,4 +1,5 @@
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -9,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
-from analysis import load
+from analysis import columns, load
+from gptlab.errors import BadInputError
 from gptlab.spec import SECTIONS, Experiment
 from gptlab.tracking.checkpoints import MODEL, directory_of
 from gptlab.tracking.lock import RunLock
@@ -87,10 +90,10 @@ def test_every_field_of_the_spec_is_a_column_of_its_type(make_run: MakeRun) -> N
 
 def test_dtypes_do_not_depend_on_whether_there_is_anything(make_run: MakeRun, weights: Tensors) -> None:
     tables = {
-        load.runs: load.RUN_DTYPES,
-        load.metrics: load.METRIC_DTYPES,
-        load.checkpoints: load.CHECKPOINT_DTYPES,
-        load.samples: load.SAMPLE_DTYPES,
+        load.runs: columns.RUNS,
+        load.metrics: columns.METRICS,
+        load.checkpoints: columns.CHECKPOINTS,
+        load.samples: columns.SAMPLES,
     }
     for read, dtypes in tables.items():
         empty = read()
@@ -129,7 +132,7 @@ def test_a_run_that_is_being_trained_is_running(make_run: MakeRun) -> None:
 def test_metrics_are_one_row_per_logged_step_with_every_column(make_run: MakeRun) -> None:
     run = make_run(seed=7)
     metrics = load.metrics()
-    assert list(metrics.columns) == ["run", "name", "seed", *COLUMNS]
+    assert list(metrics.columns) == ["run", "name", "seed", *COLUMNS, "flops"]
     assert list(metrics["step"]) == [0, 10, 20]
     assert list(metrics["val/loss"]) == [11.0, 8.0, 6.0]
     assert math.isnan(metrics["train/loss"][0])
@@ -222,3 +225,137 @@ def test_samples_come_in_the_order_of_writing(make_run: MakeRun) -> None:
     make_run(samples=["first", "second\nline"])
     samples = load.samples()
     assert samples[["step", "prompt", "text"]].values.tolist() == [[20, "The ", "first"], [20, "The ", "second\nline"]]
+
+
+def test_weights_tell_how_they_moved_and_how_many_directions_they_use(make_run: MakeRun) -> None:
+    first = {"m": np.diag([3.0, 4.0]).astype(np.float32), "v": np.array([1, 0], np.float32)}
+    second = {"m": np.diag([3.0, 0.0]).astype(np.float32), "v": np.array([0, 2], np.float32)}
+    third = {"m": np.diag([0.0, 4.0]).astype(np.float32), "v": np.array([0, 2], np.float32)}
+    make_run(checkpoints={0: first, 1: second, 2: third})
+    table = load.checkpoints().set_index(["step", "tensor"])
+    assert table["zeros"].tolist() == [0.5, 0.5, 0.75, 0.5, 0.75, 0.5]
+    assert table.loc[(0, "m"), "stable_rank"] == pytest.approx(25 / 16)
+    assert table.loc[(1, "m"), "stable_rank"] == pytest.approx(1)
+    assert table.xs("v", level="tensor")["stable_rank"].isna().all()
+    moves = ["update", "cosine", "distance"]
+    assert table.loc[0, moves].isna().all(axis=None)
+    assert table.loc[(1, "m"), moves].tolist() == pytest.approx([4, 3 / 5, 4])
+    assert table.loc[(2, "m"), moves].tolist() == pytest.approx([5, 0, 3])
+    assert table.loc[(1, "v"), moves].tolist() == pytest.approx([math.sqrt(5), 0, math.sqrt(5)])
+    assert table.loc[(2, "v"), moves].tolist() == pytest.approx([0, 1, math.sqrt(5)])
+
+
+def test_singular_values_are_those_of_a_full_decomposition() -> None:
+    matrix = np.random.default_rng(0).normal(size=(70, 30)).astype(np.float32)
+    expected = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    assert load.weights.singular_values(matrix) == pytest.approx(expected, rel=1e-9)
+    assert load.weights.singular_values(matrix.T) == pytest.approx(expected, rel=1e-9)
+    assert load.weights.stable_rank(matrix) == pytest.approx((expected**2).sum() / expected[0] ** 2)
+    assert math.isnan(load.weights.stable_rank(np.zeros((3, 2), np.float32)))
+    assert math.isnan(load.weights.stable_rank(np.full((3, 2), np.nan, np.float32)))
+
+
+def test_headers_are_read_without_touching_a_tensor(
+    make_run: MakeRun, weights: Tensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(checkpoints={10: weights, 20: weights}, header={"tokens": 320, "losses": {"train/loss": 5.5}})
+    monkeypatch.setattr(load.weights, "_read", None)
+    headers = load.headers()
+    assert {column: str(dtype) for column, dtype in headers.dtypes.items()} == columns.HEADERS
+    assert headers[["step", "tokens", "train/loss", "tensors", "resumable"]].values.tolist() == [
+        [10, 320, 5.5, 5, False],
+        [20, 320, 5.5, 5, False],
+    ]
+    assert headers["val/loss"].isna().all()
+
+
+def test_a_header_that_is_not_a_runs_costs_the_run(
+    make_run: MakeRun, weights: Tensors, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_run(checkpoints={10: weights}, header={"tokens": "many"})
+    assert load.headers().empty
+    assert "its header is not a run's" in caplog.messages[0]
+
+
+def test_a_tensor_is_read_by_run_step_and_name(make_run: MakeRun, weights: Tensors) -> None:
+    run = make_run(checkpoints={10: weights})
+    assert load.weights.tensor(run.id, 10, "final_norm.weight").tolist() == [1, 1, 1]
+    for step, name, message in ((11, "x", "keeps no checkpoint of step 11"), (10, "x", "has no tensor 'x'")):
+        with pytest.raises(BadInputError, match=message):
+            load.weights.tensor(run.id, step, name)
+
+
+def test_neighbours_are_the_rows_of_the_smallest_angle() -> None:
+    rows = np.array([[1, 0], [0, 1], [5, 1], [0, 0], [-1, 0]], np.float32)
+    assert load.weights.neighbours(rows, 0, 2) == [(2, pytest.approx(5 / math.sqrt(26))), (1, 0.0)]
+
+
+def test_filters_choose_runs_before_their_metrics_are_read(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    one = make_run("one", tags=["first"])
+    two = make_run("two", changes={"train.learning_rate": 0.5, "train.betas": [0.5, 0.9]}, tags=["first", "second"])
+    damaged = make_run("damaged", tags=["third"])
+    (damaged.directory / METRICS).write_text("torn\n")
+    wanted = {
+        "one": {"name": "o*"},
+        "two": {"tag": "second"},
+        "two ": {"spec": {"train.learning_rate": 0.5}},
+        "two  ": {"spec": {"train.betas": (0.5, 0.9)}, "name": "two"},
+    }
+    for name, filters in wanted.items():
+        assert list(load.runs(**filters)["name"]) == [name.strip()]
+    assert not caplog.messages, "a run that nobody asked for was read"
+    assert load.runs(spec={"train.learning_rate": "fast"}).empty
+    with RunLock(two.directory):
+        assert list(load.runs(status="running")["run"]) == [two.id]
+        assert list(load.runs(status="complete", tag="first")["run"]) == [one.id]
+    for filters, message in (
+        ({"status": "done"}, "there is no status 'done'; there are: running, complete"),
+        ({"spec": {"learning_rate": 1}}, "did you mean 'train.learning_rate'?"),
+    ):
+        with pytest.raises(BadInputError, match=re.escape(message)):
+            load.runs(**filters)
+
+
+def test_windows_are_what_eval_kept(make_run: MakeRun) -> None:
+    run = make_run()
+    folder = run.directory / "evaluations"
+    folder.mkdir()
+    (folder / "notes.safetensors").write_text("not looked at")
+    kept = {"start": np.array([0, 16]), "loss": np.array([5.0, 6.0])}
+    save_file(kept, folder / "step-00000020-0123abcd.safetensors")
+    windows = load.windows()
+    assert {column: str(dtype) for column, dtype in windows.dtypes.items()} == columns.WINDOWS
+    assert windows[["run", "step", "yardstick", "start", "loss"]].values.tolist() == [
+        [run.id, 20, "0123abcd", 0, 5.0],
+        [run.id, 20, "0123abcd", 16, 6.0],
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"start": np.array([0, 16])},
+        {"start": np.array([0.0]), "loss": np.array([5.0])},
+        {"start": np.array([[0]]), "loss": np.array([[5.0]])},
+        {"start": np.array([0, 16]), "loss": np.array([5.0])},
+        {"start": np.array([0, 0]), "loss": np.array([5.0, 5.0])},
+    ],
+)
+def test_windows_that_are_none_cost_the_run_and_are_named(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture, content: dict[str, Any]
+) -> None:
+    folder = make_run().directory / "evaluations"
+    folder.mkdir()
+    save_file(content, folder / "step-00000020-0123abcd.safetensors")
+    assert load.windows().empty
+    assert "step-00000020-0123abcd.safetensors does not hold" in caplog.messages[0]
+
+
+def test_what_a_run_cost_is_in_the_tables(make_run: MakeRun) -> None:
+    run = make_run()
+    model = run.record.spec.model
+    (row,) = load.runs().to_dict("records")
+    assert (row["parameters"], row["flops_per_token"]) == (model.parameters, 3 * model.forward_flops_per_token(16))
+    assert row["flops"] == 640 * row["flops_per_token"]
+    assert load.metrics()["flops"].tolist() == [0, 320 * row["flops_per_token"], row["flops"]]
+    assert row["experiment"] == run.id.removesuffix("-s0")

@@ -1,0 +1,21 @@
+// Heat maps of the weights for the run and statistic that the reader picks, and the figures that need no choice.
+(() => {
+  for (const [id, figure] of Object.entries(DATA.figures)) draw(id, figure.data, figure.layout);
+  const form = document.getElementById("weight-controls");
+  if (!form) return;
+  function heat() {
+    const fields = new FormData(form), run = DATA.weights[+fields.get("run")], key = fields.get("statistic");
+    const label = form.elements.statistic.selectedOptions[0].textContent;
+    draw("weights", [{
+      type: "heatmap", z: run.values[key], x: run.steps.map(String), y: run.tensors.map(plain), colorscale: "Viridis",
+      colorbar: { title: { text: label, side: "right" }, thickness: 12 }, hoverongaps: false,
+      hovertemplate: "%{y}<br>step %{x}<br>%{z:.4g}<extra></extra>",
+    }], {
+      height: Math.min(1400, 120 + 24 * run.tensors.length), margin: { l: 60, r: 20, t: 10, b: 50 },
+      xaxis: { title: { text: "checkpoint at step" }, type: "category" }, yaxis: { autorange: "reversed", type: "category" },
+    });
+  }
+  form.addEventListener("input", heat);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  heat();
+})();

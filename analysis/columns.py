@@ -1,0 +1,116 @@
+"""The columns of the tables in `analysis.load`: their names, order and dtypes.
+
+A dtype is fixed, also in an empty table: `str`, `Int64`, `float64`, `boolean` or a UTC timestamp. What each column
+means stands in the docstring of the function that makes the table.
+"""
+
+from collections.abc import Iterator
+
+from gptlab.spec import SECTIONS, Experiment, flatten, identity_fields
+from gptlab.tracking.metrics import COLUMNS, COUNTS
+
+_DEFAULTS = Experiment(name="defaults", why="Which fields does a spec have?")
+_JSON_DTYPES = {"integer": "Int64", "number": "float64", "boolean": "boolean"}
+
+
+def _spec_dtypes() -> Iterator[tuple[str, str]]:
+    for section in SECTIONS:
+        fields = type(getattr(_DEFAULTS, section)).model_json_schema()["properties"]
+        for field, schema in fields.items():
+            kinds = {option.get("type") for option in schema.get("anyOf", [schema])} - {"null"}
+            yield f"{section}.{field}", _JSON_DTYPES.get(kinds.pop(), "str") if len(kinds) == 1 else "str"
+
+
+KEYS = {"run": "str", "name": "str", "seed": "Int64"}
+"""Lead every table and join them."""
+
+LOGGED = {column: "Int64" if column in COUNTS else "float64" for column in COLUMNS} | {"val/yardstick": "str"}
+"""What a row of `metrics.jsonl` may have."""
+
+VALIDATION = ("val/loss", "val/loss_se", "val/bpb", "val/yardstick")
+NEWEST = ("train/loss", "tokens", "elapsed_s", "perf/tokens_per_s", "perf/peak_mem_gib")
+SPEC = dict(_spec_dtypes())
+START = {
+    "device": "str",
+    "host": "str",
+    "torch": "str",
+    "threads": "Int64",
+    "git_commit": "str",
+    "git_dirty": "boolean",
+    "diff_sha256": "str",
+    "notes": "str",
+}
+"""What a run says of where and how its last attempt started."""
+
+RUNS = {
+    **KEYS,
+    "experiment": "str",
+    "status": "str",
+    "step": "Int64",
+    "steps": "Int64",
+    "created": "datetime64[us, UTC]",
+    "why": "str",
+    **SPEC,
+    "precision": "str",
+    "numerics": "Int64",
+    "text.source": "str",
+    "text.sha256": "str",
+    "initial_weights": "str",
+    "parameters": "Int64",
+    "flops_per_token": "float64",
+    **{column: LOGGED[column] for column in (*VALIDATION, *NEWEST)},
+    "flops": "float64",
+    "best/val_loss": "float64",
+    "best/step": "Int64",
+    "attempts": "Int64",
+    **START,
+    "tags": "str",
+    "directory": "str",
+}
+
+METRICS = {**KEYS, **LOGGED, "flops": "float64"}
+
+TENSORS = {
+    "step": "Int64",
+    "tensor": "str",
+    "layer": "Int64",
+    "shape": "str",
+    "dtype": "str",
+    "parameters": "Int64",
+    "rms": "float64",
+    "norm": "float64",
+    "abs_max": "float64",
+    "zeros": "float64",
+    "stable_rank": "float64",
+    "update": "float64",
+    "cosine": "float64",
+    "distance": "float64",
+}
+"""What `analysis.weights` says of a tensor."""
+
+CHECKPOINTS = {**KEYS, **TENSORS}
+
+HEADERS = {
+    **KEYS,
+    "step": "Int64",
+    "tokens": "Int64",
+    "train/loss": "float64",
+    "val/loss": "float64",
+    "tensors": "Int64",
+    "bytes": "Int64",
+    "resumable": "boolean",
+    "directory": "str",
+}
+
+WINDOWS = {**KEYS, "step": "Int64", "yardstick": "str", "start": "Int64", "loss": "float64"}
+
+SAMPLES = {**KEYS, "step": "Int64", "prompt": "str", "text": "str"}
+
+IDENTITY = (
+    "numerics",
+    "precision",
+    "text.sha256",
+    "initial_weights",
+    *dict(flatten(identity_fields(_DEFAULTS))),
+)
+"""Columns of the runs that change what is computed; only in these can runs of two ids differ, besides the seed."""

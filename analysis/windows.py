@@ -1,0 +1,43 @@
+"""The losses of single validation windows, which `gptlab eval` keeps in a run's `evaluations/`."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from gptlab.errors import GptlabError
+from gptlab.tracking.run import Run
+
+EVALUATIONS = "evaluations"
+MAX_BYTES = 1 << 28
+"""Sixteen million windows."""
+
+_NAME = re.compile(r"step-([0-9]{8})-([0-9a-f]{8})\.safetensors")
+
+
+def losses(run: Run) -> Iterator[dict[str, Any]]:
+    """A row per window that the run was judged on, by step and yardstick.
+
+    Raises:
+        GptlabError: A file holds something else; the message names it.
+    """
+    for path in sorted((run.directory / EVALUATIONS).glob("*.safetensors")):
+        if not (name := _NAME.fullmatch(path.name)):
+            continue
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise GptlabError(f"{path} is longer than {MAX_BYTES:,} bytes")
+            with safe_open(path, framework="numpy") as file:
+                slices = {key: file.get_slice(key) for key in sorted(file.keys())}
+                kinds = {key: (part.get_dtype(), len(part.get_shape())) for key, part in slices.items()}
+                if kinds != {"start": ("I64", 1), "loss": ("F64", 1)}:
+                    raise GptlabError(f"{path} does not hold the losses of windows")
+                starts, values = file.get_tensor("start"), file.get_tensor("loss")
+        except (SafetensorError, OSError) as error:
+            raise GptlabError(f"{path} is not a safetensors file: {error}") from error
+        if len(starts) != len(values) or len(np.unique(starts)) != len(starts):
+            raise GptlabError(f"{path} does not hold one loss per window")
+        for start, loss in zip(starts.tolist(), values.tolist(), strict=True):
+            yield {"step": int(name[1]), "yardstick": name[2], "start": start, "loss": loss}

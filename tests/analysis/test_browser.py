@@ -1,0 +1,211 @@
+"""The report in a real browser: it is opened from the disk, clicked, sorted, hovered and read."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.chrome.webdriver import WebDriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from analysis import findings, load, page
+from analysis.browser import BROWSER, DRIVER, headless
+from gptlab.tracking.run import Run
+
+MakeRun = Callable[..., Run]
+
+HOSTILE = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>&amp; \"quoted\""
+
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[WebDriver]:
+    with headless() as driver:
+        yield driver
+
+
+@pytest.fixture
+def opened(browser: WebDriver, make_run: MakeRun, weights, tmp_path: Path) -> WebDriver:
+    """The report of three experiments, one of them with a sample full of HTML and a name that cannot be."""
+    for seed in range(2):
+        make_run("base", seed, val_losses=(11.0, 8.0, 6.0 + seed / 10), checkpoints={10: weights, 20: weights})
+        make_run("better", seed, changes={"model.tied": True}, val_losses=(11.0, 7.0, 5.0), samples=[HOSTILE])
+    make_run("odd", val_losses=(11.0, 9.0, 7.0), why=HOSTILE, source=HOSTILE, sha256="ef" * 32, outcome="interrupted")
+    runs = load.runs()
+    odd = runs["name"] == "odd"
+    renamed = runs.assign(
+        run=runs["run"].where(~odd, HOSTILE + "-s0"),
+        name=runs["name"].where(~odd, HOSTILE),
+        experiment=runs["experiment"].where(~odd, HOSTILE),
+    )
+    found = findings.find(renamed, load.metrics(renamed), load.samples(renamed))
+    path = tmp_path / "report.html"
+    path.write_text(page.to_html(found, load.checkpoints(renamed), HOSTILE), encoding="utf-8")
+    browser.get(path.as_uri())
+    return browser
+
+
+def shown(driver: WebDriver) -> list[str]:
+    """The runs in the table, from top to bottom."""
+    rows = driver.find_elements(By.CSS_SELECTOR, "#runs-table tbody tr")
+    return [row.find_elements(By.TAG_NAME, "td")[1].text for row in rows if row.is_displayed()]
+
+
+def lines(driver: WebDriver) -> list[str]:
+    """The names of the curves that are drawn."""
+    names = driver.execute_script("return document.getElementById('curves').data.map(t => t.name)")
+    return [name for name in names if name]
+
+
+def complaints(driver: WebDriver) -> list[str]:
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}]
+
+
+def wait_for(driver: WebDriver, condition: Callable[[], object]) -> None:
+    WebDriverWait(driver, 30).until(lambda _: condition())
+
+
+def test_the_report_opens_without_a_complaint_and_draws_everything(opened: WebDriver) -> None:
+    for plot in ("curves", "estimates", "differences", "speed", "weights"):
+        assert opened.find_elements(By.CSS_SELECTOR, f"#{plot} .main-svg"), plot
+    assert (
+        len(opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace")) == 9
+    )  # three lines, two edges each
+    assert not complaints(opened)
+
+
+def test_names_questions_and_samples_full_of_html_are_text(opened: WebDriver) -> None:
+    assert opened.title == "Runs"
+    assert not opened.find_elements(By.CSS_SELECTOR, "img, body script:not([type]) + pre script")
+    assert HOSTILE in opened.find_element(By.TAG_NAME, "pre").text
+    assert HOSTILE in opened.find_element(By.TAG_NAME, "header").text
+    assert any(HOSTILE in run for run in shown(opened))
+    legend = [item.text for item in opened.find_elements(By.CSS_SELECTOR, "#curves .legendtext")]
+    assert any("<img" in item for item in legend), legend
+    assert not complaints(opened)
+
+
+def test_a_filter_leaves_what_was_asked_for(opened: WebDriver) -> None:
+    assert len(shown(opened)) == 5
+    chip = opened.find_element(By.CSS_SELECTOR, ".chip[data-value='interrupted']")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", chip)
+    chip.click()
+    assert [HOSTILE in run for run in shown(opened)] == [True]
+    assert opened.find_element(By.ID, "count").text == "1 of 5 runs"
+    chip.click()
+    search = opened.find_element(By.ID, "filter")
+    search.send_keys("BETTER s1")
+    (run,) = shown(opened)
+    assert run.startswith("better-")
+    search.send_keys(Keys.CONTROL, "a", Keys.DELETE)
+    assert len(shown(opened)) == 5
+    assert not complaints(opened)
+
+
+def test_a_column_sorts_both_ways_by_mouse_and_by_keyboard(opened: WebDriver) -> None:
+    header = next(b for b in opened.find_elements(By.CSS_SELECTOR, "#runs-table th button") if b.text == "val loss")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", header)
+    header.click()
+    rising = shown(opened)
+    assert HOSTILE in rising[-1]
+    assert rising[0].startswith("better-")
+    header.send_keys(Keys.ENTER)
+    falling = shown(opened)
+    assert HOSTILE in falling[0]
+    assert header.find_element(By.XPATH, "..").get_attribute("aria-sort") == "descending"
+    assert not complaints(opened)
+
+
+def test_a_curve_tells_its_numbers_where_it_is_hovered(opened: WebDriver) -> None:
+    point = opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace .points path")[-1]
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
+    ActionChains(opened).move_to_element(point).perform()
+    wait_for(opened, lambda: opened.find_elements(By.CSS_SELECTOR, "#curves .hoverlayer .hovertext"))
+    told = opened.find_element(By.CSS_SELECTOR, "#curves .hoverlayer").text
+    assert "step 20" in told
+    assert not complaints(opened)
+
+
+def test_the_reader_chooses_loss_axis_smoothing_and_seeds_by_keyboard(opened: WebDriver) -> None:
+    def layout(axis: str, key: str) -> str:
+        return str(opened.execute_script(f"return document.getElementById('curves').layout.{axis}.{key}"))
+
+    form = opened.find_element(By.ID, "curve-controls")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", form)
+    assert "validation" in layout("yaxis", "title.text")
+    form.find_element(By.CSS_SELECTOR, "input[value=val]").send_keys(Keys.ARROW_RIGHT)
+    assert "training" in layout("yaxis", "title.text")
+    for axis, words in {"tokens": "tokens", "flops": "training FLOPs", "time": "seconds of training"}.items():
+        form.find_element(By.CSS_SELECTOR, f"input[value={axis}]").send_keys(Keys.SPACE)
+        assert layout("xaxis", "title.text") == words
+    form.find_element(By.NAME, "logx").send_keys(Keys.SPACE)
+    assert layout("xaxis", "type") == "log"
+    assert len(lines(opened)) == 3
+    form.find_element(By.NAME, "mean").send_keys(Keys.SPACE)
+    assert len(lines(opened)) == 5
+    form.find_element(By.NAME, "smoothing").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert len([name for name in lines(opened) if name.endswith("(raw)")]) == 5, "smoothing hides the raw data"
+    assert not complaints(opened)
+
+
+def test_the_reader_chooses_the_runs_that_are_drawn(opened: WebDriver) -> None:
+    box = opened.find_elements(By.CSS_SELECTOR, "#runs-table tbody input")[0]
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
+    drawn = lines(opened)
+    box.send_keys(Keys.SPACE)
+    assert any(name.endswith("(1)") and name not in drawn for name in lines(opened))
+    opened.find_element(By.ID, "untick").click()
+    assert lines(opened) == []
+    opened.find_element(By.ID, "tick").click()
+    assert lines(opened) == drawn
+    assert not complaints(opened)
+
+
+def test_the_reader_chooses_what_is_told_of_the_weights(opened: WebDriver) -> None:
+    def z() -> object:
+        return opened.execute_script("return document.getElementById('weights').data[0].z")
+
+    assert z() == [[1, 1], [2, 2]]
+    opened.find_element(By.CSS_SELECTOR, "#weight-controls [name=statistic]").send_keys(Keys.END)
+    assert z() == [[None, 0], [None, 0]]
+    assert not complaints(opened)
+
+
+def test_colours_follow_the_readers_setting(opened: WebDriver) -> None:
+    def colours() -> tuple[str, str]:
+        page_ = opened.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
+        return page_, opened.execute_script("return document.getElementById('curves').layout.font.color")
+
+    seen = []
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        seen.append(colours())
+    assert seen[0][0] != seen[1][0]
+    wait_for(opened, lambda: colours()[1] != seen[0][1])
+    assert not complaints(opened)
+
+
+def test_of_very_many_runs_the_best_are_shown_and_the_rest_is_a_click_away(
+    browser: WebDriver, make_run: MakeRun, tmp_path: Path
+) -> None:
+    for number in range(60):
+        make_run(
+            "many", number % 5, changes={"train.learning_rate": 1e-3 * (1 + number // 5)}, val_losses=(9 - number / 60,)
+        )
+    runs = load.runs()
+    path = tmp_path / "report.html"
+    found = findings.find(runs, load.metrics(runs), load.samples(runs))
+    path.write_text(page.to_html(found, load.checkpoints(runs), ""), encoding="utf-8")
+    browser.get(path.as_uri())
+    assert len(shown(browser)) == 50
+    assert len(lines(browser)) == 8
+    more = browser.find_element(By.ID, "more")
+    assert more.text == "Show all 60"
+    more.send_keys(Keys.ENTER)
+    assert len(shown(browser)) == 60
+    assert not complaints(browser)

@@ -1,0 +1,142 @@
+"""What has not changed is not read again, what has is, and a cache that cannot be used costs time only."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+
+from analysis import cache, load, weights
+from gptlab import project
+from gptlab.tracking.checkpoints import MODEL, directory_of
+from gptlab.tracking.metrics import METRICS, MetricsFile
+from gptlab.tracking.run import Run
+
+MakeRun = Callable[..., Run]
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@pytest.fixture(autouse=True)
+def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
+    """What was parsed since the test began: directories of runs whose metrics or weights were."""
+    monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "cache"))
+    parsed: list[Path] = []
+    metrics, statistics = load.read_metrics, weights.statistics
+    monkeypatch.setattr(load, "read_metrics", lambda directory: parsed.append(directory) or metrics(directory))
+    monkeypatch.setattr(weights, "statistics", lambda run: parsed.append(run.directory) or statistics(run))
+    return parsed
+
+
+def settle(*runs: Run) -> None:
+    """Make files look as if they had been written a while ago."""
+    past = time.time() - 60
+    for run in runs:
+        for path in (run.directory, *run.directory.rglob("*")):
+            os.utime(path, (past, past))
+
+
+def test_the_second_look_reads_nothing_and_says_the_same(make_run: MakeRun, weights: Tensors, read: list[Path]) -> None:
+    settle(make_run("one", checkpoints={10: weights, 20: weights}), make_run("two", val_losses=()))
+    first = [load.runs(), load.metrics(), load.checkpoints()]
+    assert read
+    read.clear()
+    for table, again in zip(first, [load.runs(), load.metrics(), load.checkpoints()], strict=True):
+        assert again.equals(table)
+        assert list(again.dtypes) == list(table.dtypes)
+    assert not read
+
+
+def test_only_what_has_changed_is_read_again(make_run: MakeRun, read: list[Path]) -> None:
+    runs = [make_run(seed=seed) for seed in range(3)]
+    settle(*runs)
+    load.metrics()
+    read.clear()
+    with MetricsFile(runs[1].directory, 10**6) as metrics:
+        metrics.append({"step": 30, "val/loss": 4.0})
+    newest = load.runs()
+    assert set(read) == {runs[1].directory}
+    assert newest["val/loss"].tolist() == [6.0, 4.0, 6.0]
+    assert load.metrics(newest)["step"].tolist() == [0, 10, 20, 0, 10, 20, 30, 0, 10, 20]
+    shutil.rmtree(runs[0].directory)
+    assert load.metrics()["run"].nunique() == 2
+
+
+def test_weights_are_read_again_where_a_file_has_changed(make_run: MakeRun, weights: Tensors, read: list[Path]) -> None:
+    run = make_run(checkpoints={10: weights, 20: weights})
+    settle(run)
+    load.checkpoints()
+    shutil.copy(directory_of(run.directory, 10) / MODEL, directory_of(run.directory, 20) / MODEL)
+    read.clear()
+    load.checkpoints()
+    assert read
+
+
+def test_a_few_runs_do_not_push_others_out(make_run: MakeRun, read: list[Path]) -> None:
+    settle(*[make_run(seed=seed) for seed in range(3)])
+    runs = load.runs()
+    settle(make_run(seed=4))
+    load.metrics(load.runs(spec={"model.tied": False})[2:])
+    read.clear()
+    assert len(load.metrics(runs)) == 9
+    assert not read
+
+
+def test_a_file_that_may_still_change_unnoticed_is_not_trusted(make_run: MakeRun) -> None:
+    run = make_run(val_losses=(5.0,))
+    assert load.metrics()["val/loss"].tolist() == [5.0]
+    path = run.directory / METRICS
+    stamp = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes().replace(b"5.0", b"6.0"))
+    os.utime(path, ns=(stamp, stamp))  # as within one tick of the clock
+    assert load.metrics()["val/loss"].tolist() == [6.0]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no more", b"PAR1" + bytes(100) + b"PAR1"])
+def test_a_damaged_cache_is_said_and_made_anew(
+    make_run: MakeRun, read: list[Path], caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    settle(make_run())
+    whole = load.metrics()
+    for path in project.cache_directory().rglob("*.parquet"):
+        path.write_bytes(content)
+    assert load.metrics().equals(whole)
+    assert all("the runs are read again" in message for message in caplog.messages)
+    assert caplog.messages
+    read.clear()
+    caplog.clear()
+    assert load.metrics().equals(whole)
+    assert not read
+    assert not caplog.messages
+
+
+def test_a_cache_of_another_version_is_not_used(
+    make_run: MakeRun, read: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(make_run())
+    load.metrics()
+    read.clear()
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    load.metrics()
+    assert read
+
+
+def test_where_the_cache_cannot_be_written_the_tables_are_the_same(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settle(make_run())
+    monkeypatch.setenv("GPTLAB_CACHE", "/proc/nowhere")
+    assert len(load.metrics()) == 3
+    assert "cannot be written" in caplog.messages[0]
+
+
+def test_runs_directories_have_caches_of_their_own(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settle(make_run())
+    load.metrics()
+    monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / "others"))
+    assert load.metrics().empty

@@ -1,0 +1,192 @@
+"""Experiments against each other, their seeds as replicates."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from analysis import cautions, compare, experiments, load
+from gptlab.tracking.run import Run
+
+MakeRun = Callable[..., Run]
+
+BASE = {0: (11.0, 8.0, 6.00), 1: (11.0, 8.1, 6.10), 2: (11.0, 8.2, 6.20)}
+BETTER = {0: (11.0, 7.0, 5.80), 1: (11.0, 7.1, 5.95), 2: (11.0, 7.2, 6.00)}
+
+
+def make(make_run: MakeRun, name: str, losses: dict[int, tuple[float, ...]], **options: object) -> str:
+    """Runs of an experiment by seed; returns its `NAME-HASH8`."""
+    runs = [make_run(name, seed, val_losses=values, **options) for seed, values in losses.items()]
+    return runs[0].id.rpartition("-s")[0]
+
+
+def tables(by: str = "step", at: float | None = None):
+    runs = load.runs()
+    return runs, experiments.at_equal(runs, load.metrics(runs), by, at=at)
+
+
+def test_mean_and_interval_are_over_seeds_the_lowest_first(make_run: MakeRun) -> None:
+    base, better = make(make_run, "base", BASE), make(make_run, "better", BETTER)
+    _, values = tables()
+    table = experiments.summary(values)
+    assert table["experiment"].tolist() == [better, base]
+    assert table["seeds"].tolist() == [3, 3]
+    row = table.iloc[1]
+    assert row["mean"] == pytest.approx(6.1)
+    assert row["high"] - row["mean"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+
+
+def test_a_difference_is_paired_by_seed_and_corrected_for_their_number(make_run: MakeRun) -> None:
+    base = make(make_run, "base", BASE)
+    better = make(make_run, "better", BETTER, changes={"train.learning_rate": 1e-2})
+    make(make_run, "worse", {seed: (11.0, 9.0, 7.0 + seed / 10) for seed in range(3)}, changes={"model.bias": False})
+    runs, values = tables()
+    table = experiments.differences(runs, values, base).set_index("experiment")
+    row = table.loc[better]
+    assert row["how"] == "paired by seed"
+    # differences −0.20, −0.15, −0.20: mean −0.1833, standard error 0.016667, t = −11, 2 degrees of freedom: p = 0.00816
+    assert row["mean"] == pytest.approx(-0.55 / 3)
+    assert row["p"] == pytest.approx(0.008163, abs=1e-6)
+    assert row["p_holm"] >= row["p"]
+    assert row["seeds_needed"] == 3
+    assert row["why"] == ""
+    assert table["mean"].is_monotonic_increasing
+    assert table.iloc[-1]["mean"] == pytest.approx(1.0)
+
+
+def test_a_diverged_seed_counts_and_an_unfinished_one_is_said(make_run: MakeRun) -> None:
+    base = make(make_run, "base", BASE)
+    make_run("odd", 0, val_losses=(11.0, 5.0, 4.0))
+    make_run("odd", 1, val_losses=(11.0,), outcome="diverged")
+    odd = make_run("odd", 2, val_losses=(11.0, 5.0), outcome="interrupted").id.rpartition("-s")[0]
+    runs, values = tables()
+    row = experiments.summary(values).set_index("experiment").loc[odd]
+    assert (row["seeds"], row["diverged"], row["unfinished"], row["mean"]) == (3, 1, 1, math.inf)
+    assert math.isnan(row["low"])
+    difference = experiments.differences(runs, values, base).iloc[0]
+    assert difference["mean"] == math.inf
+    assert difference["why"] == "1 diverged; 1 unfinished; 1 without a partner"
+    words = " ".join(cautions.cautions(runs))
+    assert "1 of 6 runs diverged. They count as an infinite loss" in words
+    assert "1 of 6 runs are unfinished" in words
+
+
+def test_what_was_measured_on_other_windows_is_not_compared_and_says_so(make_run: MakeRun) -> None:
+    base = make(make_run, "base", BASE)
+    make(make_run, "other", BETTER, yardstick="bbbbbbbb")
+    mixed = make(make_run, "mixed", {0: (9.0,)}, yardstick="aaaaaaaa", changes={"model.bias": False})
+    make_run("mixed", 1, val_losses=(9.0,), yardstick="bbbbbbbb", changes={"model.bias": False})
+    runs, values = tables(at=0)
+    table = experiments.differences(runs, values, base)
+    assert set(table["how"]) == {"not compared"}
+    assert all("measured on different windows (aaaaaaaa, bbbbbbbb)" in why for why in table["why"])
+    assert table["mean"].isna().all()
+    assert math.isnan(experiments.summary(values).set_index("experiment").loc[mixed, "mean"])
+    assert "do not compare" in cautions.cautions(runs)[0]
+
+
+def test_other_batches_or_too_few_common_seeds_are_not_paired(make_run: MakeRun) -> None:
+    base = make(make_run, "base", BASE)
+    make(make_run, "batch", BETTER, changes={"train.batch_size": 4})
+    make(make_run, "seeds", {seed + 7: losses for seed, losses in BETTER.items()}, changes={"model.tied": True})
+    runs, values = tables()
+    table = experiments.differences(runs, values, base).sort_values("why", ignore_index=True)
+    assert set(table["how"]) == {"unpaired"}
+    assert table["why"].tolist() == ["other batches (train.batch_size)", "too few seeds in common"]
+    assert table["p"].notna().all()
+    assert table["seeds_needed"].isna().all()
+
+
+def test_one_seed_each_has_a_difference_without_an_interval(make_run: MakeRun) -> None:
+    base, _ = make(make_run, "base", {0: BASE[0]}), make(make_run, "other", {0: BETTER[0]})
+    runs, values = tables()
+    (row,) = experiments.differences(runs, values, base).to_dict("records")
+    assert row["mean"] == pytest.approx(-0.2)
+    assert math.isnan(row["p"])
+    assert row["why"] == "one seed has no interval"
+
+
+@pytest.mark.parametrize(("by", "budget"), [("step", 10), ("tokens", 320), ("elapsed_s", 2.0)])
+def test_values_stand_where_all_complete_runs_have_had_the_same(make_run: MakeRun, by: str, budget: float) -> None:
+    make_run("long", val_losses=(11.0, 8.0, 6.0))
+    make_run("short", val_losses=(11.0, 7.0))
+    _, values = tables(by)
+    assert values["value"].tolist() == [8.0, 7.0]
+    runs = load.runs()
+    assert experiments.budget(runs, load.metrics(runs), by) == budget
+
+
+def test_equal_flops_are_fewer_steps_of_a_larger_model(make_run: MakeRun) -> None:
+    large = make_run("large", val_losses=(11.0, 8.0, 6.0, 5.0), changes={"model.n_embd": 16}).id
+    small = make_run("small", val_losses=(11.0, 9.0, 7.0, 6.0)).id
+    runs, values = tables("flops")
+    per_token = runs.set_index("run")["flops_per_token"]
+    step = 30 * per_token[small] / per_token[large]
+    assert 10 < step < 20
+    assert values.set_index("run")["value"][[large, small]].tolist() == pytest.approx([8 - 2 * (step - 10) / 10, 6.0])
+    assert set(values["state"]) == {"reached"}
+
+
+def test_steps_to_reach_a_loss_are_between_the_rows(make_run: MakeRun) -> None:
+    first = make_run("first", val_losses=(11.0, 8.0, 6.0)).id
+    never = make_run("never", val_losses=(11.0, 10.0)).id
+    at_once = make_run("once", val_losses=(7.0, 6.0)).id
+    after = make_run("after", val_losses=(math.inf, 7.0)).id
+    reached = experiments.steps_to_reach(load.metrics(), 7.0)
+    assert reached[[first, at_once, after]].tolist() == [15.0, 0.0, 10.0]
+    assert math.isnan(reached[never])
+    assert experiments.steps_to_reach(load.metrics(), 7.0, by="tokens")[first] == 480
+
+
+def test_two_single_runs_are_compared_over_the_windows_that_both_saw(make_run: MakeRun) -> None:
+    losses = np.random.default_rng(0).normal(5, 1, (2, 40))
+    ids = []
+    for name, values, starts in zip("ab", losses, (range(40), range(1, 41)), strict=True):
+        run = make_run(name)
+        (run.directory / "evaluations").mkdir()
+        kept = {"start": np.array(starts), "loss": values}
+        save_file(kept, run.directory / "evaluations" / "step-00000020-0123abcd.safetensors")
+        ids.append(run.id)
+    difference = experiments.window_difference(load.windows(), *ids)
+    expected = losses[1][:-1] - losses[0][1:]
+    assert (difference.n, difference.mean) == (39, pytest.approx(expected.mean()))
+    assert difference.se == pytest.approx(expected.std(ddof=1) / math.sqrt(39))
+    with pytest.raises(ValueError, match="were not judged on the same windows; run `gptlab eval` on both"):
+        experiments.window_difference(load.windows(), ids[0], "nobody")
+
+
+def test_labels_say_what_differs_within_a_name(make_run: MakeRun) -> None:
+    plain = make(make_run, "one", {0: (5.0,)})
+    slow = make(make_run, "two", {0: (5.0,), 1: (5.0,)}, changes={"train.learning_rate": 1e-4})
+    fast = make(make_run, "two", {0: (5.0,)}, changes={"train.learning_rate": 1e-2})
+    assert compare.labels(load.runs()) == {
+        plain: "one",
+        slow: "two learning_rate=0.0001",
+        fast: "two learning_rate=0.01",
+    }
+
+
+def test_what_was_made_differently_is_said_in_words(make_run: MakeRun) -> None:
+    make_run("clean")
+    assert cautions.cautions(load.runs()) == []
+    make_run("other", sha256="ef" * 32, source="book.txt", git_commit="deadbeef", threads=1, torch="2.14")
+    make_run("changed", diff_sha256="12" * 32, git_dirty=True)
+    words = cautions.cautions(load.runs())
+    assert words[0] == "Other text: these runs were trained on 2 different texts: words (2), book.txt (1)."
+    assert words[1].startswith("Mixed code: these runs were made by 3 different states of the project: ")
+    assert "c0ffee with changes 12121212 (1)" in words[1]
+    assert words[2:] == [
+        "These runs were made with 2 different versions of PyTorch: 2.13.0 (2), 2.14 (1).",
+        "These runs were made with 2 different numbers of threads: 2 (2), 1 (1).",
+    ]
+
+
+def test_nothing_to_compare_is_empty_tables() -> None:
+    runs, values = tables()
+    assert values.empty
+    assert experiments.summary(values).empty
+    assert experiments.steps_to_reach(load.metrics(), 5.0).empty
+    assert cautions.cautions(runs) == []
+    assert compare.labels(runs) == {}
