@@ -8,7 +8,7 @@ from typing import Any
 
 from pandas import DataFrame, isna
 
-from analysis import cautions, compare, experiments
+from analysis import cautions, compare, replicates
 from gptlab.console import duration
 
 NOTHING = "–"
@@ -38,17 +38,17 @@ class Findings:
     @cached_property
     def at(self) -> float:
         """The steps at which experiments are compared."""
-        return experiments.budget(self.runs, self.metrics)
+        return replicates.budget(self.runs, self.metrics)
 
     @cached_property
     def values(self) -> DataFrame:
         """Each run's validation loss there."""
-        return experiments.at_equal(self.runs, self.metrics, at=self.at)
+        return replicates.at_equal(self.runs, self.metrics, at=self.at)
 
     @cached_property
     def summary(self) -> DataFrame:
         """Each experiment's mean there, the lowest first."""
-        return experiments.summary(self.values)
+        return replicates.summary(self.values)
 
     @cached_property
     def reference(self) -> str:
@@ -58,7 +58,7 @@ class Findings:
     @cached_property
     def differences(self) -> DataFrame:
         """Each other experiment's difference to it, by experiment."""
-        return experiments.differences(self.runs, self.values, self.reference).set_index("experiment")
+        return replicates.differences(self.runs, self.values, self.reference).set_index("experiment")
 
     @cached_property
     def why(self) -> dict[str, str]:
@@ -112,9 +112,9 @@ def how(found: Findings) -> str:
 
 def experiment_table(found: Findings, most: int = 30) -> DataFrame:
     """A row per experiment: its mean at equal steps, FLOPs and time, and its difference to the reference."""
-    budgets = {by: experiments.budget(found.runs, found.metrics, by) for by in ("flops", "elapsed_s")}
+    budgets = {by: replicates.budget(found.runs, found.metrics, by) for by in ("flops", "elapsed_s")}
     equal = {
-        by: experiments.summary(experiments.at_equal(found.runs, found.metrics, by, at=at)).set_index("experiment")[
+        by: replicates.summary(replicates.at_equal(found.runs, found.metrics, by, at=at)).set_index("experiment")[
             "mean"
         ]
         for by, at in budgets.items()
@@ -123,7 +123,7 @@ def experiment_table(found: Findings, most: int = 30) -> DataFrame:
         found.values["experiment"] == found.reference, "value"
     ].max()  # all of its seeds get there
     reached = (
-        experiments.steps_to_reach(found.metrics, target)
+        replicates.steps_to_reach(found.metrics, target)
         .groupby(found.runs.set_index("run")["experiment"])
         .agg(lambda steps: steps.mean() if steps.notna().all() else math.nan)
     )

@@ -57,7 +57,7 @@ def estimates(summary: DataFrame, labels: Mapping[str, str], most: int = 20) -> 
     """Mean and 95% interval of each experiment, the lowest on top.
 
     Args:
-        summary: As `experiments.summary` gives it.
+        summary: As `replicates.summary` gives it.
         labels: What to call each experiment.
         most: How many of the best.
     """
@@ -69,7 +69,7 @@ def differences(table: DataFrame, labels: Mapping[str, str], order: Sequence[str
     """Each experiment's difference to the reference with its 95% interval, the lowest on top, and a line at none.
 
     Args:
-        table: As `experiments.differences` gives it.
+        table: As `replicates.differences` gives it.
         labels: What to call each experiment.
         order: All experiments, in the order of their colours.
         most: How many of the best.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from analysis import cautions, compare, experiments, load
+from analysis import cautions, compare, load, replicates
 from gptlab.tracking.run import Run
 
 MakeRun = Callable[..., Run]
@@ -24,13 +24,13 @@ def make(make_run: MakeRun, name: str, losses: dict[int, tuple[float, ...]], **o
 
 def tables(by: str = "step", at: float | None = None):
     runs = load.runs()
-    return runs, experiments.at_equal(runs, load.metrics(runs), by, at=at)
+    return runs, replicates.at_equal(runs, load.metrics(runs), by, at=at)
 
 
 def test_mean_and_interval_are_over_seeds_the_lowest_first(make_run: MakeRun) -> None:
     base, better = make(make_run, "base", BASE), make(make_run, "better", BETTER)
     _, values = tables()
-    table = experiments.summary(values)
+    table = replicates.summary(values)
     assert table["experiment"].tolist() == [better, base]
     assert table["seeds"].tolist() == [3, 3]
     row = table.iloc[1]
@@ -43,7 +43,7 @@ def test_a_difference_is_paired_by_seed_and_corrected_for_their_number(make_run:
     better = make(make_run, "better", BETTER, changes={"train.learning_rate": 1e-2})
     make(make_run, "worse", {seed: (11.0, 9.0, 7.0 + seed / 10) for seed in range(3)}, changes={"model.bias": False})
     runs, values = tables()
-    table = experiments.differences(runs, values, base).set_index("experiment")
+    table = replicates.differences(runs, values, base).set_index("experiment")
     row = table.loc[better]
     assert row["how"] == "paired by seed"
     # differences −0.20, −0.15, −0.20: mean −0.1833, standard error 0.016667, t = −11, 2 degrees of freedom: p = 0.00816
@@ -62,10 +62,10 @@ def test_a_diverged_seed_counts_and_an_unfinished_one_is_said(make_run: MakeRun)
     make_run("odd", 1, val_losses=(11.0,), outcome="diverged")
     odd = make_run("odd", 2, val_losses=(11.0, 5.0), outcome="interrupted").id.rpartition("-s")[0]
     runs, values = tables()
-    row = experiments.summary(values).set_index("experiment").loc[odd]
+    row = replicates.summary(values).set_index("experiment").loc[odd]
     assert (row["seeds"], row["diverged"], row["unfinished"], row["mean"]) == (3, 1, 1, math.inf)
     assert math.isnan(row["low"])
-    difference = experiments.differences(runs, values, base).iloc[0]
+    difference = replicates.differences(runs, values, base).iloc[0]
     assert difference["mean"] == math.inf
     assert difference["why"] == "1 diverged; 1 unfinished; 1 without a partner"
     words = " ".join(cautions.cautions(runs))
@@ -79,11 +79,11 @@ def test_what_was_measured_on_other_windows_is_not_compared_and_says_so(make_run
     mixed = make(make_run, "mixed", {0: (9.0,)}, yardstick="aaaaaaaa", changes={"model.bias": False})
     make_run("mixed", 1, val_losses=(9.0,), yardstick="bbbbbbbb", changes={"model.bias": False})
     runs, values = tables(at=0)
-    table = experiments.differences(runs, values, base)
+    table = replicates.differences(runs, values, base)
     assert set(table["how"]) == {"not compared"}
     assert all("measured on different windows (aaaaaaaa, bbbbbbbb)" in why for why in table["why"])
     assert table["mean"].isna().all()
-    assert math.isnan(experiments.summary(values).set_index("experiment").loc[mixed, "mean"])
+    assert math.isnan(replicates.summary(values).set_index("experiment").loc[mixed, "mean"])
     assert "do not compare" in cautions.cautions(runs)[0]
 
 
@@ -92,7 +92,7 @@ def test_other_batches_or_too_few_common_seeds_are_not_paired(make_run: MakeRun)
     make(make_run, "batch", BETTER, changes={"train.batch_size": 4})
     make(make_run, "seeds", {seed + 7: losses for seed, losses in BETTER.items()}, changes={"model.tied": True})
     runs, values = tables()
-    table = experiments.differences(runs, values, base).sort_values("why", ignore_index=True)
+    table = replicates.differences(runs, values, base).sort_values("why", ignore_index=True)
     assert set(table["how"]) == {"unpaired"}
     assert table["why"].tolist() == ["other batches (train.batch_size)", "too few seeds in common"]
     assert table["p"].notna().all()
@@ -102,7 +102,7 @@ def test_other_batches_or_too_few_common_seeds_are_not_paired(make_run: MakeRun)
 def test_one_seed_each_has_a_difference_without_an_interval(make_run: MakeRun) -> None:
     base, _ = make(make_run, "base", {0: BASE[0]}), make(make_run, "other", {0: BETTER[0]})
     runs, values = tables()
-    (row,) = experiments.differences(runs, values, base).to_dict("records")
+    (row,) = replicates.differences(runs, values, base).to_dict("records")
     assert row["mean"] == pytest.approx(-0.2)
     assert math.isnan(row["p"])
     assert row["why"] == "one seed has no interval"
@@ -115,7 +115,7 @@ def test_values_stand_where_all_complete_runs_have_had_the_same(make_run: MakeRu
     _, values = tables(by)
     assert values["value"].tolist() == [8.0, 7.0]
     runs = load.runs()
-    assert experiments.budget(runs, load.metrics(runs), by) == budget
+    assert replicates.budget(runs, load.metrics(runs), by) == budget
 
 
 def test_equal_flops_are_fewer_steps_of_a_larger_model(make_run: MakeRun) -> None:
@@ -134,10 +134,10 @@ def test_steps_to_reach_a_loss_are_between_the_rows(make_run: MakeRun) -> None:
     never = make_run("never", val_losses=(11.0, 10.0)).id
     at_once = make_run("once", val_losses=(7.0, 6.0)).id
     after = make_run("after", val_losses=(math.inf, 7.0)).id
-    reached = experiments.steps_to_reach(load.metrics(), 7.0)
+    reached = replicates.steps_to_reach(load.metrics(), 7.0)
     assert reached[[first, at_once, after]].tolist() == [15.0, 0.0, 10.0]
     assert math.isnan(reached[never])
-    assert experiments.steps_to_reach(load.metrics(), 7.0, by="tokens")[first] == 480
+    assert replicates.steps_to_reach(load.metrics(), 7.0, by="tokens")[first] == 480
 
 
 def test_two_single_runs_are_compared_over_the_windows_that_both_saw(make_run: MakeRun) -> None:
@@ -149,12 +149,12 @@ def test_two_single_runs_are_compared_over_the_windows_that_both_saw(make_run: M
         kept = {"start": np.array(starts), "loss": values}
         save_file(kept, run.directory / "evaluations" / "step-00000020-0123abcd.safetensors")
         ids.append(run.id)
-    difference = experiments.window_difference(load.windows(), *ids)
+    difference = replicates.window_difference(load.windows(), *ids)
     expected = losses[1][:-1] - losses[0][1:]
     assert (difference.n, difference.mean) == (39, pytest.approx(expected.mean()))
     assert difference.se == pytest.approx(expected.std(ddof=1) / math.sqrt(39))
     with pytest.raises(ValueError, match="were not judged on the same windows; run `gptlab eval` on both"):
-        experiments.window_difference(load.windows(), ids[0], "nobody")
+        replicates.window_difference(load.windows(), ids[0], "nobody")
 
 
 def test_labels_say_what_differs_within_a_name(make_run: MakeRun) -> None:
@@ -186,7 +186,7 @@ def test_what_was_made_differently_is_said_in_words(make_run: MakeRun) -> None:
 def test_nothing_to_compare_is_empty_tables() -> None:
     runs, values = tables()
     assert values.empty
-    assert experiments.summary(values).empty
-    assert experiments.steps_to_reach(load.metrics(), 5.0).empty
+    assert replicates.summary(values).empty
+    assert replicates.steps_to_reach(load.metrics(), 5.0).empty
     assert cautions.cautions(runs) == []
     assert compare.labels(runs) == {}

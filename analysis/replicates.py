@@ -11,15 +11,7 @@ from dataclasses import asdict
 import numpy as np
 from pandas import DataFrame, Series, isna
 
-from analysis import compare, stats
-
-BUDGETS = {
-    "step": "steps",
-    "tokens": "tokens",
-    "flops": "training FLOPs",
-    "elapsed_s": "seconds of training",
-}
-"""What can be made equal, and its unit."""
+from analysis import stats
 
 ORDER = ("text.sha256", "data.val_fraction", "train.sequence_length", "train.batch_size")
 """What decides, beside the seed, which windows a step trains on."""
@@ -224,8 +216,3 @@ def _crossing(x: np.ndarray, y: np.ndarray, level: float) -> float:
         return float(x[0])
     (x0, x1), (y0, y1) = x[first - 1 : first + 1], y[first - 1 : first + 1]
     return float(x0 + (x1 - x0) * (y0 - level) / (y0 - y1)) if math.isfinite(y0) else float(x1)
-
-
-def names(runs: DataFrame) -> Series:
-    """`compare.labels(runs)` for each row of `runs`."""
-    return runs["experiment"].map(compare.labels(runs))
