@@ -9,7 +9,7 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(2),$(1) $(call quote,$(2)))
 
 # A misspelt variable would be ignored without a word.
-VARIABLES := NAME SEED STEPS TEXT SET RUN EXAMPLES PYTHON VENV
+VARIABLES := NAME SEED STEPS TEXT SET RUN TAG EXAMPLES PYTHON VENV
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(VARIABLES),$(given))
 $(if $(unknown),$(error there is no variable $(firstword $(unknown)); there are: $(VARIABLES)))

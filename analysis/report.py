@@ -4,12 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import NoReturn
 
 from pandas import DataFrame
 
 from analysis import findings, load, markdown, page
 from gptlab import project
-from gptlab.errors import EXIT_BAD_INPUT
+from gptlab.errors import BadInputError, GptlabError
 from gptlab.tracking.files import write_durably
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
@@ -17,17 +18,30 @@ WITH_WEIGHTS = 4
 """Of so many of the best experiments the weights of the best run are looked into."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadInputError(message)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write both reports; returns the exit code. The arguments are the command line's by default."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description="Write report.md and report.html.")
+    try:
+        _write(arguments)
+    except GptlabError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    return 0
+
+
+def _write(arguments: Sequence[str] | None) -> None:
+    parser = _Parser(prog="python -m analysis.report", description="Write report.md and report.html.")
     parser.add_argument("--name", help="only runs of that experiment; * and ? stand for any characters, as in 'tiny*'")
     parser.add_argument("--tag", help="only runs with that tag")
     options = parser.parse_args(arguments)
     runs = load.runs(name=options.name, tag=options.tag)
     if runs.empty and (options.name is not None or options.tag is not None):
         asked = " and ".join(f"{key} '{value}'" for key, value in vars(options).items() if value is not None)
-        sys.stderr.write(f"error: there is no run with {asked}; `gptlab runs` lists them\n")
-        return EXIT_BAD_INPUT
+        raise BadInputError(f"there is no run with {asked}; `gptlab runs` lists them")
     directory = project.runs_directory()
     directory.mkdir(parents=True, exist_ok=True)
     if runs.empty:
@@ -35,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, content in _reports(runs).items():
         write_durably(directory / name, content)
         sys.stdout.write(f"{project.shown(directory / name)}\n")
-    return 0
 
 
 def _reports(runs: DataFrame) -> dict[str, str]:

@@ -13,6 +13,7 @@ import pytest
 import typer
 from support import run_attempt
 
+from analysis import report
 from gptlab import cli, project
 from gptlab.spec import SECTIONS, Experiment
 
@@ -122,6 +123,8 @@ MAKE = [
     (["exp", "NAME=tiny", "TEXT=missing.txt"], "there is no file 'missing.txt'"),
     (["exp", "NAME=tiny", "SET=train.lr=1"], "there is no spec field 'train.lr'"),
     (["exp", "NMAE=tiny"], "there is no variable NMAE; there are: NAME"),
+    (["report", "NAME=nothing*"], "there is no run with name 'nothing*'; `gptlab runs` lists them"),
+    (["report", "TAG=nothing"], "there is no run with tag 'nothing'"),
     (["dashboard", "RUN=nothing"], "there is no run 'nothing'"),
     (["sync", "RUN=nothing"], "there is no run 'nothing'"),
     (["fuzz", "EXAMPLES=many"], "EXAMPLES wants a number"),
@@ -203,6 +206,39 @@ def test_a_place_that_can_be_no_directory_is_one_line(monkeypatch, capfd, tmp_pa
     assert err.startswith(f"error: {variable} is '")
     assert err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"file"}
+
+
+@pytest.mark.parametrize("value", ["ofline", "on"])
+def test_a_mode_that_wandb_has_not_is_one_line(complain, monkeypatch, value):
+    monkeypatch.setenv("WANDB_MODE", value)
+    answer = "did you mean 'offline'?" if value == "ofline" else f"there is no WANDB_MODE '{value}'"
+    assert answer in complain("run", "tiny")
+    assert answer in complain("resume", HERE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--nmae", "x"], "unrecognized arguments: --nmae x"),
+        (["--name"], "--name: expected one argument"),
+        (["--name", "zzz"], "there is no run with name 'zzz'"),
+    ],
+)
+def test_a_report_that_cannot_be_meant_is_one_line(capsys, tmp_path, arguments, answer):
+    assert report.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert answer in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_report_of_a_place_that_can_be_no_directory_is_one_line(capsys, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / "file"))
+    assert report.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: GPTLAB_RUNS is '")
 
 
 def test_a_variable_that_is_empty_is_as_good_as_none(monkeypatch):

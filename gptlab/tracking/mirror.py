@@ -18,11 +18,22 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from gptlab import project
+from gptlab.errors import BadInputError
+from gptlab.spec import did_you_mean
 from gptlab.tracking.metrics import METRICS
 from gptlab.tracking.run import Run
 
 Mode = Literal["online", "offline", "off"]
 Notice = Callable[[str], None]
+
+WANDB_MODES: dict[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "off",
+}
+"""What `WANDB_MODE` may say, and what it comes to."""
 
 AUTO, SYNC = "auto", "sync"
 """Modes beside W&B's own: what the user's settings and the server allow; and online or not at all."""
@@ -35,6 +46,18 @@ METRICS_BYTES_PER_S, ARTIFACT_BYTES_PER_S = 50_000, 1 << 20
 """What is sent in a second at least."""
 STOPPED_S = 5.0
 """How much longer to wait for a process that should have ended by itself."""
+
+
+def check_wandb_mode() -> None:
+    """See that `WANDB_MODE`, where it is set, names a mode.
+
+    Raises:
+        BadInputError: It does not.
+    """
+    value = os.environ.get("WANDB_MODE")
+    if value and value not in WANDB_MODES:
+        hint = did_you_mean(value, list(WANDB_MODES)) or f"; there are: {', '.join(WANDB_MODES)}"
+        raise BadInputError(f"there is no WANDB_MODE '{value}'{hint}")
 
 
 def upload_s(run: Run, finish_s: float) -> float:

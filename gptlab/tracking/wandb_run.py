@@ -10,7 +10,7 @@ from typing import Any, Literal
 from gptlab.errors import GptlabError
 from gptlab.tracking.checkpoints import MANIFEST, MODEL, Checkpoint, list_checkpoints
 from gptlab.tracking.metrics import Row
-from gptlab.tracking.mirror import Mode
+from gptlab.tracking.mirror import WANDB_MODES, Mode
 from gptlab.tracking.records import Start
 from gptlab.tracking.run import Run
 from gptlab.tracking.wandb_server import Server
@@ -54,8 +54,7 @@ def choose_mode(wanted: Mode | None) -> tuple[Mode, str]:
     """The mode, and why: as wanted, else online where there is a key that the server takes, else offline."""
     if wanted is not None:
         return wanted, "as asked"
-    named: dict[str | None, Mode] = {"disabled": "off", "offline": "offline", "online": "online", "dryrun": "offline"}
-    if mode := named.get(os.environ.get("WANDB_MODE")):
+    if mode := WANDB_MODES.get(os.environ.get("WANDB_MODE", "")):
         return mode, "as WANDB_MODE says"
     try:
         found = server()

@@ -26,7 +26,7 @@ from gptlab.tracking import run as runs
 from gptlab.tracking.checkpoints import Progress
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import MetricsFile, Row, last_value, read_metrics, torn_metrics
-from gptlab.tracking.mirror import AUTO, Mirror, Mode
+from gptlab.tracking.mirror import AUTO, Mirror, Mode, check_wandb_mode
 from gptlab.tracking.reading import check_files_are_its_own
 from gptlab.tracking.records import InitialWeights, Outcome, TextRecord
 from gptlab.tracking.run import LOG, Run
@@ -61,6 +61,15 @@ class Options:
     fresh: bool = False
     profile: bool = False
     artifacts: Literal["best", "final"] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what the environment says and cannot mean.
+
+        Raises:
+            BadInputError: `WANDB_MODE` names no mode.
+        """
+        if self.wandb is None:
+            check_wandb_mode()
 
 
 @dataclass(frozen=True)
