@@ -46,6 +46,9 @@ def opened(browser: WebDriver, make_run: MakeRun, weights, tmp_path: Path) -> We
     path = tmp_path / "report.html"
     path.write_text(page.to_html(found, load.checkpoints(renamed), HOSTILE), encoding="utf-8")
     browser.get(path.as_uri())
+    drawn = ("#curves .points path", "#estimates .points path", "#differences .points path", "#weights .hm image")
+    for mark in drawn:  # plotly draws when the page has already told that it is loaded
+        wait_for(browser, lambda mark=mark: browser.find_elements(By.CSS_SELECTOR, mark))
     return browser
 
 
@@ -72,9 +75,8 @@ def wait_for(driver: WebDriver, condition: Callable[[], object]) -> None:
 def test_the_report_opens_without_a_complaint_and_draws_everything(opened: WebDriver) -> None:
     for plot in ("curves", "estimates", "differences", "speed", "weights"):
         assert opened.find_elements(By.CSS_SELECTOR, f"#{plot} .main-svg"), plot
-    assert (
-        len(opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace")) == 9
-    )  # three lines, two edges each
+    traces = opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace")
+    assert len(traces) == 9, "three lines, and two edges of a band each"
     assert not complaints(opened)
 
 
@@ -121,10 +123,15 @@ def test_a_column_sorts_both_ways_by_mouse_and_by_keyboard(opened: WebDriver) ->
 
 
 def test_a_curve_tells_its_numbers_where_it_is_hovered(opened: WebDriver) -> None:
-    point = opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace .points path")[-1]
-    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
-    ActionChains(opened).move_to_element(point).perform()
-    wait_for(opened, lambda: opened.find_elements(By.CSS_SELECTOR, "#curves .hoverlayer .hovertext"))
+    plot = opened.find_element(By.ID, "curves")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
+
+    def is_told() -> bool:
+        point = opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace .points path")[-1]
+        ActionChains(opened).move_to_element(plot).move_to_element(point).perform()
+        return bool(opened.find_elements(By.CSS_SELECTOR, "#curves .hoverlayer .hovertext"))
+
+    wait_for(opened, is_told)
     told = opened.find_element(By.CSS_SELECTOR, "#curves .hoverlayer").text
     assert "step 20" in told
     assert not complaints(opened)
