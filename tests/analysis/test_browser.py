@@ -15,7 +15,9 @@ from gptlab.tracking.run import Run
 
 MakeRun = Callable[..., Run]
 
-HOSTILE = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>&amp; \"quoted\""
+HOSTILE = (
+    "<b>bold</b> <img src=x onerror=document.title='owned'><script>document.title='owned'</script>&amp; \"quoted\""
+)
 
 pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
@@ -87,7 +89,7 @@ def test_names_questions_and_samples_full_of_html_are_text(opened: WebDriver) ->
     assert HOSTILE in opened.find_element(By.TAG_NAME, "header").text
     assert any(HOSTILE in run for run in shown(opened))
     legend = [item.text for item in opened.find_elements(By.CSS_SELECTOR, "#curves .legendtext")]
-    assert any("<img" in item for item in legend), legend
+    assert any("<b>bold</b> <img" in item for item in legend), legend
     assert not complaints(opened)
 
 
