@@ -62,7 +62,7 @@ def vulnerabilities():
 
 def test_audit_asks_for_every_pin_and_ends_with_an_error_where_one_is_vulnerable(vulnerabilities):
     url, asked = vulnerabilities
-    dry = ["make", "-n", "-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}", "audit"]
+    dry = ["make", "--no-print-directory", "-n", "-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}", "audit"]
     command = shlex.split(subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     service = ["--vulnerability-service", "osv", "--osv-url", url]
     done = subprocess.run([*command, *service], cwd=ROOT, capture_output=True, text=True)

@@ -171,12 +171,12 @@ def test_labels_say_what_differs_within_a_name(make_run: MakeRun) -> None:
 def test_what_was_made_differently_is_said_in_words(make_run: MakeRun) -> None:
     make_run("clean")
     assert cautions.cautions(load.runs()) == []
-    make_run("other", sha256="ef" * 32, source="book.txt", git_commit="deadbeef", threads=1, torch="2.14")
+    make_run("other", sha256="ef" * 32, source="book.txt", git_commit="deadbeef" * 5, threads=1, torch="2.14")
     make_run("changed", diff_sha256="12" * 32, git_dirty=True)
     words = cautions.cautions(load.runs())
     assert words[0] == "Other text: these runs were trained on 2 different texts: words (2), book.txt (1)."
     assert words[1].startswith("Mixed code: these runs were made by 3 different states of the project: ")
-    assert "c0ffee with changes 12121212 (1)" in words[1]
+    assert "c0ffee00 with changes 12121212 (1)" in words[1]
     assert words[2:] == [
         "These runs were made with 2 different versions of PyTorch: 2.13.0 (2), 2.14 (1).",
         "These runs were made with 2 different numbers of threads: 2 (2), 1 (1).",

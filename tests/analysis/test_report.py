@@ -125,7 +125,7 @@ def test_the_page_has_all_it_draws_and_fetches_nothing(make_run: MakeRun) -> Non
 
 
 def test_nothing_that_a_text_or_a_model_wrote_is_markup(make_run: MakeRun) -> None:
-    make_run("one", why=HOSTILE, source=HOSTILE, samples=[HOSTILE], notes=HOSTILE, git_commit=HOSTILE, host=HOSTILE)
+    make_run("one", why=HOSTILE, source=HOSTILE, samples=[HOSTILE], notes=HOSTILE, host=HOSTILE)
     make_run("two", sha256="ef" * 32)
     report.main([])
     markdown_, html = written()
