@@ -26,7 +26,7 @@ MICRO = {
     "train.checkpoint_every": 20,
     "data.val_windows": 4,
 }
-MAKE = ["make", "-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}"]
+MAKE = ["make", "--no-print-directory", "-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}"]
 
 
 def command(*arguments: object) -> list[str]:
