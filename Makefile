@@ -33,6 +33,7 @@ help:
 	@echo 'make fuzz                look for inputs that break what reads files, for minutes'
 	@echo '         EXAMPLES=100000   for longer'
 	@echo 'make bench               measure what a user waits for, beside a peer'
+	@echo '         NAME="training"   only this part, or these'
 	@echo 'make audit               look up every pinned package among the known vulnerabilities'
 	@echo 'make lint                check style, types and the arrows between packages'
 
@@ -63,8 +64,13 @@ fuzz: $(READY)
 	@case $(call quote,$(EXAMPLES)) in *[!0-9]*) echo 'error: EXAMPLES wants a number such as 100000' >&2; exit 2;; esac
 	@EXAMPLES=$(or $(EXAMPLES),10000) $(VENV)/bin/pytest -n auto -m hypothesis --hypothesis-profile=fuzz
 
-bench: $(READY)
-	@set -e; for part in tests/bench/[a-z]*.py; do $(VENV)/bin/python $$part; done
+$(VENV)/.bench: $(READY)
+	@echo 'installing the peers to measure beside, once'
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench
+	@$(VENV)/bin/python tests/bench $(foreach part,$(NAME),$(call quote,$(part)))
 
 # Every pin is looked up as it stands; one that cannot be is an error, never a package passed over.
 audit: $(READY)

@@ -1,27 +1,97 @@
-"""Two ways of doing the same, measured in turns in one process: machines are shared, and no single time means much."""
+"""Two ways of doing the same, measured in turns: machines are shared, and no single time means much.
 
-import statistics
+Each side lives in a process of its own, which sleeps while the other works: so their memory can be compared too.
+"""
+
+import multiprocessing
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+Work = Callable[[], Any]
+"""One unit of work; a number that it returns is kept as `Spent.value`."""
 
 
-def ratios(ours: Callable[[], object], theirs: Callable[[], object], pairs: int) -> dict[str, list[float]]:
-    """Their seconds over ours, by the wall clock and by the CPU's, one ratio per pair; above 1 we are faster."""
-    found: dict[str, list[float]] = {"wall": [], "cpu": []}
-    for pair in range(pairs):
-        order = (ours, theirs) if pair % 2 else (theirs, ours)
-        spent = {work: _seconds(work) for work in order}
-        for clock, ours_s, theirs_s in zip(found, spent[ours], spent[theirs], strict=True):
-            found[clock].append(theirs_s / ours_s)
-    return found
+@dataclass(frozen=True)
+class Spent:
+    """What one unit of work took."""
+
+    wall_s: float
+    cpu_s: float
+    """Of the process, over all its threads."""
+    peak_mib: float
+    """The largest resident memory of the process so far."""
+    value: float | None
 
 
-def spread(values: list[float]) -> str:
-    """`1.62 (1.55 … 1.71)`: median, and smallest and largest."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} … {max(values):.2f})"
-
-
-def _seconds(work: Callable[[], object]) -> tuple[float, float]:
+def timed(work: Work) -> Spent:
+    """Do it once, in this process."""
     wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    value = work()
+    wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Spent(wall_s, cpu_s, peak, value if isinstance(value, (int, float)) else None)
+
+
+def in_turns(sides: dict[str, Work], pairs: int) -> dict[str, list[Spent]]:
+    """Every side once per pair, in this process, each first in every second pair."""
+    spent: dict[str, list[Spent]] = {name: [] for name in sides}
+    for pair in range(pairs):
+        for name in _order(list(sides), pair):
+            spent[name].append(timed(sides[name]))
+    return spent
+
+
+def processes_in_turns(
+    sides: dict[str, Callable[..., Work]], arguments: Sequence[Any], pairs: int, *, warm_up: int = 1
+) -> dict[str, list[Spent]]:
+    """As `in_turns`, each side in a process of its own.
+
+    Args:
+        sides: By name, a function of a module that makes everything ready and returns the work to be timed.
+        arguments: For these functions.
+        pairs: How often.
+        warm_up: Units of work before the first that counts.
+    """
+    spent: dict[str, list[Spent]] = {name: [] for name in sides}
+    with ExitStack() as stack:
+        pipes = {name: stack.enter_context(_process(make, arguments)) for name, make in sides.items()}
+        for pair in range(-warm_up, pairs):
+            for name in _order(list(sides), pair):
+                pipes[name].send("go")
+                found = Spent(**pipes[name].recv())
+                if pair >= 0:
+                    spent[name].append(found)
+    return spent
+
+
+def _order(names: list[str], pair: int) -> list[str]:
+    return names if pair % 2 else names[::-1]
+
+
+@contextmanager
+def _process(make: Callable[..., Work], arguments: Sequence[Any]):
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, make, arguments), daemon=True)
+    process.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        here.close()
+        process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Work], arguments: Sequence[Any]) -> None:
+    work = make(*arguments)
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        pipe.send(asdict(timed(work)))
