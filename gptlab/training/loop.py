@@ -115,14 +115,13 @@ class Trainer:
         with autocast(self.settings):
             loss = self._forward(batch[:, :-1], batch[:, 1:])
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
+        norm = optimizer.gradient_norm(self.model)
         self._pending.append((self.step, torch.stack([loss.detach(), norm.detach()])))
         if self.settings.asynchronous:
             self._hold_back_unless_finite(loss.detach() + norm.detach())
         else:
             self._settle()  # raises before the update
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        optimizer.clipped_update(self.adamw, norm, self._max_norm, fused=self.settings.fused)
         self.step += 1
         self._interval.step_s.append(time.perf_counter() - started)
         self.observer.step(self.step, None if self.settings.asynchronous else self._last_loss)

@@ -1,5 +1,7 @@
 """AdamW at a constant learning rate, and its state under the parameters' names."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,31 @@ def build(model: GPT, spec: TrainSpec, *, fused: bool) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps, fused=fused)
+
+
+def gradient_norm(model: GPT) -> Tensor:
+    """The Euclidean norm of all gradients together, a scalar.
+
+    By way of the norms of rows: over the 38 million numbers of an embedding at once, PyTorch's float32 sum is 0.3% off on
+    a CPU, and takes twice as long.
+    """
+    rows = [torch.linalg.vector_norm(p.grad, dim=-1).flatten() for p in model.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.cat(rows))
+
+
+def clipped_update(optimizer: torch.optim.AdamW, norm: Tensor, max_norm: float, *, fused: bool) -> None:
+    """One step of AdamW on gradients whose norm is clipped to `max_norm` (Pascanu et al. 2013, section 3.2), then none.
+
+    Fused AdamW divides by a scale while it reads the gradients, so that clipping needs no pass of its own.
+    """
+    scale = (norm / max_norm).clamp(min=1)
+    if fused:
+        cast(Any, optimizer).grad_scale = None if norm.device.type == "cpu" and scale == 1 else scale
+    else:
+        for group in optimizer.param_groups:
+            torch._foreach_div_([parameter.grad for parameter in group["params"]], scale)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def state_tensors(model: GPT, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
