@@ -22,24 +22,28 @@ INIT_STD = 0.02
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, per layer, so that the next token costs one position's work."""
+    """Keys and values of the positions seen so far, per layer, so that the next token costs one position's work.
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self.keys: list[Tensor | None] = [None] * spec.n_layer
-        self.values: list[Tensor | None] = [None] * spec.n_layer
+    The room is taken once: appending to it copies nothing of what is there.
+    """
 
-    @property
-    def length(self) -> int:
+    def __init__(self, spec: ModelSpec, batch: int, capacity: int, device: torch.device | str = "cpu") -> None:
+        """Make room for `capacity` positions of `batch` sequences, in float32."""
+        shape = (spec.n_layer, 2, batch, spec.n_head, capacity, spec.n_embd // spec.n_head)
+        self._kept = torch.empty(shape, device=device)
+        self.length = 0
         """Positions held."""
-        return 0 if self.keys[0] is None else self.keys[0].shape[2]
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new positions, `(B, n_head, T, C / n_head)`, and return all of the layer's."""
-        past_key, past_value = self.keys[layer], self.values[layer]
-        if past_key is not None and past_value is not None:
-            key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
-        self.keys[layer], self.values[layer] = key, value
-        return key, value
+        """Put new positions, `(B, n_head, T, C / n_head)`, after those held, and return all of the layer's.
+
+        One sequence is put into every row of the batch: a prompt that all of them continue.
+        """
+        (batch, _, T, _), kept = key.shape, self._kept[layer]  # (2, B, n_head, capacity, C / n_head)
+        for side, new in zip(kept.narrow(3, self.length, T), (key, value), strict=True):
+            side.copy_(new)
+        keys, values = kept[:, :batch, :, : self.length + T]
+        return keys, values
 
 
 class CausalSelfAttention(nn.Module):
@@ -127,10 +131,11 @@ class GPT(nn.Module):
             tokens: `(B, T)`, integers below `vocab_size`; T at most `context_length`.
             targets: `(B, T)`, the token that follows each of `tokens`.
             reduction: Of the loss over all B · T targets.
-            cache: Positions that came before; the new ones are added to it.
+            cache: Positions that came before; the new ones are added to it. Not with targets.
 
         Returns:
-            Logits `(B, T, V)`, or with targets the cross-entropy in nats: a scalar, or `(B, T)` for "none".
+            Logits `(B, T, V)`, with a cache the last position's `(B, 1, V)`, or with targets the cross-entropy in nats:
+            a scalar, or `(B, T)` for "none".
         """
         T = tokens.shape[1]
         start = 0 if cache is None else cache.length
@@ -138,6 +143,9 @@ class GPT(nn.Module):
         x = self.dropout(self.position_embedding(positions) + self.token_embedding(tokens))  # (B, T, C)
         for block in self.blocks:
             x = block(x, cache)
+        if cache is not None:
+            cache.length += T
+            x = x[:, -1:]  # the others' next tokens are known
         x = self.final_norm(x)
         logits = F.linear(x, self.token_embedding.weight) if self.output is None else self.output(x)  # (B, T, V)
         if targets is None:
