@@ -8,11 +8,14 @@ from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
 
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some in every package takes a while
+
 import typer
 
 from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, BadInputError, GptlabError
 
 MAX_TAG_LENGTH = 64  # W&B takes no longer ones
+MAX_COUNT = 10_000
 
 app = typer.Typer(
     name="gptlab",
@@ -188,10 +191,11 @@ def runs(as_json: JsonOption = False) -> None:
 def sample(
     run: RunArgument,
     prompt: Annotated[str, typer.Option(help="Where the text begins.")] = "The",
-    tokens: Annotated[int | None, typer.Option(min=1, help="New tokens; by default all that fit.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Texts, each another continuation.")] = 1,
+    tokens: Annotated[int | None, typer.Option(min=1, help="New tokens of each; by default all that fit.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0 for all.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same texts.")] = 0,
     step: StepOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -202,12 +206,13 @@ def sample(
 
     import gptlab
     from gptlab.console import printable
-    from gptlab.model.sample import sample as draw
+    from gptlab.model.sample import samples
 
     model, _ = gptlab.load(str(found.directory), step)
-    text = draw(
+    texts = samples(
         model,
         prompt,
+        count,
         trained_length=found.record.spec.train.sequence_length,
         max_tokens=tokens,
         temperature=temperature,
@@ -215,8 +220,11 @@ def sample(
         seed=seed,
     )
     if as_json:
-        _print_json({"run": found.id, "prompt": prompt, "text": text})
-    else:
+        _print_json({"run": found.id, "prompt": prompt, "texts": texts})
+        return
+    for number, text in enumerate(texts, start=1):
+        if count > 1:
+            typer.echo(f"{'' if number == 1 else chr(10)}— {number} of {count} —")
         typer.echo(printable(prompt + text))
 
 

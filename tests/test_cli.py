@@ -165,6 +165,17 @@ def test_sample_continues_the_prompt_and_repeats_itself(gptlab, trained):
     assert gptlab("sample", trained, "--prompt", "one", "--seed", 3, "--tokens", 5) == first
     document = json.loads(gptlab("sample", trained, "--prompt", "one", "--json")[1])
     assert document["prompt"] == "one"
+    assert len(document["texts"]) == 1
+
+
+def test_sample_gives_as_many_continuations_as_asked_for_each_the_same_whatever_their_number(gptlab, trained):
+    options = ["sample", trained, "--prompt", "one", "--tokens", 5]
+    few, many = (json.loads(gptlab(*options, "--json", "--count", count)[1])["texts"] for count in (2, 4))
+    assert len(set(many)) == 4
+    assert many[:2] == few
+    code, out, err = gptlab(*options, "--count", 2)
+    assert (code, err) == (0, "")
+    assert out == f"— 1 of 2 —\none{few[0]}\n\n— 2 of 2 —\none{few[1]}\n"
 
 
 def test_eval_judges_the_whole_split_and_keeps_the_windows(gptlab, trained):
@@ -267,6 +278,31 @@ def test_help_and_list_start_without_the_heavy_packages(arguments):
     done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_training_begins_without_what_only_others_need(text_file):
+    """torch.compile takes a second to import, tiktoken's vocabulary half a second."""
+    script = (
+        "import sys; sys.argv = ['gptlab', *sys.argv[1:]]\n"
+        "from gptlab import cli\n"
+        "from gptlab.training.loop import Trainer\n"
+        "original, loaded = Trainer._train_step, []\n"
+        "def step(self):\n"
+        "    original(self)\n"
+        "    loaded.append({'torch._dynamo', 'tiktoken', 'wandb', 'pandas', 'torchinfo'} & sys.modules.keys())\n"
+        "Trainer._train_step = step\n"
+        "cli.main()\n"
+    )
+    run = ["run", "tiny", *MICRO, "--text", str(text_file), "--steps", "2", "--wandb", "off"]
+    for extension in ([], ["--steps", "4"]):
+        code = script if not extension else script + "assert not loaded[0] and len(loaded) == 2, loaded\n"
+        done = subprocess.run(
+            [sys.executable, "-c", code.replace("cli.main()", "try: cli.main()\nexcept SystemExit: pass"), *run, *extension],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_specs_tracking_and_data_start_without_torch():

@@ -9,11 +9,12 @@ B is the batch, T the sequence, C = n_embd the width, V the vocabulary.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gptlab.randomness import Purpose, normal_generator
 from gptlab.spec import ModelSpec
@@ -172,8 +173,21 @@ def build(spec: ModelSpec, seed: int) -> GPT:
     return model
 
 
-def empty(spec: ModelSpec) -> GPT:
-    """The model on the CPU with uninitialised weights, to be filled by the caller."""
-    with torch.device("meta"):
-        model = GPT(spec)
-    return model.to_empty(device="cpu")
+def empty(spec: ModelSpec, device: str = "cpu") -> GPT:
+    """The model with uninitialised weights, to be filled by the caller; without memory for them on "meta"."""
+    with torch.device(device), _Uninitialised():
+        return GPT(spec)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """A context in which torch's modules draw no initial weights of their own.
+
+    Nobody would read them; and on "meta", where drawing costs nothing else, it imports `torch.compile`: a second.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return None
+        return function(*args, **(kwargs or {}))

@@ -51,9 +51,9 @@ def samples(
 ) -> list[str]:
     """Continue a prompt in several ways.
 
-    Each token is drawn by a number that depends on the seed, the continuation's index and the token's position alone. So
-    more continuations begin with those that fewer give, as far as the matrix products of a larger batch, which round
-    differently in float32, leave each draw on the same side.
+    Each token is drawn by a number that depends on the seed, the continuation's index and the token's position alone.
+    So more continuations begin with those that fewer give, as far as the matrix products of another batch, which may
+    round differently, leave each draw on the same side.
 
     Args:
         model: In either mode; it is left in the one it had.

@@ -2,19 +2,30 @@
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from gptlab.model.gpt import GPT
 from gptlab.spec import TrainSpec
 
 
-def build(model: GPT, spec: TrainSpec, *, fused: bool) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """torch's own, less what its methods do for `torch.compile`: importing that takes a second, at their first call."""
+
+    add_param_group = Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
+    load_state_dict = Optimizer.load_state_dict.__wrapped__  # type: ignore[attr-defined]
+    state_dict = Optimizer.state_dict.__wrapped__  # type: ignore[attr-defined]
+    step = torch.no_grad()(torch.optim.AdamW.step.__wrapped__)  # type: ignore[attr-defined]
+    zero_grad = Optimizer.zero_grad.__wrapped__  # type: ignore[attr-defined]
+
+
+def build(model: GPT, spec: TrainSpec, *, fused: bool) -> AdamW:
     """AdamW (Loshchilov and Hutter 2019) whose weight decay reaches matrices and embeddings only."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps, fused=fused)
+    return AdamW(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps, fused=fused)
 
 
 def state_tensors(model: GPT, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
