@@ -284,7 +284,7 @@ def test_help_and_list_start_without_the_heavy_packages(arguments):
 def test_training_begins_and_goes_on_without_what_only_others_need(text_file):
     """torch.compile takes a second to import, tiktoken's vocabulary half a second."""
     script = (
-        "import sys; sys.argv = ['gptlab', *sys.argv[1:]]\n"
+        "import gc, sys; sys.argv = ['gptlab', *sys.argv[1:]]\n"
         "from gptlab import cli\n"
         "from gptlab.training.loop import Trainer\n"
         "original, steps = Trainer._train_step, []\n"
@@ -292,6 +292,7 @@ def test_training_begins_and_goes_on_without_what_only_others_need(text_file):
         "    original(self)\n"
         "    loaded = {'torch._dynamo', 'tiktoken', 'wandb', 'pandas', 'torchinfo'} & sys.modules.keys()\n"
         "    assert steps or not loaded, loaded\n"
+        "    assert gc.isenabled()\n"
         "    steps.append(self.step)\n"
         "Trainer._train_step = step\n"
         "try: cli.main()\n"
