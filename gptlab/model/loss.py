@@ -48,7 +48,7 @@ def token_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """
     x, weight = _in_precision_of_products(x), _in_precision_of_products(weight)
     logits = _buffer(x, weight)
-    chunks = zip(x.split(len(logits)), targets.split(len(logits)), strict=True)
+    chunks = zip(torch.split(x, len(logits)), torch.split(targets, len(logits)), strict=True)
     return torch.cat([_softmax(chunk, weight, target, logits)[0] for chunk, target in chunks])
 
 
@@ -61,7 +61,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         logits = _buffer(x, weight)
         size = len(logits)
         losses = []
-        for chunk, target, by_chunk in zip(x.split(size), targets.split(size), by_x.split(size), strict=True):
+        for chunk, target, by_chunk in zip(*(torch.split(each, size) for each in (x, targets, by_x)), strict=True):
             loss, probabilities = _softmax(chunk, weight, target, logits)
             probabilities.scatter_add_(1, target[:, None], loss.new_full((len(loss), 1), -1.0))
             gradient = probabilities.to(x.dtype)  # of the summed losses by the logits, (n, V)
@@ -73,7 +73,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         return torch.cat(losses).mean()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, Tensor, None]:
         by_x, by_weight = ctx.gradients
         del ctx.gradients  # autograd keeps what nobody else holds, and copies what somebody does
@@ -88,7 +88,7 @@ def _softmax(x: Tensor, weight: Tensor, targets: Tensor, logits: Tensor) -> tupl
     logits = logits[: len(x)]
     logits[:, V:] = -torch.inf
     with torch.autocast(x.device.type, enabled=False):
-        for rows, columns in zip(weight.split(BLOCK), logits[:, :V].split(BLOCK, dim=1), strict=True):
+        for rows, columns in zip(torch.split(weight, BLOCK), torch.split(logits[:, :V], BLOCK, dim=1), strict=True):
             if logits.dtype == x.dtype:
                 torch.mm(x, rows.t(), out=columns)
             else:

@@ -80,8 +80,7 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
 
 def weight_shapes(spec: ModelSpec) -> Shapes:
     """The shape of each of the model's weights, all of them float32."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in GPT(spec).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in gpt.empty(spec, "meta").state_dict().items()}
 
 
 def read_tensors(path: Path, content: bytes, shapes: Shapes) -> Tensors:

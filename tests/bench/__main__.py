@@ -14,7 +14,7 @@ from rich.console import Console
 
 from gptlab import project
 
-PARTS = ["tokenising"]
+PARTS = ["tokenising", "sampling", "start", "loop", "wandb_cost", "analysis_load"]
 
 
 def main(wanted: list[str]) -> None:
