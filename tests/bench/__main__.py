@@ -14,7 +14,7 @@ from rich.console import Console
 
 from gptlab import project
 
-PARTS = ["tokenising"]
+PARTS = ["tokenising", "checkpointing"]
 
 
 def main(wanted: list[str]) -> None:
