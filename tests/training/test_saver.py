@@ -169,11 +169,24 @@ def test_the_last_save_does_not_fail_unseen(train, micro, failing, name):
     assert find("micro").status() == "failed"
 
 
-def test_a_save_that_fails_before_the_next_one_is_told_there(train, micro, failing):
+def test_what_failed_since_the_last_update_is_told_at_the_next_save(train, micro, failing, monkeypatch):
     failing("fsync_file", 10)
+    updated, fail, watch = threading.Event(), checkpoint.fsync_file, attempt._Watchers.step
+
+    def fail_late(path):
+        assert updated.wait(PATIENCE_S)
+        fail(path)
+
+    def noted_step(watchers, step, loss):
+        watch(watchers, step, loss)
+        if step == 11:
+            updated.set()
+
+    monkeypatch.setattr(checkpoint, "fsync_file", fail_late)
+    monkeypatch.setattr(attempt._Watchers, "step", noted_step)
     with pytest.raises(OSError, match="No space left on device"):
-        train(micro.with_changes({"train.checkpoint_every": 1}))
-    assert find("micro").attempts()[-1]["step"] in {10, 11}
+        train(micro.with_changes({"train.checkpoint_every": 11, "train.log_every": 100}))
+    assert find("micro").attempts()[-1]["step"] == 11
 
 
 @pytest.mark.parametrize("error", [DivergedError("it diverged"), RuntimeError("a bug"), KeyboardInterrupt()])
