@@ -3,7 +3,7 @@
 Between two updates neither weights nor moments change. So a save is left to a thread, which streams the very tensors
 that training works with to the disk, beside the forward and backward pass of the next step; only the update that
 changes them waits until they are read. What comes after that (flushing, reading back, the manifest, the rename,
-retention) holds nobody up. From a GPU the tensors are copied to the host first.
+retention) holds nobody up. From a GPU the tensors are copied to the host first, and no update waits.
 
 One save is in flight at most. If it fails, its error is raised where training next waits for it: before an update,
 before the next save, or at the end, which comes only after the last save is committed.
@@ -45,9 +45,10 @@ class Saver:
         """
         self.finish()
         record, train = self._run.record, self._run.record.spec.train
-        files = {MODEL: _on_host(self._model.state_dict())}
+        copied = is_elsewhere(self._model)
+        files = {MODEL: _on_host(self._model.state_dict(), copied)}
         if resumable:
-            files[OPTIMIZER] = _on_host(optimizer.state_tensors(self._model, self._adamw))
+            files[OPTIMIZER] = _on_host(optimizer.state_tensors(self._model, self._adamw), copied)
         header = {
             "run": record.run,
             "step": step,
@@ -64,7 +65,10 @@ class Saver:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }
-        self._read.clear()
+        if copied:
+            self._read.set()
+        else:
+            self._read.clear()
         self._saving = self._thread.submit(self._commit, files, header, manifest)
         self._saving.add_done_callback(lambda _: self._read.set())  # when it failed before
 
@@ -114,5 +118,10 @@ class Saver:
             self.finish()
 
 
-def _on_host(tensors: dict[str, torch.Tensor]) -> Tensors:
-    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}  # on the CPU: the same memory
+def is_elsewhere(model: GPT) -> bool:
+    """Whether the tensors are not in the memory of this process, so that they must be copied to be written."""
+    return next(model.parameters()).device.type != "cpu"
+
+
+def _on_host(tensors: dict[str, torch.Tensor], copied: bool) -> Tensors:
+    return {name: tensor.detach().to("cpu", copy=copied) for name, tensor in tensors.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from gptlab.data.windows import Windows
 from gptlab.errors import DivergedError, GptlabError
@@ -16,7 +17,7 @@ from gptlab.model import gpt
 from gptlab.tracking.checkpoints import CHECKPOINTS, MODEL, OPTIMIZER, Progress, directory_of, list_checkpoints
 from gptlab.tracking.metrics import MetricsFile, read_metrics
 from gptlab.tracking.run import find
-from gptlab.training import attempt, checkpoint, optimizer, tensors
+from gptlab.training import attempt, checkpoint, optimizer, saver, tensors
 from gptlab.training.loop import Trainer
 from gptlab.training.saver import Saver
 
@@ -103,6 +104,34 @@ def test_an_update_waits_for_nothing_but_the_reading(train, micro, monkeypatch):
     monkeypatch.setattr(checkpoint, "fsync_file", flush_late)
     monkeypatch.setattr(attempt._Watchers, "step", noted_step)
     assert train(micro, steps=20).run.status() == "complete"
+
+
+def test_an_update_waits_for_nothing_where_the_tensors_are_copied_as_from_a_gpu(train, micro, long_run, monkeypatch):
+    done, write, watch = threading.Event(), checkpoint.write_tensors, attempt._Watchers.step
+
+    def write_late(*arguments):
+        assert done.wait(PATIENCE_S), "training does not go on before the files are written"
+        return write(*arguments)
+
+    def noted_step(watchers, step, loss):
+        if step == 33:
+            done.set()
+        watch(watchers, step, loss)
+
+    monkeypatch.setattr(saver, "is_elsewhere", lambda model: True)
+    monkeypatch.setattr(checkpoint, "write_tensors", write_late)
+    monkeypatch.setattr(attempt._Watchers, "step", noted_step)
+    rarely = {"train.checkpoint_every": 30, "train.eval_every": 50}
+    run = train(micro.with_changes(rarely)).run
+    assert_same_files_but_for_the_header(run, long_run, 30)
+
+
+def assert_same_files_but_for_the_header(run, other, step):
+    for name in (MODEL, OPTIMIZER):
+        ours, theirs = (load_file(directory_of(r.directory, step) / name) for r in (run, other))
+        assert {key: tensor.tobytes() for key, tensor in ours.items()} == {
+            key: tensor.tobytes() for key, tensor in theirs.items()
+        }
 
 
 def test_what_training_waited_for_is_in_the_metrics(train, micro, monkeypatch):
