@@ -7,7 +7,10 @@ pointer that could be stale. One without `optimizer.safetensors` has weights onl
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import xxhash
@@ -111,11 +114,12 @@ def sizes(model: ModelSpec, copies: int = 1) -> range:
     return range(tensors + 1, tensors + MIB + 8192 * model.n_layer)
 
 
-def read_tensor_file(path: Path, model: ModelSpec, expected: FileDigest | None = None) -> bytes:
-    """The bytes of a checkpoint's file, which has the size of that model and is what its manifest expects.
+@contextmanager
+def opened_tensors(path: Path, model: ModelSpec, expected: FileDigest | None) -> Iterator[tuple[BufferedReader, int]]:
+    """A context with a checkpoint's file, open for reading, and its length: that model's, and what its manifest says.
 
     Raises:
-        GptlabError: It is missing, damaged or another model's.
+        GptlabError: It is missing, or of another length.
     """
     try:
         with opened(path) as file:
@@ -124,14 +128,9 @@ def read_tensor_file(path: Path, model: ModelSpec, expected: FileDigest | None =
                 raise GptlabError(f"{path} has {size:,} bytes, not {expected.bytes:,}")
             if size not in sizes(model, copies=2 if path.name == OPTIMIZER else 1):
                 raise GptlabError(f"{path} is another model's: {size:,} bytes for {model.parameters:,} parameters")
-            content = file.read(size)
+            yield file, size
     except FileNotFoundError:
         raise GptlabError(f"{path} is missing") from None
-    except MemoryError:
-        raise GptlabError(f"{path} does not fit into memory: {size:,} bytes") from None
-    if expected and xxhash.xxh3_128_hexdigest(content) != expected.xxh3_128:
-        raise GptlabError(f"{path} is damaged: its checksum is not the one in {MANIFEST}")
-    return content
 
 
 def digest_of(path: Path) -> FileDigest:

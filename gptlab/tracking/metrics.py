@@ -36,7 +36,7 @@ COLUMNS: dict[str, str] = {
     "perf/mfu": "model FLOPs over the device's bfloat16 peak, where that is known",
     "perf/peak_mem_gib": "largest memory in use so far, in GiB (GPU memory on CUDA, resident memory elsewhere)",
     "perf/eval_s": "seconds of this row's validation",
-    "perf/ckpt_s": "seconds of saving since the last row",
+    "perf/ckpt_s": "seconds that training waited for checkpoints since the last row; they are written beside it",
 }
 """Every column and its meaning."""
 

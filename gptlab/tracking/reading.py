@@ -9,9 +9,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -96,7 +97,7 @@ def _stays_in_wandb(link: Path, directory: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BufferedReader]:
     """A context with a plain file that is open for reading.
 
     Raises:
@@ -128,7 +129,7 @@ def read_document(path: Path, kind: type[Document]) -> Document:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        raise GptlabError(f"{path} is damaged: {_first(error)}") from None
+        raise GptlabError(f"{path} is damaged: {first_of(error)}") from None
 
 
 def read_json_lines(path: Path, kind: TypeAdapter[Row] = _ANY_ROW) -> Iterator[Row]:
@@ -163,7 +164,7 @@ def _row(path: Path, number: int, line: bytes, kind: TypeAdapter[Row]) -> Row:
     try:
         return kind.validate_json(line)
     except ValidationError as error:
-        raise GptlabError(f"{path}:{number}: {_first(error)}; mend or remove this line") from None
+        raise GptlabError(f"{path}:{number}: {first_of(error)}; mend or remove this line") from None
 
 
 def torn_bytes(path: Path) -> int:
@@ -184,7 +185,7 @@ def torn_bytes(path: Path) -> int:
     return torn
 
 
-def _first(error: ValidationError) -> str:
+def first_of(error: ValidationError) -> str:
     """The first thing that is wrong, in few words: what was given may be long."""
     detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(map(str, detail["loc"]))

@@ -17,7 +17,6 @@ from gptlab.data import tokenizer, tokens
 from gptlab.data.text import Text
 from gptlab.data.windows import Windows, validation_starts
 from gptlab.errors import BadInputError, DivergedError, GptlabError
-from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.model.sample import sample
 from gptlab.spec import Experiment, identify
@@ -35,7 +34,7 @@ from gptlab.training import messages, optimizer
 from gptlab.training.initial import check_weights_fit, initial_model
 from gptlab.training.loop import Material, Trainer
 from gptlab.training.profiler import Profiler
-from gptlab.training.restore import State, newest_state
+from gptlab.training.restore import State, model_of, newest_state
 from gptlab.training.settings import (
     Available,
     Settings,
@@ -325,10 +324,7 @@ def _restore(run: Run, state: State | None, settings: Settings) -> tuple[GPT, to
     if state is None:
         model = initial_model(run).to(settings.device)
         return model, optimizer.build(model, spec.train, fused=settings.fused), Progress()
-    # Copied, so that the tensors lie in torch's own memory: kernels may depend on its alignment.
-    model = gpt.empty(spec.model)
-    model.load_state_dict(state.weights)
-    model = model.to(settings.device)
+    model = model_of(state.weights, spec.model).to(settings.device)
     adamw = optimizer.build(model, spec.train, fused=settings.fused)
     optimizer.load_state_tensors(model, adamw, state.moments)
     return model, adamw, state.checkpoint.manifest.progress

@@ -1,18 +1,13 @@
-"""Saving checkpoints, so that a crash at any moment leaves the older ones as they were.
+"""Committing checkpoints, so that a crash at any moment leaves the older ones as they were.
 
-A checkpoint is written into a temporary directory beside its place: each file flushed to the disk, then the manifest,
-then the directory; a rename puts it in place. safetensors alone has neither checksums nor an fsync; the manifest and
-this order add them.
+A checkpoint is written into a temporary directory beside its place: each file flushed to the disk and read back, then
+the manifest, then the directory; a rename puts it in place. The manifest has the checksums of what was in memory.
 """
 
-import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from gptlab.errors import GptlabError
 from gptlab.spec import Experiment, canonical_json
@@ -22,27 +17,35 @@ from gptlab.tracking.checkpoints import (
     MODEL,
     OPTIMIZER,
     Checkpoint,
-    FileDigest,
     Manifest,
     digest_of,
     directory_of,
     list_checkpoints,
 )
 from gptlab.tracking.files import fsync_directory, fsync_file, write_durably
+from gptlab.training.tensors import Tensors, write_tensors
 
 STAGING, TRASH = ".saving", ".trash"
 
 
 def save(
-    run_directory: Path, files: dict[str, dict[str, Tensor]], header: dict[str, Any], manifest: dict[str, Any]
+    run_directory: Path,
+    files: dict[str, Tensors],
+    header: dict[str, Any],
+    manifest: dict[str, Any],
+    when_read: Callable[[], None] = lambda: None,
 ) -> Checkpoint:
     """Commit a checkpoint.
 
     Args:
         run_directory: The run's.
-        files: Tensors by name, per file of the checkpoint.
+        files: Tensors by name, per file of the checkpoint; on the CPU.
         header: Facts of the identity and the step, the same whenever the state is the same; kept in each file.
         manifest: The fields of `Manifest` but for `files`.
+        when_read: Called as soon as the tensors may change.
+
+    Raises:
+        GptlabError: A file cannot be written, or does not read back as it was in memory.
     """
     target = directory_of(run_directory, manifest["step"])
     staging = target.parent / STAGING
@@ -50,7 +53,12 @@ def save(
     try:
         staging.mkdir(parents=True)
         metadata = {"gptlab": canonical_json(header)}  # one key: several come out in random order
-        digests = {name: _write_tensors(staging / name, tensors, metadata) for name, tensors in files.items()}
+        digests = {name: write_tensors(staging / name, tensors, metadata) for name, tensors in files.items()}
+        when_read()
+        for name, digest in digests.items():
+            fsync_file(staging / name)
+            if digest_of(staging / name) != digest:
+                raise GptlabError(f"{staging / name} does not read back as it was written; is the disk sound?")
         committed = Manifest(files=digests, **manifest)
         write_durably(staging / MANIFEST, committed.model_dump_json(indent=2) + "\n")  # flushes the directory too
         if target.exists():
@@ -113,18 +121,6 @@ def clear_remains(run_directory: Path) -> None:
         if path.is_file():
             path.unlink()
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> FileDigest:
-    try:
-        safetensors.torch.save_file({name: t.detach().cpu() for name, t in tensors.items()}, path, metadata)
-    except SafetensorError as error:  # a full disk, for one
-        raise GptlabError(f"{path} cannot be written: {error}") from error
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)  # the library makes files that only their owner can read
-    fsync_file(path)
-    return digest_of(path)
 
 
 def _strip_optimizer(checkpoint: Checkpoint) -> None:

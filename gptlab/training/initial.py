@@ -3,14 +3,17 @@
 import hashlib
 from pathlib import Path
 
+import xxhash
+
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec
-from gptlab.tracking.checkpoints import MODEL, pick, read_tensor_file
+from gptlab.tracking.checkpoints import MODEL, opened_tensors, pick
 from gptlab.tracking.records import InitialWeights
 from gptlab.tracking.run import Run, find
-from gptlab.training.restore import Tensors, read_tensors, weight_shapes
+from gptlab.training.restore import model_of, read_weights
+from gptlab.training.tensors import Tensors
 
 
 def weights_of(reference: str) -> InitialWeights:
@@ -25,11 +28,13 @@ def weights_of(reference: str) -> InitialWeights:
     run = find(name if at else reference)
     checkpoint = pick(run.directory, int(step) if at else None)
     path = checkpoint.directory / MODEL
+    expected = checkpoint.manifest.files[MODEL]
     try:
-        content = read_tensor_file(path, run.record.spec.model, checkpoint.manifest.files[MODEL])
+        with opened_tensors(path, run.record.spec.model, expected) as (file, _):
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        read_weights(path, run.record.spec.model, xxhash.xxh3_128(), expected.xxh3_128)
     except GptlabError as error:
         raise BadInputError(f"{error}; choose another step") from error
-    sha256 = hashlib.sha256(content).hexdigest()
     return InitialWeights(run=run.id, step=checkpoint.step, path=str(path), sha256=sha256)
 
 
@@ -52,18 +57,11 @@ def initial_model(run: Run) -> GPT:
     parent = record.initial_weights
     if parent is None:
         return gpt.build(record.spec.model, record.seed)
-    weights = _read(parent, record.spec.model)
-    model = gpt.empty(record.spec.model)
-    model.load_state_dict(weights)
-    return model
+    return model_of(_read(parent, record.spec.model), record.spec.model)
 
 
 def _read(weights: InitialWeights, spec: ModelSpec) -> Tensors:
-    path = Path(weights.path)
     try:
-        content = read_tensor_file(path, spec)
-        if hashlib.sha256(content).hexdigest() != weights.sha256:
-            raise GptlabError(f"{path} has changed: its sha256 is not {weights.sha256}")
-        return read_tensors(path, content, weight_shapes(spec))
+        return read_weights(Path(weights.path), spec, hashlib.sha256(), weights.sha256)
     except GptlabError as error:
         raise BadInputError(f"{error}; the run starts from {weights.run} at step {weights.step}") from error

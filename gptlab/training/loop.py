@@ -24,12 +24,12 @@ from gptlab.data.windows import Windows
 from gptlab.errors import DivergedError
 from gptlab.model.gpt import GPT
 from gptlab.randomness import Purpose, random_bits
-from gptlab.spec import identity_fields
-from gptlab.tracking.checkpoints import MODEL, OPTIMIZER, Progress
+from gptlab.tracking.checkpoints import Progress
 from gptlab.tracking.metrics import MetricsFile, Row
 from gptlab.tracking.run import Run
-from gptlab.training import checkpoint, optimizer
+from gptlab.training import checkpoint
 from gptlab.training.evaluate import autocast, evaluate
+from gptlab.training.saver import Saver
 from gptlab.training.settings import Settings, peak_flops
 from gptlab.training.stopwatch import Interval, peak_memory_gib
 
@@ -77,13 +77,14 @@ class Trainer:
         """Optimizer steps done."""
         self.progress = progress
         self._forward = cast(torch.nn.Module, torch.compile(model)) if settings.compile else model
+        self._saver = Saver(run, model, adamw, metrics)
         self._pending: list[tuple[int, Tensor]] = []  # (loss, gradient norm) of steps not yet read from the device
         self._interval = Interval()
         self._last_loss = math.nan
         self._val_loss: tuple[int, float] | None = None
 
     def train(self, steps: int, stopped: Callable[[], bool]) -> None:
-        """Train until `steps` are done or `stopped()`, and save.
+        """Train until `steps` are done or `stopped()`, and save; all that was saved is committed when this returns.
 
         Raises:
             DivergedError: A loss or gradient norm is not finite; the last checkpoint is older than that.
@@ -92,18 +93,22 @@ class Trainer:
             return
         self.model.train()
         self._interval = Interval()
+        with self._saver:
+            self._begin(steps)
+            while self.step < steps:
+                self._train_step()
+                stopping = stopped() and self.step < steps
+                self._arrive(steps, stopping=stopping)
+                if stopping:
+                    break
+
+    def _begin(self, steps: int) -> None:
         if self.step == 0:
             self._arrive(steps, stopping=False)
         elif self.progress.steps_since_row and (self._on_grid() or self.step == steps):
             self._write_row(last=self.step == steps)  # the checkpoint does not vouch for the row that was here
         elif self.step == steps and not self._evaluates():
             self._write_row(last=True)  # the row that it does vouch for has no validation
-        while self.step < steps:
-            self._train_step()
-            stopping = stopped() and self.step < steps
-            self._arrive(steps, stopping=stopping)
-            if stopping:
-                break
 
     def _train_step(self) -> None:
         started = time.perf_counter()
@@ -121,10 +126,19 @@ class Trainer:
             self._hold_back_unless_finite(loss.detach() + norm.detach())
         else:
             self._settle()  # raises before the update
+        started += self._wait_for_saver()  # until the tensors may change
         optimizer.clipped_update(self.adamw, norm, self._max_norm, fused=self.settings.fused)
         self.step += 1
         self._interval.step_s.append(time.perf_counter() - started)
         self.observer.step(self.step, None if self.settings.asynchronous else self._last_loss)
+
+    def _wait_for_saver(self) -> float:
+        """The seconds that it took, which are no part of a step."""
+        started = time.perf_counter()
+        if self._saver.in_flight:
+            with self._interval.saving():
+                self._saver.until_read()
+        return time.perf_counter() - started
 
     @property
     def _max_norm(self) -> float:
@@ -233,7 +247,6 @@ class Trainer:
             self.material.val,
             self.material.val_starts,
             sequence_length=train.sequence_length,
-            batch_size=train.batch_size,
             settings=self.settings,
         )
         if not math.isfinite(evaluation.loss):
@@ -260,39 +273,9 @@ class Trainer:
 
     def _save(self, *, resumable: bool) -> None:
         self._settle()
-        step = self.step
-        with self._interval.paused():
-            started = time.perf_counter()
-            record, train = self.run.record, self.spec.train
-            self.metrics.sync()  # before the manifest that vouches for its length
-            files = {MODEL: dict(self.model.state_dict())}
-            if resumable:
-                files[OPTIMIZER] = optimizer.state_tensors(self.model, self.adamw)
-            losses = {"train/loss": None if math.isnan(self._last_loss) else self._last_loss}
-            if self._val_loss and self._val_loss[0] == step:
-                losses["val/loss"] = self._val_loss[1]
-            elapsed_s = self.progress.elapsed_s + self._interval.training_s()
-            checkpoint.save(
-                self.run.directory,
-                files,
-                header={
-                    "run": record.run,
-                    "step": step,
-                    "tokens": step * train.batch_size * train.sequence_length,
-                    "losses": losses,
-                    "config": {**record.identity, **identity_fields(record.spec)},
-                },
-                manifest={
-                    "run": record.run,
-                    "step": step,
-                    "progress": self.progress.model_copy(update={"elapsed_s": elapsed_s}),
-                    "text_sha256": record.text.sha256,
-                    "tokenizer_sha256": record.tokenizer_sha256,
-                    "torch": torch.__version__,
-                    "threads": torch.get_num_threads(),
-                },
-            )
-            checkpoint.retain(
-                self.run.directory, train.keep_checkpoints, self.progress.best_step, snapshots=train.snapshots
-            )
-        self._interval.saving_s += time.perf_counter() - started
+        losses = {"train/loss": None if math.isnan(self._last_loss) else self._last_loss}
+        if self._val_loss and self._val_loss[0] == self.step:
+            losses["val/loss"] = self._val_loss[1]
+        progress = self.progress.model_copy(update={"elapsed_s": self.progress.elapsed_s + self._interval.training_s()})
+        with self._interval.saving():
+            self._saver.save(self.step, progress, losses, resumable=resumable)

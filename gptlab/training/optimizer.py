@@ -67,7 +67,7 @@ def state_tensors(model: GPT, optimizer: torch.optim.AdamW) -> dict[str, Tensor]
 
 
 def load_state_tensors(model: GPT, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
-    """Undo `state_tensors`, on copies.
+    """Undo `state_tensors`: the optimizer goes on in these very tensors, where they are on its device.
 
     Raises:
         KeyError: A parameter has no state among the tensors.
@@ -75,5 +75,5 @@ def load_state_tensors(model: GPT, optimizer: torch.optim.AdamW, tensors: dict[s
     names = {parameter: name for name, parameter in model.named_parameters()}
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     keys = ("step", "exp_avg", "exp_avg_sq")
-    state = {index: {key: tensors[f"{name}/{key}"].clone() for key in keys} for index, name in enumerate(ordered)}
+    state = {index: {key: tensors[f"{name}/{key}"] for key in keys} for index, name in enumerate(ordered)}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

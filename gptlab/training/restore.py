@@ -1,20 +1,19 @@
 """Reading checkpoints. Nothing in a file is believed before size, checksum, names, shapes and dtypes are checked.
 
 Files are read, not mapped: one that shrinks under a map kills the process, and one that is edited changes the tensors.
-A model is built after its file was read: so there are as many bytes as the spec says that there are parameters.
+They are read once, into the memory in which training goes on. It is taken after the file was opened: so there are as
+many bytes as the spec says that there are parameters.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
+import xxhash
 
 from gptlab.errors import GptlabError
-from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec
 from gptlab.tracking.checkpoints import (
@@ -24,11 +23,9 @@ from gptlab.tracking.checkpoints import (
     OPTIMIZER,
     Checkpoint,
     list_checkpoints,
-    read_tensor_file,
+    opened_tensors,
 )
-
-Tensors = dict[str, Tensor]
-Shapes = dict[str, tuple[int, ...]]
+from gptlab.training.tensors import Hash, Shapes, Tensors, read_tensors
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,10 @@ def newest_state(run_directory: Path, spec: ModelSpec, notice: Callable[[str], N
         if not checkpoint.resumable:
             continue
         try:
-            return State(checkpoint, _weights(checkpoint, spec), _moments(checkpoint, spec))
+            with ThreadPoolExecutor() as threads:  # one per file
+                weights = threads.submit(_weights, checkpoint, spec)
+                moments = threads.submit(_moments, checkpoint, spec)
+            return State(checkpoint, weights.result(), moments.result())
         except GptlabError as error:
             damage = error
             notice(f"{error}; the checkpoint before it is used, if there is one")
@@ -72,10 +72,15 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
     Raises:
         GptlabError: The file is damaged or another model's.
     """
-    weights = _weights(checkpoint, spec)
-    model = gpt.empty(spec)
-    model.load_state_dict(weights)
-    return model.eval()
+    return model_of(_weights(checkpoint, spec), spec).eval()
+
+
+def model_of(weights: Tensors, spec: ModelSpec) -> GPT:
+    """A model whose parameters are these very tensors."""
+    with torch.device("meta"):
+        model = GPT(spec)
+    model.load_state_dict(weights, assign=True)
+    return model
 
 
 def weight_shapes(spec: ModelSpec) -> Shapes:
@@ -83,45 +88,38 @@ def weight_shapes(spec: ModelSpec) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in gpt.empty(spec, "meta").state_dict().items()}
 
 
-def read_tensors(path: Path, content: bytes, shapes: Shapes) -> Tensors:
-    """The tensors in a file's bytes.
+def read_weights(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Tensors:
+    """The weights in a file that no manifest speaks for, if it has the expected digest.
 
     Raises:
-        GptlabError: They are not exactly those of `shapes`, in float32; the message names file and tensor.
+        GptlabError: It is missing, damaged or another model's.
     """
-    try:
-        tensors = safetensors.torch.load(content)
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise GptlabError(f"{path} is not a safetensors file: {error}") from error
-    for name in sorted(shapes.keys() | tensors.keys()):
-        wanted, given = shapes.get(name), tensors.get(name)
-        if given is None:
-            raise GptlabError(f"{path} lacks the tensor {name}")
-        if wanted is None:
-            raise GptlabError(f"{path} has a tensor {name}, which this model has not")
-        if tuple(given.shape) != wanted or given.dtype != torch.float32:
-            raise GptlabError(
-                f"{path} has {name} as {list(given.shape)} {given.dtype}, but this model's is {list(wanted)} float32"
-            )
-    return tensors
+    with opened_tensors(path, spec, None) as (file, size):
+        return read_tensors(path, file, size, weight_shapes(spec), digest, expected)
 
 
 def _weights(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
-    path = checkpoint.directory / MODEL
-    content = read_tensor_file(path, spec, checkpoint.manifest.files[MODEL])
-    return read_tensors(path, content, weight_shapes(spec))
+    return _read(checkpoint, MODEL, spec, weight_shapes)
 
 
 def _moments(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
-    path = checkpoint.directory / OPTIMIZER
-    content = read_tensor_file(path, spec, checkpoint.manifest.files[OPTIMIZER])
-    shapes = {
+    tensors = _read(checkpoint, OPTIMIZER, spec, _moment_shapes)
+    for name, tensor in tensors.items():
+        if name.endswith("/step") and not tensor >= 1:  # AdamW divides by what it has after so many
+            path = checkpoint.directory / OPTIMIZER
+            raise GptlabError(f"{path} has {name} as {tensor.item()}, which no training comes to")
+    return tensors
+
+
+def _moment_shapes(spec: ModelSpec) -> Shapes:
+    return {
         f"{name}/{key}": () if key == "step" else shape
         for name, shape in weight_shapes(spec).items()
         for key in ("step", "exp_avg", "exp_avg_sq")
     }
-    tensors = read_tensors(path, content, shapes)
-    for name, tensor in tensors.items():
-        if name.endswith("/step") and not tensor >= 1:  # AdamW divides by what it has after so many
-            raise GptlabError(f"{path} has {name} as {tensor.item()}, which no training comes to")
-    return tensors
+
+
+def _read(checkpoint: Checkpoint, name: str, spec: ModelSpec, shapes: Callable[[ModelSpec], Shapes]) -> Tensors:
+    path, expected = checkpoint.directory / name, checkpoint.manifest.files[name]
+    with opened_tensors(path, spec, expected) as (file, size):
+        return read_tensors(path, file, size, shapes(spec), xxhash.xxh3_128(), expected.xxh3_128)

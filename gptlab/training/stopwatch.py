@@ -24,7 +24,7 @@ class Interval:
         self.data_s = 0.0
         """Seconds spent on making batches."""
         self.saving_s = 0.0
-        """Seconds spent on checkpoints."""
+        """Seconds that training waited for checkpoints."""
 
     def training_s(self) -> float:
         """Seconds, without the pauses."""
@@ -36,6 +36,14 @@ class Interval:
         started = time.perf_counter()
         yield
         self._paused_s += time.perf_counter() - started
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """A pause for a checkpoint."""
+        before = self._paused_s
+        with self.paused():
+            yield
+        self.saving_s += self._paused_s - before
 
     def performance(self, batch_tokens: int, *, asynchronous: bool) -> Row:
         """The columns `perf/*` of the steps so far; where the device runs behind the host, steps have only a mean."""

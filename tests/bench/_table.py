@@ -92,6 +92,7 @@ def table(rows: Iterable[Row]) -> Table:
 def write(rows: Iterable[Row], folder: Path) -> list[Path]:
     """The rows as `bench.json` and `bench.parquet`."""
     documents = [row.document() for row in rows]
+    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "bench.json", folder / "bench.parquet"]
     paths[0].write_text(json.dumps(documents, indent=2) + "\n")
     pd.DataFrame(documents).to_parquet(paths[1])

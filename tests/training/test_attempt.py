@@ -277,7 +277,7 @@ def test_a_full_disk_ends_the_attempt_and_the_run_goes_on_later(train, micro, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "gptlab.training.checkpoint._write_tensors",
+            "gptlab.training.checkpoint.write_tensors",
             lambda path, *rest: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device", str(path))),
         )
         with pytest.raises(OSError, match="No space left on device"):

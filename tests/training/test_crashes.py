@@ -10,16 +10,25 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import safetensors.torch
+import torch
 
 from gptlab.errors import GptlabError
-from gptlab.tracking.checkpoints import CHECKPOINTS, MODEL, OPTIMIZER, digest_of, directory_of, list_checkpoints
+from gptlab.tracking.checkpoints import (
+    CHECKPOINTS,
+    MODEL,
+    OPTIMIZER,
+    FileDigest,
+    digest_of,
+    directory_of,
+    list_checkpoints,
+)
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
 from gptlab.tracking.run import Run, find, load
 from gptlab.training import checkpoint
@@ -75,31 +84,34 @@ def in_child(work: Callable[[], object]) -> int:
 class Operations:
     """Counts what is done to files (open for writing, fsync, rename, remove, mkdir), and acts at the N-th.
 
-    A file of tensors counts twice: before it is written, and when half of it is.
+    A file of tensors counts once more: when half of its tensors are written. Any thread may do it.
     """
 
     def __init__(self, act_at: int, act: Callable[[], None]) -> None:
         self.count, self._act_at, self._act = 0, act_at, act
+        self._lock = threading.Lock()
 
     def watch(self, folder: Path) -> None:
         """From now on, in this process, for files below `folder`."""
         self._folder = str(folder)
         sys.addaudithook(self._hear)
-        fsync, save_file = os.fsync, safetensors.torch.save_file
+        fsync, write = os.fsync, checkpoint.write_tensors
 
         def counted_fsync(descriptor: int) -> None:
             self._done()
             fsync(descriptor)
 
-        def torn_save_file(tensors: object, path: Path, metadata: object) -> None:
-            self._done()
-            save_file(tensors, path, metadata)
-            content = path.read_bytes()
-            path.write_bytes(content[: len(content) // 2])
-            self._done()
-            path.write_bytes(content)
+        def torn_write(path: Path, files: dict, metadata: dict) -> FileDigest:
+            class Torn(dict):
+                def __getitem__(self, name: str) -> torch.Tensor:
+                    if name == sorted(files)[len(files) // 2]:
+                        done()
+                    return super().__getitem__(name)
 
-        os.fsync, safetensors.torch.save_file = counted_fsync, torn_save_file
+            return write(path, Torn(files), metadata)
+
+        done = self._done
+        os.fsync, checkpoint.write_tensors = counted_fsync, torn_write
 
     def _hear(self, event: str, arguments: tuple) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
@@ -109,8 +121,10 @@ class Operations:
                 self._done()
 
     def _done(self) -> None:
-        self.count += 1
-        if self.count == self._act_at:
+        with self._lock:
+            self.count += 1
+            due = self.count == self._act_at
+        if due:
             self._act()
 
 
@@ -266,7 +280,7 @@ def test_the_second_signal_ends_the_process_at_once_with_the_old_checkpoints_int
     small, begun, finished, train, tmp_path, monkeypatch, number
 ):
     shutil.copytree(begun, tmp_path / "runs")
-    write = checkpoint._write_tensors
+    write = checkpoint.write_tensors
 
     def interrupted_write(path, *rest):
         digest = write(path, *rest)
@@ -275,7 +289,7 @@ def test_the_second_signal_ends_the_process_at_once_with_the_old_checkpoints_int
         return digest
 
     def work() -> None:
-        monkeypatch.setattr(checkpoint, "_write_tensors", interrupted_write)
+        monkeypatch.setattr(checkpoint, "write_tensors", interrupted_write)
         train(small, steps=15)
 
     assert os.waitstatus_to_exitcode(in_child(work)) == 128 + number
@@ -287,14 +301,14 @@ def test_the_second_signal_ends_the_process_at_once_with_the_old_checkpoints_int
 
 
 def test_a_signal_during_a_save_ends_the_run_after_it(small, train, monkeypatch):
-    write, pending = checkpoint._write_tensors, [signal.SIGTERM]
+    write, pending = checkpoint.write_tensors, [signal.SIGTERM]
 
     def signalled_write(path, *rest):
         if pending:
             os.kill(os.getpid(), pending.pop())
         return write(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "_write_tensors", signalled_write)
+    monkeypatch.setattr(checkpoint, "write_tensors", signalled_write)
     result = train(small.with_changes({"train.checkpoint_every": 5}))
     assert result.exit_code == 143
     assert (result.run.status(), result.run.step()) == ("interrupted", 6)
