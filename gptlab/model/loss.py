@@ -60,7 +60,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
         x, weight = _in_precision_of_products(x), _in_precision_of_products(weight)
         logits = _buffer(x, weight)
         size = len(logits)
-        losses = []
+        losses: list[Tensor] = []
         for chunk, target, by_chunk in zip(*(torch.split(each, size) for each in (x, targets, by_x)), strict=True):
             loss, probabilities = _softmax(chunk, weight, target, logits)
             probabilities.scatter_add_(1, target[:, None], loss.new_full((len(loss), 1), -1.0))

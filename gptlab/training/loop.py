@@ -27,7 +27,7 @@ from gptlab.randomness import Purpose, random_bits
 from gptlab.tracking.checkpoints import Progress
 from gptlab.tracking.metrics import MetricsFile, Row
 from gptlab.tracking.run import Run
-from gptlab.training import checkpoint
+from gptlab.training import checkpoint, optimizer
 from gptlab.training.evaluate import autocast, evaluate
 from gptlab.training.saver import Saver
 from gptlab.training.settings import Settings, peak_flops

@@ -33,8 +33,8 @@ def build(model: GPT, spec: TrainSpec, *, fused: bool) -> AdamW:
 def gradient_norm(model: GPT) -> Tensor:
     """The Euclidean norm of all gradients together, a scalar.
 
-    By way of the norms of rows: over the 38 million numbers of an embedding at once, PyTorch's float32 sum is 0.3% off on
-    a CPU, and takes twice as long.
+    By way of the norms of rows: over the 38 million numbers of an embedding at once, PyTorch's float32 sum is 0.3% off
+    on a CPU, and takes twice as long.
     """
     rows = [torch.linalg.vector_norm(p.grad, dim=-1).flatten() for p in model.parameters() if p.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(torch.cat(rows))

@@ -14,6 +14,7 @@ import torch
 import xxhash
 
 from gptlab.errors import GptlabError
+from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec
 from gptlab.tracking.checkpoints import (
@@ -77,8 +78,7 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
 
 def model_of(weights: Tensors, spec: ModelSpec) -> GPT:
     """A model whose parameters are these very tensors."""
-    with torch.device("meta"):
-        model = GPT(spec)
+    model = gpt.empty(spec, "meta")
     model.load_state_dict(weights, assign=True)
     return model
 
