@@ -94,8 +94,8 @@ class FeedForward(nn.Module):
 def _gelu_computed_again(x: Tensor, activation: Tensor) -> AbstractContextManager[object]:
     """A context in which autograd keeps nothing of GELU's output, and computes it from its input once more.
 
-    Of all that a block keeps for the backward pass this is a quarter, for less than a hundredth of the time. Only on the
-    CPU: elsewhere `torch.compile` weighs such things.
+    Of all that a block keeps for the backward pass this is a quarter, for less than a hundredth of the time. Only on
+    the CPU: elsewhere `torch.compile` weighs such things.
     """
     if x.device.type != "cpu":
         return nullcontext()
@@ -169,7 +169,7 @@ class GPT(nn.Module):
         x = self.final_norm(x)
         output = self.token_embedding.weight if self.output is None else self.output.weight  # (V, C)
         if targets is None:
-            return F.linear(x, output)
+            return F.linear(x, output) if self.output is None else self.output(x)
         if reduction == "mean":
             return mean_cross_entropy(x.flatten(0, 1), output, targets.flatten())
         return token_cross_entropy(x.flatten(0, 1), output, targets.flatten()).view_as(targets)

@@ -41,7 +41,7 @@ def gradient_norm(model: GPT) -> Tensor:
     return norm
 
 
-def clipped_update(optimizer: AdamW, norm: Tensor, max_norm: float, *, fused: bool) -> None:
+def clipped_update(optimizer: torch.optim.AdamW, norm: Tensor, max_norm: float, *, fused: bool) -> None:
     """One step of AdamW on gradients whose norm is clipped to `max_norm` (Pascanu et al. 2013, section 3.2), then none.
 
     Fused AdamW divides by a scale while it reads the gradients, so that clipping needs no pass of its own.
