@@ -66,7 +66,7 @@ def test_show_has_the_contract_of_its_json(gptlab):
     assert document["name"] == "baseline"
     assert document["parameters"] == 163_037_184
     assert document["spec"]["train"]["learning_rate"] == 3e-4
-    assert document["identity"]["hash"] == "6bb97ff8"
+    assert document["identity"]["hash"] == "d13572e1"
     assert document["why"]
 
 
