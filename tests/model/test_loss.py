@@ -118,7 +118,7 @@ def test_tied_weights_get_both_gradients():
     ours = model.token_embedding.weight.grad.clone()
     model.zero_grad()
     F.cross_entropy(model(tokens).flatten(0, 1), tokens.flip(1).flatten()).backward()
-    assert torch.allclose(ours, model.token_embedding.weight.grad, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(ours, model.token_embedding.weight.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_gelu_computed_again_changes_no_bit(monkeypatch):
