@@ -7,7 +7,7 @@ import importlib
 import sys
 from fnmatch import fnmatch
 
-from _table import Row, table, write
+from _table import Growth, Row, growth_table, table, write
 from rich.console import Console
 
 from gptlab import project
@@ -21,6 +21,8 @@ PARTS = [
     "sampling",
     "wandb_cost",
     "analysis_load",
+    "gpu",
+    "growth",
 ]
 
 
@@ -31,7 +33,8 @@ def main(wanted: list[str]) -> None:
         sys.exit(f"there is no such part; there are: {', '.join(PARTS)}")
     console = Console(width=None if sys.stdout.isatty() else 200)
     rows: list[Row] = []
-    failed = []
+    growth: list[Growth] = []
+    failed: list[str] = []
     for part in parts:
         console.print(f"\n{part}", style="bold")
         try:
@@ -40,13 +43,26 @@ def main(wanted: list[str]) -> None:
             console.print_exception()
             failed.append(part)
             continue
-        console.print(table(measured))
-        rows += measured
-        paths = write(rows, project.runs_directory())  # each time: the whole takes long
-    if rows:
-        console.print(f"\nwritten: {', '.join(project.shown(path) for path in paths)}")
+        beside = [one for one in measured if isinstance(one, Row)]
+        grown = [one for one in measured if isinstance(one, Growth)]
+        if beside:
+            console.print(table(beside))
+        if grown:
+            console.print(growth_table(grown))
+        rows += beside
+        growth += grown
+        _write(rows, growth, console)  # each time: the whole takes long
     if failed:
         sys.exit(f"error: not measured: {', '.join(failed)}")
+
+
+def _write(rows: list[Row], growth: list[Growth], console: Console) -> None:
+    folder, paths = project.runs_directory(), []
+    if rows:
+        paths += write([row.document() for row in rows], folder, "bench")
+    if growth:
+        paths += write([point for one in growth for point in one.documents()], folder, "bench-growth")
+    console.print(f"written: {', '.join(project.shown(path) for path in paths)}", style="dim")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What a benchmark says: rows of ours beside theirs, each measured in turns, with the ratio of every pair."""
 
+import itertools
 import json
+import math
 import operator
 import statistics
 from collections.abc import Iterable, Sequence
@@ -70,6 +72,47 @@ class Row:
         }
 
 
+@dataclass(frozen=True)
+class Growth:
+    """How something grows: a value for each of several sizes."""
+
+    what: str
+    by: str
+    """What the sizes count."""
+    unit: str
+    sizes: Sequence[float]
+    values: Sequence[float]
+    clock: str = "wall"
+    note: str = ""
+
+    def exponents(self) -> list[float]:
+        """e of value ∝ sizeᵉ between each two neighbours: where it is 1, twice the size takes twice as much."""
+        points = list(zip(self.sizes, self.values, strict=True))
+        return [math.log(b / a) / math.log(n / m) for (m, a), (n, b) in itertools.pairwise(points)]
+
+    def documents(self) -> list[dict[str, Any]]:
+        """A row for each size, as it is written to JSON and Parquet."""
+        facts = {"what": self.what, "by": self.by, "unit": self.unit, "clock": self.clock, "note": self.note or None}
+        return [
+            {**facts, "size": size, "value": value, "exponent": exponent}
+            for size, value, exponent in zip(self.sizes, self.values, [None, *self.exponents()], strict=True)
+        ]
+
+
+def growth_table(found: Iterable[Growth]) -> Table:
+    """The points for a terminal; the exponent is that of the largest two, where constant costs matter least."""
+    shown = Table("what", "by", "unit", "sizes", "values", "exponent at the end", box=None)
+    for growth in found:
+        shown.add_row(
+            growth.what + (f" ({growth.note})" if growth.note else ""),
+            growth.by,
+            growth.unit + (" (CPU)" if growth.clock == "cpu" else ""),
+            *(" · ".join(f"{number:,.4g}" for number in numbers) for numbers in (growth.sizes, growth.values)),
+            f"{growth.exponents()[-1]:.2f}",
+        )
+    return shown
+
+
 def table(rows: Iterable[Row]) -> Table:
     """The rows for a terminal, or for a page."""
     shown = Table("what", "unit", "ours", "theirs", "ratio: min / median / max", "target", "of the limit", box=None)
@@ -89,11 +132,10 @@ def table(rows: Iterable[Row]) -> Table:
     return shown
 
 
-def write(rows: Iterable[Row], folder: Path) -> list[Path]:
-    """The rows as `bench.json` and `bench.parquet`."""
-    documents = [row.document() for row in rows]
+def write(documents: list[dict[str, Any]], folder: Path, name: str) -> list[Path]:
+    """A table as `NAME.json` and `NAME.parquet`."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "bench.json", folder / "bench.parquet"]
+    paths = [folder / f"{name}.json", folder / f"{name}.parquet"]
     paths[0].write_text(json.dumps(documents, indent=2) + "\n")
     pd.DataFrame(documents).to_parquet(paths[1])
     return paths

@@ -46,7 +46,7 @@ def rows() -> Iterator[Row]:
         )
 
 
-def make_runs() -> None:
+def make_runs(runs: int = RUNS, rows: int = ROWS) -> None:
     """Synthetic runs, written by the classes that write real ones, with two checkpoints' manifests each."""
     from gptlab.spec import Experiment, TrainSpec, identify
     from gptlab.tracking import run as tracking
@@ -54,15 +54,15 @@ def make_runs() -> None:
     from gptlab.tracking.run import TextRecord
 
     text = TextRecord(source="words", path="/words.txt", bytes=1000, sha256="ab" * 32)
-    lines = "".join(json.dumps(row(step)) + "\n" for step in range(ROWS))
-    for number in range(RUNS):
+    lines = "".join(json.dumps(row(step)) + "\n" for step in range(rows))
+    for number in range(runs):
         train = TrainSpec(learning_rate=1e-4 * (1 + number // 10))
         experiment = Experiment(name="bench", why="How fast is it read?", train=train)
         identity = identify(experiment, precision="float32", text_sha256="ab" * 32, tokenizer_sha256="cd" * 32)
         run = tracking.create(experiment, identity, number % 10, "float32", text)
-        attempt = run.start_attempt(steps=ROWS, device="cpu", torch="2", threads=2, tags=["bench"])
+        attempt = run.start_attempt(steps=rows, device="cpu", torch="2", threads=2, tags=["bench"])
         (run.directory / "metrics.jsonl").write_text(lines)
-        for step in (ROWS // 2, ROWS):
+        for step in (rows // 2, rows):
             directory = directory_of(run.directory, step)
             directory.mkdir(parents=True)
             manifest = Manifest(
@@ -76,7 +76,7 @@ def make_runs() -> None:
                 threads=2,
             )
             (directory / MANIFEST).write_text(manifest.model_dump_json())
-        run.end_attempt(attempt, ROWS, "complete")
+        run.end_attempt(attempt, rows, "complete")
 
 
 def row(step: int) -> dict[str, object]:
@@ -127,4 +127,4 @@ def read() -> None:
 
 
 if __name__ == "__main__":
-    {"load": load, "read": read}[sys.argv[1]]()
+    {"load": load, "read": read, "make": make_runs}[sys.argv[1]](*map(int, sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""A training step on the CPU beside Hugging Face's GPT-2 of the same shape, and beside our own model on full logits.
+"""A training step on the CPU beside Hugging Face's GPT-2 of the same shape, and beside our model on full logits.
 
 Each side is a process of its own with its model, its AdamW and a batch; they take their steps in turns.
 """

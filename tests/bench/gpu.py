@@ -1,0 +1,108 @@
+"""A training step on a CUDA device, as `gptlab run` takes it there, beside Hugging Face's GPT-2 in the same precision."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from _pairs import processes_in_turns, timed
+from _table import Row
+from training import hugging_face
+
+from gptlab import catalog
+from gptlab.model import gpt
+from gptlab.training import optimizer
+from gptlab.training.evaluate import autocast
+from gptlab.training.settings import Available, be_deterministic, resolve
+
+B, T, STEPS, PAIRS = 32, 1024, 10, 7
+MATMUL = 8192
+CASE = f"reference model, {B} × {T}, bfloat16"
+
+
+def rows() -> Iterator[Row]:
+    """Speed, memory and what `--deterministic` costs; empty without a device."""
+    speed = {"target": "", "note": "wants a CUDA device"}
+    if not torch.cuda.is_available():
+        yield Row("GPU", CASE, "transformers", "tokens/s", **speed)
+        yield Row("GPU", CASE, "transformers", "MiB at most", note="wants a CUDA device")
+        yield Row("GPU", f"{CASE}, deterministic", "ours by default", "tokens/s", **speed)
+        return
+    sides = {"ours": ours, "transformers": transformers, "deterministic": deterministic, "matmul": matmul}
+    spent = processes_in_turns(sides, (), PAIRS, warm_up=3)
+    flops = 3 * catalog.find("baseline").model.forward_flops_per_token(T) * B * T * STEPS
+    tokens_per_s = {side: [STEPS * B * T / one.wall_s for one in took] for side, took in spent.items()}
+    shares = sorted(
+        flops / one.wall_s / (2 * MATMUL**3 / product.value)
+        for one, product in zip(spent["ours"], spent["matmul"], strict=True)
+    )
+    mine, theirs, strict = (tokens_per_s[side] for side in ("ours", "transformers", "deterministic"))
+    yield Row("GPU", CASE, "transformers", "tokens/s", mine, theirs, limit=shares[len(shares) // 2])
+    peaks = [[took[-1].value] for took in (spent["ours"], spent["transformers"])]
+    yield Row("GPU", CASE, "transformers", "MiB at most", *peaks)
+    yield Row("GPU", f"{CASE}, deterministic", "ours by default", "tokens/s", strict, mine)
+
+
+def ours() -> Callable[[], float]:
+    """Ten steps; returns the most memory that was in use, in MiB."""
+    settings = resolve("cuda", "auto", Available.here())
+    spec = catalog.find("baseline")
+    model = gpt.build(spec.model, seed=0).to("cuda")
+    adamw = optimizer.build(model, spec.train, fused=True)
+    forward: Any = torch.compile(model)
+
+    def step(tokens: torch.Tensor, targets: torch.Tensor) -> None:
+        with autocast(settings):
+            loss = forward(tokens, targets)
+        loss.backward()
+        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), spec.train.grad_clip, fused=True)
+
+    return _steps(step)
+
+
+def deterministic() -> Callable[[], float]:
+    """The same with `--deterministic`."""
+    be_deterministic()
+    return ours()
+
+
+def transformers() -> Callable[[], float]:
+    """Hugging Face's GPT-2 with the same optimizer, compiled too."""
+    settings = resolve("cuda", "auto", Available.here())
+    spec = catalog.find("baseline")
+    model = hugging_face(spec.model).train().to("cuda")
+    adamw = optimizer.build(model, spec.train, fused=True)
+    forward: Any = torch.compile(model)
+
+    def step(tokens: torch.Tensor, targets: torch.Tensor) -> None:
+        with autocast(settings):
+            loss = forward(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.grad_clip)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+
+    return _steps(step)
+
+
+def matmul() -> Callable[[], float]:
+    """What the device can do: seconds of one product of two square bfloat16 matrices."""
+    left, right = torch.randn(2, MATMUL, MATMUL, dtype=torch.bfloat16, device="cuda")
+
+    def product() -> None:
+        torch.mm(left, right)
+        torch.cuda.synchronize()
+
+    return lambda: min(timed(product).wall_s for _ in range(10))
+
+
+def _steps(step: Callable[[torch.Tensor, torch.Tensor], None]) -> Callable[[], float]:
+    batch = torch.randint(50257, (B, T + 1), device="cuda")
+    tokens, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+
+    def steps() -> float:
+        for _ in range(STEPS):
+            step(tokens, targets)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() / 2**20
+
+    return steps
