@@ -15,6 +15,7 @@ from gptlab import project
 PARTS = [
     "training",
     "loop",
+    "evaluation",
     "checkpointing",
     "start",
     "tokenising",
