@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gptlab.errors import BadInputError
 
-NUMERICS = 1
+NUMERICS = 2
 """Bumped whenever the same spec would compute other numbers."""
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"

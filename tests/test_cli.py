@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from gptlab import cli
+from gptlab.data import text, tokens
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.run import find
 
@@ -65,7 +66,7 @@ def test_show_has_the_contract_of_its_json(gptlab):
     assert document["name"] == "baseline"
     assert document["parameters"] == 163_037_184
     assert document["spec"]["train"]["learning_rate"] == 3e-4
-    assert document["identity"]["hash"] == "6bb97ff8"
+    assert document["identity"]["hash"] == "d13572e1"
     assert document["why"]
 
 
@@ -165,6 +166,17 @@ def test_sample_continues_the_prompt_and_repeats_itself(gptlab, trained):
     assert gptlab("sample", trained, "--prompt", "one", "--seed", 3, "--tokens", 5) == first
     document = json.loads(gptlab("sample", trained, "--prompt", "one", "--json")[1])
     assert document["prompt"] == "one"
+    assert len(document["texts"]) == 1
+
+
+def test_sample_gives_as_many_continuations_as_asked_for_each_the_same_whatever_their_number(gptlab, trained):
+    options = ["sample", trained, "--prompt", "one", "--tokens", 5]
+    few, many = (json.loads(gptlab(*options, "--json", "--count", count)[1])["texts"] for count in (2, 4))
+    assert len(set(many)) == 4
+    assert many[:2] == few
+    code, out, err = gptlab(*options, "--count", 2)
+    assert (code, err) == (0, "")
+    assert out == f"— 1 of 2 —\none{few[0]}\n\n— 2 of 2 —\none{few[1]}\n"
 
 
 def test_eval_judges_the_whole_split_and_keeps_the_windows(gptlab, trained):
@@ -267,6 +279,31 @@ def test_help_and_list_start_without_the_heavy_packages(arguments):
     done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_training_begins_and_goes_on_without_what_only_others_need(text_file):
+    """torch.compile takes a second to import, tiktoken's vocabulary half a second."""
+    script = (
+        "import gc, sys; sys.argv = ['gptlab', *sys.argv[1:]]\n"
+        "from gptlab import cli\n"
+        "from gptlab.training.loop import Trainer\n"
+        "original, steps = Trainer._train_step, []\n"
+        "def step(self):\n"
+        "    original(self)\n"
+        "    loaded = {'torch._dynamo', 'tiktoken', 'wandb', 'pandas', 'torchinfo'} & sys.modules.keys()\n"
+        "    assert steps or not loaded, loaded\n"
+        "    assert gc.isenabled()\n"
+        "    steps.append(self.step)\n"
+        "Trainer._train_step = step\n"
+        "try: cli.main()\n"
+        "except SystemExit as exit_: assert not exit_.code\n"
+        "assert len(steps) == 2\n"
+    )
+    run = [sys.executable, "-c", script, "run", "tiny", *MICRO, "--text", str(text_file), "--wandb", "off", "--steps"]
+    tokens.prepare(text.locate(str(text_file)), 0.1)  # once per text, by tiktoken
+    for steps in ("2", "4"):
+        done = subprocess.run([*run, steps], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_specs_tracking_and_data_start_without_torch():

@@ -5,19 +5,20 @@ byte (tiktoken checks their sha256); they are read as data, the package is never
 tiktoken's own download and cache give the same tokens.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tiktoken
 from numpy.typing import NDArray
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-from tiktoken_ext.openai_public import r50k_pat_str
 
 from gptlab import project
 from gptlab.errors import BadInputError
@@ -27,6 +28,9 @@ VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5
 TOKENIZER_SHA256 = hashlib.sha256(f"gpt2 {ENCODER_SHA256} {VOCAB_SHA256}".encode()).hexdigest()
 END_OF_TEXT = "<|endoftext|>"
 
+if TYPE_CHECKING:
+    import tiktoken
+
 
 @functools.cache
 def gpt2() -> tiktoken.Encoding:
@@ -35,6 +39,10 @@ def gpt2() -> tiktoken.Encoding:
     Raises:
         BadInputError: The vocabulary's bytes are not the ones that tiktoken expects, or cannot be had.
     """
+    import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    from tiktoken_ext.openai_public import r50k_pat_str
+
     with _own_tiktoken_cache():
         try:
             files = _vocabulary_files()
@@ -57,9 +65,17 @@ def gpt2() -> tiktoken.Encoding:
 
 @functools.cache
 def token_bytes() -> NDArray[np.int64]:
-    """How many bytes of text each token stands for, shape `(50257,)`; the lengths of a text's tokens add up to it."""
-    encoding = gpt2()
-    return np.array([len(encoding.decode_single_token_bytes(token)) for token in range(encoding.n_vocab)])
+    """How many bytes of text each token stands for, shape `(50257,)`; the lengths of a text's tokens add up to it.
+
+    Read from the vocabulary itself, which spells every token with one character per byte: training needs no more.
+    """
+    files = _vocabulary_files()
+    spelling = files[0].read_bytes() if files and files[0].is_file() else b""
+    if hashlib.sha256(spelling).hexdigest() != ENCODER_SHA256:
+        encoding = gpt2()  # tiktoken's own copy, or an error that says what is wrong
+        return np.array([len(encoding.decode_single_token_bytes(token)) for token in range(encoding.n_vocab)])
+    lengths = {token: len(word) for word, token in json.loads(spelling).items()}
+    return np.array([lengths[token] for token in range(len(lengths))])
 
 
 def _vocabulary_files() -> tuple[Path, Path] | None:

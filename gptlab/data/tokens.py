@@ -17,9 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tiktoken
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
@@ -28,6 +28,9 @@ from gptlab.data import tokenizer
 from gptlab.data.text import Text
 from gptlab.errors import BadInputError
 from gptlab.spec import canonical_json
+
+if TYPE_CHECKING:
+    import tiktoken
 
 BLOCK_BYTES = 1 << 20
 PIECE_CHARACTERS = 1 << 18
@@ -180,7 +183,7 @@ def _tokenise_part(
     return _Part(count, end - start, digest.hexdigest(), end_of_texts)
 
 
-def _encode(encoding: tiktoken.Encoding, piece: str) -> NDArray[np.uint16]:
+def _encode(encoding: "tiktoken.Encoding", piece: str) -> NDArray[np.uint16]:
     return encoding.encode_to_numpy(piece, disallowed_special=()).astype(TOKEN_DTYPE)
 
 

@@ -9,12 +9,15 @@ B is the batch, T the sequence, C = n_embd the width, V the vocabulary.
 """
 
 import math
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from gptlab.model.loss import mean_cross_entropy, token_cross_entropy
 from gptlab.randomness import Purpose, normal_generator
 from gptlab.spec import ModelSpec
 
@@ -22,24 +25,28 @@ INIT_STD = 0.02
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, per layer, so that the next token costs one position's work."""
+    """Keys and values of the positions seen so far, per layer, so that the next token costs one position's work.
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self.keys: list[Tensor | None] = [None] * spec.n_layer
-        self.values: list[Tensor | None] = [None] * spec.n_layer
+    The room is taken once: appending to it copies nothing of what is there.
+    """
 
-    @property
-    def length(self) -> int:
+    def __init__(self, spec: ModelSpec, batch: int, capacity: int, device: torch.device | str = "cpu") -> None:
+        """Make room for `capacity` positions of `batch` sequences, in float32."""
+        shape = (spec.n_layer, 2, batch, spec.n_head, capacity, spec.n_embd // spec.n_head)
+        self._kept = torch.empty(shape, device=device)
+        self.length = 0
         """Positions held."""
-        return 0 if self.keys[0] is None else self.keys[0].shape[2]
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new positions, `(B, n_head, T, C / n_head)`, and return all of the layer's."""
-        past_key, past_value = self.keys[layer], self.values[layer]
-        if past_key is not None and past_value is not None:
-            key, value = torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
-        self.keys[layer], self.values[layer] = key, value
-        return key, value
+        """Put new positions, `(B, n_head, T, C / n_head)`, after those held, and return all of the layer's.
+
+        One sequence is put into every row of the batch: a prompt that all of them continue.
+        """
+        (batch, _, T, _), kept = key.shape, self._kept[layer]  # (2, B, n_head, capacity, C / n_head)
+        for side, new in zip(kept.narrow(3, self.length, T), (key, value), strict=True):
+            side.copy_(new)
+        keys, values = kept[:, :batch, :, : self.length + T]
+        return keys, values
 
 
 class CausalSelfAttention(nn.Module):
@@ -77,9 +84,26 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, T, C)` to `(B, T, C)`."""
-        x = F.gelu(self.expansion(x), approximate="tanh")  # (B, T, 4C)
-        x = self.projection(x)
+        x = self.expansion(x)  # (B, T, 4C)
+        activation = F.gelu(x, approximate="tanh")
+        with _gelu_computed_again(x, activation):
+            x = self.projection(activation)
         return x
+
+
+def _gelu_computed_again(x: Tensor, activation: Tensor) -> AbstractContextManager[object]:
+    """A context in which autograd keeps nothing of GELU's output, and computes it from its input once more.
+
+    Of all that a block keeps for the backward pass this is a quarter, for less than a hundredth of the time. Only on
+    the CPU: elsewhere `torch.compile` weighs such things.
+    """
+    if x.device.type != "cpu":
+        return nullcontext()
+    address = activation.data_ptr()
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: tensor.shape if tensor.data_ptr() == address else tensor,
+        lambda kept: F.gelu(x, approximate="tanh").view(kept) if isinstance(kept, torch.Size) else kept,
+    )
 
 
 class TransformerDecoderBlock(nn.Module):
@@ -127,10 +151,11 @@ class GPT(nn.Module):
             tokens: `(B, T)`, integers below `vocab_size`; T at most `context_length`.
             targets: `(B, T)`, the token that follows each of `tokens`.
             reduction: Of the loss over all B · T targets.
-            cache: Positions that came before; the new ones are added to it.
+            cache: Positions that came before; the new ones are added to it. Not with targets.
 
         Returns:
-            Logits `(B, T, V)`, or with targets the cross-entropy in nats: a scalar, or `(B, T)` for "none".
+            Logits `(B, T, V)`, with a cache the last position's `(B, 1, V)`, or with targets the cross-entropy in nats:
+            a scalar, or `(B, T)` for "none".
         """
         T = tokens.shape[1]
         start = 0 if cache is None else cache.length
@@ -138,12 +163,16 @@ class GPT(nn.Module):
         x = self.dropout(self.position_embedding(positions) + self.token_embedding(tokens))  # (B, T, C)
         for block in self.blocks:
             x = block(x, cache)
+        if cache is not None:
+            cache.length += T
+            x = x[:, -1:]  # the others' next tokens are known
         x = self.final_norm(x)
-        logits = F.linear(x, self.token_embedding.weight) if self.output is None else self.output(x)  # (B, T, V)
+        output = self.token_embedding.weight if self.output is None else self.output.weight  # (V, C)
         if targets is None:
-            return logits
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
-        return loss if reduction == "mean" else loss.view_as(targets)
+            return F.linear(x, output) if self.output is None else self.output(x)
+        if reduction == "mean":
+            return mean_cross_entropy(x.flatten(0, 1), output, targets.flatten())
+        return token_cross_entropy(x.flatten(0, 1), output, targets.flatten()).view_as(targets)
 
 
 def build(spec: ModelSpec, seed: int) -> GPT:
@@ -164,8 +193,21 @@ def build(spec: ModelSpec, seed: int) -> GPT:
     return model
 
 
-def empty(spec: ModelSpec) -> GPT:
-    """The model on the CPU with uninitialised weights, to be filled by the caller."""
-    with torch.device("meta"):
-        model = GPT(spec)
-    return model.to_empty(device="cpu")
+def empty(spec: ModelSpec, device: str = "cpu") -> GPT:
+    """The model with uninitialised weights, to be filled by the caller; without memory for them on "meta"."""
+    with torch.device(device), _Uninitialised():
+        return GPT(spec)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """A context in which torch's modules draw no initial weights of their own.
+
+    Nobody would read them; and on "meta", where drawing costs nothing else, it imports `torch.compile`: a second.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return None
+        return function(*args, **(kwargs or {}))

@@ -1,5 +1,6 @@
-"""Text from a model, one token at a time."""
+"""Text from a model, one token at a time, for several continuations of a prompt at once."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -8,8 +9,10 @@ from gptlab.errors import BadInputError, GptlabError
 from gptlab.model.gpt import GPT, KeyValueCache
 from gptlab.randomness import Purpose, random_bits
 
+BATCH = 16
+"""Continuations that are drawn side by side: their keys and values are held in memory."""
 
-@torch.no_grad()
+
 def sample(
     model: GPT,
     prompt: str,
@@ -20,19 +23,50 @@ def sample(
     top_k: int = 50,
     seed: int = 0,
 ) -> str:
-    """Continue a prompt.
+    """Continue a prompt; what `samples` gives first."""
+    (text,) = samples(
+        model,
+        prompt,
+        1,
+        trained_length=trained_length,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )
+    return text
+
+
+@torch.inference_mode()
+def samples(
+    model: GPT,
+    prompt: str,
+    count: int,
+    *,
+    trained_length: int,
+    max_tokens: int | None = None,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+) -> list[str]:
+    """Continue a prompt in several ways.
+
+    Each token is drawn by a number that depends on the seed, the continuation's index and the token's position alone.
+    So more continuations begin with those that fewer give, as far as the matrix products of another batch, which may
+    round differently, leave each draw on the same side.
 
     Args:
         model: In either mode; it is left in the one it had.
         prompt: At least one token.
+        count: Continuations.
         trained_length: The sequence length of the training: positions beyond it never saw any.
-        max_tokens: New tokens; as many as `trained_length` leaves room for by default.
+        max_tokens: New tokens of each; as many as `trained_length` leaves room for by default.
         temperature: Divides the logits; 0 takes the likeliest token each time.
         top_k: Draw from this many likeliest tokens; 0 draws from all.
-        seed: The same arguments and seed give the same text.
+        seed: The same arguments and seed give the same texts.
 
     Returns:
-        The new text, without the prompt.
+        The new texts, without the prompt.
 
     Raises:
         BadInputError: The prompt is empty, or prompt and new tokens exceed `trained_length`.
@@ -52,29 +86,56 @@ def sample(
             f"{len(tokens)} prompt tokens and {max_tokens} new ones exceed the {trained_length} positions that saw "
             f"training; ask for at most {room}"
         )
-    device = model.token_embedding.weight.device
-    generator = torch.Generator().manual_seed(int(random_bits(seed, Purpose.SAMPLE)[0]))
-    cache = KeyValueCache(model.spec)
+    length = len(tokens) + (max_tokens if max_tokens is not None else room)
     was_training = model.training
     model.eval()
-    new = torch.tensor([tokens])  # (1, T), then (1, 1)
-    written: list[int] = []
     try:
-        for _ in range(max_tokens if max_tokens is not None else room):
-            logits = model(new.to(device), cache=cache)[0, -1].float().cpu()  # (V,)
-            new = _draw(logits[: tokenizer.gpt2().n_vocab], temperature, top_k, generator).view(1, 1)
-            written.append(int(new))
+        batches = [
+            _continue(model, tokens, length, range(first, min(first + BATCH, count)), temperature, top_k, seed)
+            for first in range(0, count, BATCH)
+        ]
     finally:
         model.train(was_training)
-    return tokenizer.gpt2().decode(written)
+    return [tokenizer.gpt2().decode(new.tolist()) for batch in batches for new in batch]
 
 
-def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> Tensor:
-    if temperature < 1e-6:  # dividing by less overflows
-        return logits.argmax()
-    if 0 < top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
-    probabilities = torch.softmax(logits / temperature, dim=0)
-    if not probabilities.isfinite().all():
+def _continue(
+    model: GPT, tokens: list[int], length: int, indices: range, temperature: float, top_k: int, seed: int
+) -> Tensor:
+    """The new tokens of the continuations of these indices, `(B, length - len(tokens))`."""
+    device = model.token_embedding.weight.device
+    cache = KeyValueCache(model.spec, len(indices), length - 1, device)  # the last token is not read
+    uniform = _uniform(seed, indices, length)  # (B, length)
+    new = torch.tensor([tokens], device=device)  # (1, T), then (B, 1)
+    written = []
+    for position in range(len(tokens), length):
+        logits = model(new, cache=cache)[:, -1, : tokenizer.gpt2().n_vocab]  # (1, V), then (B, V)
+        logits = logits.float().expand(len(indices), -1)
+        written.append(_draw(logits, uniform[:, position, None], temperature, top_k))
+        new = written[-1].to(device)
+    return torch.cat(written, dim=1)
+
+
+def _uniform(seed: int, indices: range, length: int) -> Tensor:
+    """Numbers in [0, 1) of their own for each continuation and position, `(B, length)`."""
+    bits = np.stack([random_bits(seed, Purpose.SAMPLE, index, n=length) for index in indices])
+    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53)
+
+
+def _draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Tensor:
+    """The next tokens, `(B, 1)`, by `(B, V)` logits and `(B, 1)` numbers in [0, 1).
+
+    A number is looked up in the cumulative probabilities, in the order of the vocabulary: logits that differ by a
+    rounding give the same token unless it falls right between two.
+    """
+    k = 1 if temperature < 1e-6 else top_k  # dividing by less overflows
+    tokens = torch.arange(logits.shape[1]).expand(logits.shape)
+    if 0 < k < logits.shape[1]:
+        likeliest = logits.topk(k).indices.sort().values  # (B, k)
+        logits, tokens = logits.gather(1, likeliest), likeliest.cpu()
+    logits = logits.cpu().double()  # MPS has no float64
+    if not logits.isfinite().all():
         raise GptlabError("the model's output is not finite: its weights are damaged, or it diverged")
-    return torch.multinomial(probabilities, 1, generator=generator)
+    cumulative = torch.softmax(logits / max(temperature, 1e-6), dim=1).cumsum(dim=1)
+    drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    return tokens.gather(1, drawn)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torchinfo
 
-from gptlab.model.gpt import GPT
+from gptlab.model import gpt
 from gptlab.spec import ModelSpec
 
 
@@ -22,9 +22,8 @@ class Layer:
 
 def layers(spec: ModelSpec, sequence_length: int) -> list[Layer]:
     """The model's layers in the order in which a batch of `sequence_length` tokens passes them, without its blocks'."""
-    with torch.device("meta"):
-        model = GPT(spec)
-        tokens = torch.zeros((1, sequence_length), dtype=torch.long)
+    model = gpt.empty(spec, "meta")
+    tokens = torch.zeros((1, sequence_length), dtype=torch.long, device="meta")
     statistics = torchinfo.summary(model, input_data=tokens, depth=2, verbose=0, device="meta")
     return [
         Layer(f"{info.class_name}: {info.depth}-{info.depth_index}", (-1, *info.output_size[1:]), info.num_params)

@@ -38,7 +38,6 @@ def judge(run: Run, *, step: int | None, text: str | None, device: str, console:
             held_out,
             starts,
             sequence_length=spec.train.sequence_length,
-            batch_size=spec.train.batch_size,
             settings=settings,
             advance=lambda windows: bar.update(task, advance=windows),
         )

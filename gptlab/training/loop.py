@@ -27,7 +27,7 @@ from gptlab.randomness import Purpose, random_bits
 from gptlab.tracking.checkpoints import Progress
 from gptlab.tracking.metrics import MetricsFile, Row
 from gptlab.tracking.run import Run
-from gptlab.training import checkpoint
+from gptlab.training import checkpoint, optimizer
 from gptlab.training.evaluate import autocast, evaluate
 from gptlab.training.saver import Saver
 from gptlab.training.settings import Settings, peak_flops
@@ -120,15 +120,14 @@ class Trainer:
         with autocast(self.settings):
             loss = self._forward(batch[:, :-1], batch[:, 1:])
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
+        norm = optimizer.gradient_norm(self.model)
         self._pending.append((self.step, torch.stack([loss.detach(), norm.detach()])))
         if self.settings.asynchronous:
             self._hold_back_unless_finite(loss.detach() + norm.detach())
         else:
             self._settle()  # raises before the update
         started += self._wait_for_saver()  # until the tensors may change
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        optimizer.clipped_update(self.adamw, norm, self._max_norm, fused=self.settings.fused)
         self.step += 1
         self._interval.step_s.append(time.perf_counter() - started)
         self.observer.step(self.step, None if self.settings.asynchronous else self._last_loss)
@@ -248,7 +247,6 @@ class Trainer:
             self.material.val,
             self.material.val_starts,
             sequence_length=train.sequence_length,
-            batch_size=train.batch_size,
             settings=self.settings,
         )
         if not math.isfinite(evaluation.loss):

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import xxhash
 
 from gptlab.errors import GptlabError
+from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec
 from gptlab.tracking.checkpoints import (
@@ -77,16 +77,14 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
 
 def model_of(weights: Tensors, spec: ModelSpec) -> GPT:
     """A model whose parameters are these very tensors."""
-    with torch.device("meta"):
-        model = GPT(spec)
+    model = gpt.empty(spec, "meta")
     model.load_state_dict(weights, assign=True)
     return model
 
 
 def weight_shapes(spec: ModelSpec) -> Shapes:
     """The shape of each of the model's weights, all of them float32."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in GPT(spec).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in gpt.empty(spec, "meta").state_dict().items()}
 
 
 def read_weights(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Tensors:

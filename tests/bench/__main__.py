@@ -4,17 +4,24 @@
 """
 
 import importlib
-import itertools
 import sys
 from fnmatch import fnmatch
-from pathlib import Path
 
 from _table import Row, table, write
 from rich.console import Console
 
 from gptlab import project
 
-PARTS = ["tokenising", "checkpointing"]
+PARTS = [
+    "training",
+    "loop",
+    "checkpointing",
+    "start",
+    "tokenising",
+    "sampling",
+    "wandb_cost",
+    "analysis_load",
+]
 
 
 def main(wanted: list[str]) -> None:
@@ -24,15 +31,22 @@ def main(wanted: list[str]) -> None:
         sys.exit(f"there is no such part; there are: {', '.join(PARTS)}")
     console = Console(width=None if sys.stdout.isatty() else 200)
     rows: list[Row] = []
+    failed = []
     for part in parts:
-        console.print(f"measuring: {part}", style="dim")
-        rows += importlib.import_module(part).rows()
-    for part, those in itertools.groupby(rows, key=lambda row: row.part):
         console.print(f"\n{part}", style="bold")
-        console.print(table(those))
-    folder = project.runs_directory()
-    folder.mkdir(parents=True, exist_ok=True)
-    console.print(f"\nwritten: {', '.join(project.shown(path) for path in write(rows, Path(folder)))}")
+        try:
+            measured = list(importlib.import_module(part).rows())
+        except Exception:
+            console.print_exception()
+            failed.append(part)
+            continue
+        console.print(table(measured))
+        rows += measured
+        paths = write(rows, project.runs_directory())  # each time: the whole takes long
+    if rows:
+        console.print(f"\nwritten: {', '.join(project.shown(path) for path in paths)}")
+    if failed:
+        sys.exit(f"error: not measured: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

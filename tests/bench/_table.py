@@ -26,7 +26,7 @@ class Row:
     """One value per pair; none where it cannot be measured here."""
     theirs: Sequence[float] = ()
     target: str = ""
-    """What the median ratio should be, such as `>= 1.4`."""
+    """What the median ratio should be, such as `>= 1.4`; with a unit, what the median of ours should be: `<= 0.5 s`."""
     limit: float | None = None
     """Ours as a share of what the hardware allows, where that is known."""
     clock: str = "wall"
@@ -40,11 +40,13 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the median ratio is what it should be; None without a target or a measurement."""
+        """Whether the target is met; None without one or without a measurement."""
         if not self.target or not self.ours:
             return None
-        sign, bound = self.target.split()
-        return {"<=": operator.le, ">=": operator.ge}[sign](statistics.median(self.ratios), float(bound))
+        sign, bound, *unit = self.target.split()
+        assert unit in ([], [self.unit])
+        found = statistics.median(self.ours if unit else self.ratios)
+        return {"<=": operator.le, ">=": operator.ge}[sign](found, float(bound))
 
     def document(self) -> dict[str, Any]:
         """As it is written to JSON and Parquet."""
@@ -90,6 +92,7 @@ def table(rows: Iterable[Row]) -> Table:
 def write(rows: Iterable[Row], folder: Path) -> list[Path]:
     """The rows as `bench.json` and `bench.parquet`."""
     documents = [row.document() for row in rows]
+    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "bench.json", folder / "bench.parquet"]
     paths[0].write_text(json.dumps(documents, indent=2) + "\n")
     pd.DataFrame(documents).to_parquet(paths[1])

@@ -1,7 +1,5 @@
 """What W&B costs a step of `tiny`: blocks of ten steps with the mirror at work, and with it stopped, by turns.
 
-    python tests/bench/wandb_cost.py
-
 Everything is on: online, a server on loopback in a process of its own, system metrics, a row at every tenth step. In
 the blocks without W&B its processes stand still (SIGSTOP), so those with it do the work of two: what is shown is too
 much rather than too little. The blocks of a pair follow each other, so that whatever else the machine does meets both;
@@ -11,21 +9,21 @@ where it does much, CPU time says more than the clock.
 import itertools
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
+from _table import Row
 
 from gptlab import catalog
 from gptlab.console import Console
 from gptlab.training import attempt
 
-PAIRS = 6
+PAIRS, STEPS = 6, 10
 SERVER = "import wandb_server as w, time\nwith w.Server() as s: print(s.url, w.KEY, flush=True); time.sleep(3600)"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -62,12 +60,29 @@ class Alternating:
             os.kill(process, signal.SIGCONT)
 
 
-def main() -> None:
-    """Train, and print the table."""
+def rows() -> Iterator[Row]:
+    """By each clock: the pairs are the same blocks of steps."""
+    blocks = list(itertools.pairwise(train()))[: 2 * PAIRS]  # with W&B, without, with, …
+    mirror = sum(b.wandb - a.wandb for a, b in blocks)
+    training = sum(b.training - a.training for a, b in blocks)
+    row_ms = 1e3 * mirror / len(blocks)
+    note = f"W&B's processes: {row_ms:.1f} ms of CPU for a row, {mirror / training:.2%} of what its steps take"
+    for what, clock, clocks in (
+        ("a step of tiny with W&B", "wall", ("wall",)),
+        ("a step of tiny with W&B, the process that trains", "cpu", ("training",)),
+        ("a step of tiny with W&B, and W&B's processes", "cpu", ("training", "wandb")),
+    ):
+        cost = [1e3 / STEPS * sum(getattr(b, name) - getattr(a, name) for name in clocks) for a, b in blocks]
+        target = "<= 1.01" if clocks == ("training",) else ""
+        yield Row("W&B", what, "one without", "ms", cost[::2], cost[1::2], target=target, clock=clock, note=note)
+
+
+def train() -> list[Moment]:
+    """The moments at the ends of the blocks."""
     tiny = catalog.find("tiny").with_changes(
         {
-            "train.steps": 20 * PAIRS + 30,
-            "train.log_every": 10,
+            "train.steps": 2 * STEPS * PAIRS + 3 * STEPS,
+            "train.log_every": STEPS,
             "train.eval_every": 100_000,
             "train.checkpoint_every": 100_000,
             "train.snapshots": False,
@@ -77,9 +92,9 @@ def main() -> None:
 
     def row(self, row) -> None:
         original(self, row)
-        if row["step"] == 10:  # the first steps are slower
+        if row["step"] == STEPS:  # the first steps are slower
             watch.append(Alternating(self._mirror))
-        if row["step"] >= 10 and len(watch[0].moments) <= 2 * PAIRS:
+        if row["step"] >= STEPS and len(watch[0].moments) <= 2 * PAIRS:
             watch[0].row()
         elif watch:
             watch[0].resume()
@@ -97,34 +112,9 @@ def main() -> None:
             attempt._Watchers.row = original
             server.terminate()
             server.wait()
-    _report(watch[0].moments)
-
-
-def _report(moments: list[Moment]) -> None:
-    blocks = list(itertools.pairwise(moments))[: 2 * PAIRS]  # with W&B, without, with, …
-    typer.echo(f"{'milliseconds per step':<28}{'without':>10}{'with W&B':>10}   with/without: min  median     max")
-    for name, clocks in {
-        "wall": ("wall",),
-        "CPU of the training process": ("training",),
-        "CPU, W&B's processes with it": ("training", "wandb"),
-    }.items():
-        cost = [100 * sum(getattr(b, clock) - getattr(a, clock) for clock in clocks) for a, b in blocks]
-        on, off = cost[::2], cost[1::2]
-        ratios = sorted(a / b for a, b in zip(on, off, strict=True))
-        typer.echo(
-            f"{name:<28}{statistics.median(off):>10.2f}{statistics.median(on):>10.2f}"
-            f"{ratios[0]:>22.3f}{statistics.median(ratios):>8.3f}{ratios[-1]:>8.3f}"
-        )
-    mirror = sum(b.wandb - a.wandb for a, b in blocks)
-    training = sum(b.training - a.training for a, b in blocks)
-    share = 100 * mirror / training
-    typer.echo(f"W&B's processes: {1000 * mirror / len(blocks):.1f} ms of CPU for a row, {share:.2f}% of its steps'")
+    return watch[0].moments
 
 
 def _cpu_s(process: int) -> float:
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * TICK_S
-
-
-if __name__ == "__main__":
-    main()

@@ -83,6 +83,20 @@ def test_lengths_of_a_texts_tokens_add_up_to_its_bytes(text: str):
     assert tokenizer.token_bytes()[tokens].sum() == len(text.encode())
 
 
+@packaged
+def test_lengths_are_read_without_tiktoken_and_are_tiktokens(vocabulary: tuple[Path, Path]):
+    encoding = tokenizer.gpt2()
+    theirs = [len(encoding.decode_single_token_bytes(token)) for token in range(encoding.n_vocab)]
+    assert tokenizer.token_bytes().tolist() == theirs
+    count = tokenizer.token_bytes.__wrapped__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "gpt2", lambda: encoding)
+        vocabulary[0].write_bytes(vocabulary[0].read_bytes().replace(b"the", b"thee"))
+        assert count().tolist() == theirs, "what is not the vocabulary is not believed"
+        vocabulary[0].unlink()
+        assert count().tolist() == theirs
+
+
 def test_every_token_stands_for_at_least_a_byte():
     assert tokenizer.token_bytes().min() == 1
 

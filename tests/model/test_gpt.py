@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,6 +13,15 @@ from gptlab.model.gpt import GPT, CausalSelfAttention, KeyValueCache, build, emp
 from gptlab.spec import ModelSpec
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def livelier(model: GPT) -> GPT:
+    """With weights so large that attention, norms and biases matter."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
 
 
 def by_the_equations(weights: dict[str, Tensor], spec: ModelSpec, tokens: Tensor) -> Tensor:
@@ -52,10 +63,7 @@ def by_the_equations(weights: dict[str, Tensor], spec: ModelSpec, tokens: Tensor
 @torch.no_grad()
 def test_logits_are_those_of_the_equations(small_spec: ModelSpec, tokens: Tensor, bias: bool, tied: bool):
     spec = small_spec.model_copy(update={"bias": bias, "tied": tied})
-    model = build(spec, seed=0).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    model = livelier(build(spec, seed=0).eval())
     expected = by_the_equations(model.state_dict(), spec, tokens)
     torch.testing.assert_close(model(tokens), expected, rtol=1e-3, atol=1e-3)
     assert expected.std() > 0.5, "weights so small would hide a mistake"
@@ -189,17 +197,41 @@ def test_model_without_dropout_needs_no_evaluation_mode(small_spec: ModelSpec, t
 # --- The cache ---
 
 
-@pytest.mark.parametrize("prompt", [1, 2, 10, 16])
+@given(st.data())
+@settings(max_examples=settings.default.max_examples // 2)
 @torch.no_grad()
-def test_token_by_token_with_a_cache_gives_the_logits_of_the_whole(lively: GPT, tokens: Tensor, prompt: int):
-    whole = lively(tokens)
-    cache = KeyValueCache(lively.spec)
-    assert cache.length == 0
-    parts = [lively(tokens[:, :prompt], cache=cache)]
-    for position in range(prompt, 17):
+def test_cache_gives_the_logits_of_the_whole_however_the_sequence_is_fed(data: st.DataObject):
+    batch, heads = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 2, 4]))
+    shape = {"tied": data.draw(st.booleans()), "bias": data.draw(st.booleans())}
+    spec = ModelSpec(n_layer=2, n_head=heads, n_embd=16, context_length=24, **shape)
+    model = livelier(build(spec, seed=data.draw(st.integers(0, 2**32))).eval())
+    tokens = torch.randint(50257, (batch, 20), generator=torch.Generator().manual_seed(1))
+    prompt, shared = data.draw(st.integers(1, 19)), data.draw(st.booleans())
+    if shared:  # one prompt, continued in every row
+        tokens[:, :prompt] = tokens[:1, :prompt]
+    cache = KeyValueCache(spec, batch, data.draw(st.integers(20, 40)))
+    whole = model(tokens)
+    first = model(tokens[:1, :prompt] if shared else tokens[:, :prompt], cache=cache)
+    assert first.shape == (1 if shared else batch, 1, 50257)
+    torch.testing.assert_close(first.expand(batch, -1, -1), whole[:, prompt - 1 : prompt], rtol=1e-4, atol=1e-4)
+    for position in range(prompt, 20):
         assert cache.length == position
-        parts.append(lively(tokens[:, position : position + 1], cache=cache))
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-3, atol=1e-4)
+        logits = model(tokens[:, position : position + 1], cache=cache)
+        torch.testing.assert_close(logits, whole[:, position : position + 1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_cache_takes_its_room_once_and_no_position_beyond_it(lively: GPT, tokens: Tensor):
+    cache = KeyValueCache(lively.spec, 2, 5)
+    lively(tokens[:, :4], cache=cache)
+    places = [cache.extend(layer, *torch.zeros(2, 2, 4, 1, 8))[0].data_ptr() for layer in range(2)]
+    lively(tokens[:, 4:5], cache=cache)
+    cache.length = 0
+    assert [cache.extend(layer, *torch.zeros(2, 2, 4, 1, 8))[0].data_ptr() for layer in range(2)] == places
+    cache.length = 5
+    with pytest.raises(RuntimeError):
+        lively(tokens[:, 5:6], cache=cache)
+    assert cache.length == 5, "what failed was not added"
 
 
 # --- Names and tensors ---

@@ -1,13 +1,16 @@
 """Text from a model: what is drawn, from what, and what is refused."""
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
 
 from gptlab.data import tokenizer
-from gptlab.errors import BadInputError
+from gptlab.errors import BadInputError, GptlabError
 from gptlab.model.gpt import GPT, build
-from gptlab.model.sample import sample
+from gptlab.model.sample import BATCH, sample, samples
 from gptlab.spec import ModelSpec
 
 PROMPT = "The cat"  # two tokens
@@ -94,6 +97,69 @@ def test_rows_beyond_the_tokenizers_vocabulary_are_never_drawn(options: dict[str
         model.final_norm.bias.fill_(1.0)
         model.output.weight[50257:] = 100.0
     assert sample(model, PROMPT, trained_length=16, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1, "top_k": 0}, {"temperature": 2, "top_k": 3}])
+def test_tokens_are_drawn_as_often_as_their_probabilities_say(options: dict[str, float]):
+    a, b, c = (tokenizer.gpt2().encode_ordinary(letter)[0] for letter in "abc")
+    model = likes(a, [b, c])
+    assert isinstance(model.output, nn.Linear)
+    with torch.no_grad():
+        model.output.weight[[a, b, c]] += 2  # logits of 12, 11.9 and 11.9, beside 50,254 of 0
+    drawn = Counter("".join(samples(model, PROMPT, 64, trained_length=64, **options)))  # type: ignore[arg-type]
+    drawn = Counter({letter: number for letter, number in drawn.items() if letter in "abc"})
+    weights = {
+        letter: math.exp(logit / options["temperature"]) for letter, logit in {"a": 12, "b": 11.9, "c": 11.9}.items()
+    }
+    total = 64 * 62
+    others = 0 if options["top_k"] else 50254
+    for letter, weight in weights.items():
+        expected = total * weight / (sum(weights.values()) + others)
+        assert drawn[letter] == pytest.approx(expected, abs=5 * math.sqrt(expected)), letter
+
+
+# --- Several at once ---
+
+
+def test_first_of_several_is_the_only_one_of_one(lively: GPT):
+    several = samples(lively, PROMPT, 3, trained_length=16, seed=3)
+    assert several[0] == sample(lively, PROMPT, trained_length=16, seed=3)
+    assert samples(lively, PROMPT, 1, trained_length=16, seed=3) == several[:1]
+
+
+def test_more_continuations_begin_with_those_that_fewer_give_also_across_batches(lively: GPT):
+    more = samples(lively, PROMPT, 2 * BATCH + 3, trained_length=12)
+    assert len(set(more)) == len(more), "each is another"
+    for count in (2, BATCH, BATCH + 1):
+        assert samples(lively, PROMPT, count, trained_length=12) == more[:count]
+
+
+def test_longer_continuations_begin_with_the_shorter_ones(lively: GPT):
+    short = samples(lively, PROMPT, 3, trained_length=16, max_tokens=5)
+    for some, all_ in zip(short, samples(lively, PROMPT, 3, trained_length=16), strict=True):
+        assert all_.startswith(some)
+
+
+def test_likeliest_continuations_are_all_the_same_one(lively: GPT):
+    assert samples(lively, PROMPT, 3, trained_length=16, temperature=0) == [greedy(lively, PROMPT, 14)] * 3
+
+
+def test_several_cost_as_many_passes_as_one_and_the_prompt_is_read_once(lively: GPT):
+    seen: list[tuple[int, ...]] = []
+    hook = lively.register_forward_pre_hook(lambda module, arguments: seen.append(tuple(arguments[0].shape)))
+    samples(lively, PROMPT, 4, trained_length=16, max_tokens=3)
+    hook.remove()
+    assert seen == [(1, 2), (4, 1), (4, 1)]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("top_k", [0, 5])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_output_that_is_not_finite_is_an_error(lively: GPT, temperature: float, top_k: int, bad: float):
+    with torch.no_grad():
+        lively.final_norm.bias[0] = bad
+    with pytest.raises(GptlabError, match="not finite"):
+        sample(lively, PROMPT, trained_length=16, temperature=temperature, top_k=top_k)
 
 
 # --- How much ---

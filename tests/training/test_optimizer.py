@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from gptlab.model.gpt import build as build_model
+from gptlab.spec import ModelSpec, TrainSpec
 from gptlab.training import optimizer
 
 
@@ -55,3 +58,32 @@ def test_missing_state_is_noticed(model, micro):
     del tensors["final_norm.bias/exp_avg"]
     with pytest.raises(KeyError, match="final_norm.bias/exp_avg"):
         optimizer.load_state_tensors(model, optimizer.build(model, micro.train, fused=True), tensors)
+
+
+def test_norm_of_a_large_gradient_is_right_where_one_float32_sum_is_not():
+    spec = ModelSpec(n_layer=1, n_head=1, n_embd=256, context_length=8)
+    model = build_model(spec, seed=0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.ndim))
+    right = math.sqrt(sum(float(parameter.grad.double().square().sum()) for parameter in model.parameters()))
+    assert float(optimizer.gradient_norm(model)) == pytest.approx(right, rel=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("max_norm", [0.01, 1e9, math.inf])
+def test_clipped_update_is_clipping_and_then_a_step(fused, max_norm):
+    spec = ModelSpec(n_layer=1, n_head=1, n_embd=8, context_length=8)
+    ours, theirs = build_model(spec, seed=0), build_model(spec, seed=0)
+    mine = optimizer.build(ours, TrainSpec(), fused=fused)
+    plain = optimizer.build(theirs, TrainSpec(), fused=fused)
+    tokens = torch.arange(8).view(1, 8)
+    for _ in range(3):
+        ours(tokens, tokens).backward()
+        theirs(tokens, tokens).backward()
+        optimizer.clipped_update(mine, optimizer.gradient_norm(ours), max_norm, fused=fused)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_norm)
+        plain.step()
+        plain.zero_grad()
+    assert all(parameter.grad is None for parameter in ours.parameters())
+    for parameter, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(parameter, other, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,119 @@
+"""How fast the reference model writes: beside transformers, beside recomputation, and several texts at once."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from _pairs import in_turns
+from _table import Row
+
+from gptlab.data.tokenizer import gpt2
+from gptlab.model import gpt
+from gptlab.model.gpt import GPT, KeyValueCache
+from gptlab.model.sample import samples
+from gptlab.spec import ModelSpec
+
+TOKENS, COUNT, PAIRS = 512, 8, 3
+STRIDE = 64
+"""Recomputation grows with the text: it is timed at every so many positions."""
+PROMPT = "The"
+READ_MB = 400
+
+
+def rows() -> Iterator[Row]:
+    """Random weights: what is written costs the same."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    spec = ModelSpec()
+    model = gpt.build(spec, seed=0).eval()
+    shape = {"n_layer": spec.n_layer, "n_head": spec.n_head, "n_embd": spec.n_embd, "n_positions": spec.context_length}
+    dropout = dict.fromkeys(["resid_pdrop", "embd_pdrop", "attn_pdrop"], 0.0)
+    peer = GPT2LMHeadModel(GPT2Config(vocab_size=spec.vocab_size, tie_word_embeddings=False, **shape, **dropout)).eval()
+    assert sum(parameter.numel() for parameter in peer.parameters()) == spec.parameters
+    prompt = torch.tensor([gpt2().encode_ordinary(PROMPT)])
+
+    def ours(count: int = 1) -> float:
+        started = time.perf_counter()
+        samples(model, PROMPT, count, trained_length=spec.context_length, max_tokens=TOKENS)
+        return count * TOKENS / (time.perf_counter() - started)
+
+    def transformers() -> float:
+        started = time.perf_counter()
+        written = peer.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+            min_new_tokens=TOKENS,
+            max_new_tokens=TOKENS,
+            pad_token_id=50256,
+        )
+        assert written.shape[1] == prompt.shape[1] + TOKENS
+        return TOKENS / (time.perf_counter() - started)
+
+    def recomputation() -> float:
+        return 1 / (sum(seconds_of(model, length) for length in range(STRIDE // 2, TOKENS, STRIDE)) * STRIDE / TOKENS)
+
+    samples(model, PROMPT, 1, trained_length=spec.context_length, max_tokens=8)
+    peer.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, pad_token_id=50256)
+    sides = {
+        "ours": ours,
+        "theirs": transformers,
+        "recomputed": recomputation,
+        "eight": lambda: ours(COUNT),
+        "bytes": bytes_per_s,
+    }
+    spent = in_turns(sides, PAIRS)
+    found = {side: [one.value for one in took] for side, took in spent.items()}
+    read = 4 * (spec.parameters - (spec.vocab_size + spec.context_length) * spec.n_embd)
+    share = sorted(tokens * read / able for tokens, able in zip(found["ours"], found["bytes"], strict=True))[PAIRS // 2]
+    yield Row(
+        "sampling",
+        f"{TOKENS} tokens after a prompt, reference model",
+        "transformers' generate",
+        "tokens/s",
+        found["ours"],
+        found["theirs"],
+        target=">= 1.3",
+        limit=share,
+        note=f"the limit: {read / 1e6:.0f} MB of weights are read for each token, as fast as torch sums up memory",
+    )
+    yield Row(
+        "sampling",
+        f"{TOKENS} tokens after a prompt, reference model",
+        "computing the whole text anew for each",
+        "tokens/s",
+        found["ours"],
+        found["recomputed"],
+        target=">= 5",
+        note=f"recomputation is timed at every {STRIDE}th position, the last position's logits only",
+    )
+    yield Row(
+        "sampling",
+        f"{COUNT} texts of {TOKENS} tokens at once",
+        "one text of ours",
+        "tokens/s",
+        found["eight"],
+        found["ours"],
+    )
+
+
+@torch.inference_mode()
+def seconds_of(model: GPT, length: int) -> float:
+    """One token by the whole text before it."""
+    tokens = torch.zeros((1, length), dtype=torch.long)
+    started = time.perf_counter()
+    model(tokens, cache=KeyValueCache(model.spec, 1, length))
+    return time.perf_counter() - started
+
+
+def bytes_per_s() -> float:
+    """How fast memory is read: the best of several sums over more than the caches hold."""
+    numbers = torch.ones(READ_MB * 10**6 // 4)
+    best = 0.0
+    for _ in range(5):
+        started = time.perf_counter()
+        numbers.sum()
+        best = max(best, READ_MB * 10**6 / (time.perf_counter() - started))
+    return best

@@ -1,0 +1,157 @@
+"""A training step on the CPU beside Hugging Face's GPT-2 of the same shape, and beside our own model on full logits.
+
+Each side is a process of its own with its model, its AdamW and a batch; they take their steps in turns.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _pairs import Spent, processes_in_turns, timed
+from _table import Row
+
+from gptlab import catalog
+from gptlab.model import gpt
+from gptlab.spec import Experiment, ModelSpec
+from gptlab.training import optimizer
+from gptlab.training.settings import keep_freed_memory
+
+MATMUL = 2048
+"""Side of the square matrices whose product measures the machine."""
+
+CASES = {
+    "baseline, 4 × 100": ("baseline", 4, 100, 9, {"speed": ">= 1.4", "memory": "<= 0.97", "limit": 0.55}),
+    "reference model, 2 × 1024": ("baseline", 2, 1024, 5, {"speed": ">= 1.4", "memory": "<= 0.6", "limit": 0.6}),
+    "tiny's model, 16 × 128": ("tiny", 16, 128, 15, {"speed": ">= 2.5", "memory": "<= 0.36"}),
+}
+"""By name: the experiment, sequences per batch, tokens per sequence, pairs, and what we want."""
+
+
+def rows() -> Iterator[Row]:
+    """Speed and memory of each case, beside both peers."""
+    for case, (experiment, B, T, pairs, targets) in CASES.items():
+        arguments = (experiment, B, T)
+        sides = {"ours": ours, "transformers": transformers, "full logits": full_logits, "matmul": matmul}
+        spent = processes_in_turns(sides, arguments, pairs, warm_up=2)
+        spec = catalog.find(experiment).model
+        flops = 3 * spec.forward_flops_per_token(T) * B * T
+        shares = sorted(
+            flops / step.wall_s / (2 * MATMUL**3 / product.value)
+            for step, product in zip(spent["ours"], spent["matmul"], strict=True)
+        )
+        for peer, name in (("transformers", "transformers"), ("full logits", "F.cross_entropy on full logits")):
+            for clock in ("wall", "cpu"):
+                yield Row(
+                    "training step",
+                    case,
+                    name,
+                    "tokens/s",
+                    _speed(spent["ours"], B * T, clock),
+                    _speed(spent[peer], B * T, clock),
+                    target=targets["speed"] if (peer, clock) == ("transformers", "wall") else "",
+                    limit=shares[len(shares) // 2] if clock == "wall" else None,
+                    clock=clock,
+                )
+            yield Row(
+                "training step",
+                case,
+                name,
+                "MiB at most",
+                [spent["ours"][-1].peak_mib],
+                [spent[peer][-1].peak_mib],
+                target=targets["memory"] if peer == "transformers" else "",
+            )
+
+
+def _speed(spent: list[Spent], tokens: int, clock: str) -> list[float]:
+    return [tokens / getattr(step, f"{clock}_s") for step in spent]
+
+
+def ours(experiment: str, B: int, T: int) -> Callable[[], None]:
+    """The step as `gptlab run` takes it."""
+    keep_freed_memory()
+    spec = catalog.find(experiment)
+    model = gpt.build(spec.model, seed=0)
+    adamw = optimizer.build(model, spec.train, fused=True)
+    tokens, targets = _batch(spec, B, T)
+
+    def step() -> None:
+        model(tokens, targets).backward()
+        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), spec.train.grad_clip, fused=True)
+
+    return step
+
+
+def full_logits(experiment: str, B: int, T: int) -> Callable[[], None]:
+    """The same model with the plain loss."""
+    keep_freed_memory()
+    spec = catalog.find(experiment)
+    model = gpt.build(spec.model, seed=0)
+    adamw = optimizer.build(model, spec.train, fused=True)
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+
+    return _plain_step(model, adamw, spec, B, T, loss)
+
+
+def transformers(experiment: str, B: int, T: int) -> Callable[[], None]:
+    """Hugging Face's GPT-2 with the same optimizer."""
+    spec = catalog.find(experiment)
+    model = hugging_face(spec.model).train()
+    adamw = optimizer.build(model, spec.train, fused=True)
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
+
+    return _plain_step(model, adamw, spec, B, T, loss)
+
+
+def matmul(experiment: str, B: int, T: int) -> Callable[[], float]:
+    """What the machine can do: seconds of one product of two square matrices, the best of three."""
+    left, right = torch.randn(MATMUL, MATMUL), torch.randn(MATMUL, MATMUL)
+    out = torch.empty(MATMUL, MATMUL)
+    return lambda: min(timed(lambda: torch.mm(left, right, out=out)).wall_s for _ in range(3))
+
+
+def hugging_face(spec: ModelSpec) -> Any:
+    """`GPT2LMHeadModel` of that shape, without dropout, its output layer not tied, its other settings the default."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=spec.vocab_size,
+        n_positions=spec.context_length,
+        n_embd=spec.n_embd,
+        n_layer=spec.n_layer,
+        n_head=spec.n_head,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=False,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def _batch(spec: Experiment, B: int, T: int) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = torch.randint(spec.model.vocab_size, (B, T + 1), generator=torch.Generator().manual_seed(0))
+    return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+
+
+def _plain_step(
+    model: torch.nn.Module,
+    adamw: torch.optim.AdamW,
+    spec: Experiment,
+    B: int,
+    T: int,
+    loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Callable[[], None]:
+    tokens, targets = _batch(spec, B, T)
+
+    def step() -> None:
+        loss_of(tokens, targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.grad_clip)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+
+    return step
