@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import PATIENCE_S
 
 from gptlab.errors import GptlabError
 from gptlab.tracking.checkpoints import (
@@ -33,6 +34,7 @@ from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
 from gptlab.tracking.run import Run, find, load
 from gptlab.training import checkpoint
 from gptlab.training.loop import Trainer
+from gptlab.training.signals import StopSignals
 
 PARTS = 4
 """The operations are dealt out to so many tests, which can run beside each other."""
@@ -280,16 +282,22 @@ def test_the_second_signal_ends_the_process_at_once_with_the_old_checkpoints_int
     small, begun, finished, train, tmp_path, monkeypatch, number
 ):
     shutil.copytree(begun, tmp_path / "runs")
-    write = checkpoint.write_tensors
+    write, handle, received = checkpoint.write_tensors, StopSignals._handle, threading.Event()
+
+    def noted_handle(signals, number, frame):
+        handle(signals, number, frame)
+        received.set()
 
     def interrupted_write(path, *rest):
-        digest = write(path, *rest)
+        write(path, *rest)
         os.kill(os.getpid(), number)  # the first: the save goes on
+        assert received.wait(PATIENCE_S)  # two at once would be one
         os.kill(os.getpid(), number)  # the second: it does not
-        return digest
+        time.sleep(PATIENCE_S)
 
     def work() -> None:
         monkeypatch.setattr(checkpoint, "write_tensors", interrupted_write)
+        monkeypatch.setattr(StopSignals, "_handle", noted_handle)
         train(small, steps=15)
 
     assert os.waitstatus_to_exitcode(in_child(work)) == 128 + number

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.numpy import load_file
+from support import PATIENCE_S
 
 from gptlab.data.windows import Windows
 from gptlab.errors import DivergedError, GptlabError
@@ -20,8 +21,6 @@ from gptlab.tracking.run import find
 from gptlab.training import attempt, checkpoint, optimizer, saver, tensors
 from gptlab.training.loop import Trainer
 from gptlab.training.saver import Saver
-
-PATIENCE_S = 60
 
 
 @pytest.fixture
