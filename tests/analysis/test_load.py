@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from analysis import columns, load
 from gptlab.errors import BadInputError
-from gptlab.spec import SECTIONS, Experiment
+from gptlab.spec import NUMERICS, SECTIONS, Experiment
 from gptlab.tracking.checkpoints import MODEL, directory_of
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import COLUMNS, METRICS, MetricsFile
@@ -54,7 +54,7 @@ def test_a_run_is_one_row_with_its_spec_its_newest_numbers_and_where_it_ran(
         "train.learning_rate": 0.5,
         "train.betas": "[0.9, 0.95]",
         "precision": "float32",
-        "numerics": 1,
+        "numerics": NUMERICS,
         "text.source": "words",
         "text.sha256": "ab" * 32,
         "train/loss": 5.5,

@@ -15,7 +15,7 @@ from gptlab.tracking import provenance
 from gptlab.tracking.checkpoints import directory_of, list_checkpoints
 from gptlab.tracking.metrics import read_metrics
 from gptlab.tracking.run import Run, find
-from gptlab.training import attempt, initial
+from gptlab.training import attempt, initial, optimizer
 from gptlab.training.attempt import Options
 from gptlab.training.loop import Trainer
 
@@ -189,14 +189,14 @@ def test_a_clock_that_goes_backwards_changes_nothing(train, micro, long_run, mon
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(train, micro, monkeypatch):
-    norm = torch.nn.utils.clip_grad_norm_
+    norm = optimizer.gradient_norm
 
-    def explode(parameters, *rest):
+    def explode(model):
         explode.steps += 1
-        return torch.tensor(float("nan")) if explode.steps == 14 else norm(parameters, *rest)
+        return torch.tensor(float("nan")) if explode.steps == 14 else norm(model)
 
     explode.steps = 0
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+    monkeypatch.setattr(optimizer, "gradient_norm", explode)
     with pytest.raises(DivergedError, match="gradient norm nan"):
         train(micro)
     run = find("micro")
@@ -217,20 +217,19 @@ def test_on_a_device_that_runs_behind_the_update_is_held_back_and_the_next_row_e
 
     real = attempt.resolve
     monkeypatch.setattr(attempt, "resolve", lambda *arguments: replace(real(*arguments), asynchronous=True))
-    norm, weights = torch.nn.utils.clip_grad_norm_, {}
+    norm, weights = optimizer.gradient_norm, {}
     step = Trainer._train_step
 
-    def explode(parameters, *rest):
-        parameters = list(parameters)
-        for parameter in parameters:
+    def explode(model):
+        for parameter in model.parameters():
             parameter.grad.fill_(torch.inf)
-        return norm(parameters, *rest)
+        return norm(model)
 
     def watched_step(self):
         with monkeypatch.context() as patch:
             if self.step == 12:
                 weights["before"] = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-                patch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+                patch.setattr(optimizer, "gradient_norm", explode)
             step(self)
         if self.step == 13:
             weights["after"] = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
