@@ -25,7 +25,9 @@ def test_every_test_that_a_table_names_exists(document, least):
     assert named > least
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/reliability.md", "docs/wandb.md", "experiments/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/performance.md", "docs/reliability.md", "docs/wandb.md", "experiments/README.md"]
+)
 def test_every_relative_link_leads_somewhere(document):
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

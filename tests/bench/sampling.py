@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import torch
 from _pairs import in_turns
 from _table import Row
-
 from training import hugging_face
 
 from gptlab.data.tokenizer import gpt2
