@@ -4,8 +4,10 @@
 """
 
 import importlib
+import os
 import sys
 from fnmatch import fnmatch
+from pathlib import Path
 
 from _table import Growth, Row, growth_table, table, write
 from rich.console import Console
@@ -33,6 +35,7 @@ def main(wanted: list[str]) -> None:
     if not parts:
         sys.exit(f"there is no such part; there are: {', '.join(PARTS)}")
     console = Console(width=None if sys.stdout.isatty() else 200)
+    folder, environment = project.runs_directory(), dict(os.environ)
     rows: list[Row] = []
     growth: list[Growth] = []
     failed: list[str] = []
@@ -44,6 +47,9 @@ def main(wanted: list[str]) -> None:
             console.print_exception()
             failed.append(part)
             continue
+        finally:
+            os.environ.clear()
+            os.environ |= environment  # parts move runs and cache elsewhere
         beside = [one for one in measured if isinstance(one, Row)]
         grown = [one for one in measured if isinstance(one, Growth)]
         if beside:
@@ -52,13 +58,13 @@ def main(wanted: list[str]) -> None:
             console.print(growth_table(grown))
         rows += beside
         growth += grown
-        _write(rows, growth, console)  # each time: the whole takes long
+        _write(rows, growth, folder, console)  # each time: the whole takes long
     if failed:
         sys.exit(f"error: not measured: {', '.join(failed)}")
 
 
-def _write(rows: list[Row], growth: list[Growth], console: Console) -> None:
-    folder, paths = project.runs_directory(), []
+def _write(rows: list[Row], growth: list[Growth], folder: Path, console: Console) -> None:
+    paths: list[Path] = []
     if rows:
         paths += write([row.document() for row in rows], folder, "bench")
     if growth:
