@@ -48,9 +48,11 @@ def rows() -> Iterator[Row]:
 
 
 def text_of(folder: Path, size_mb: int) -> Path:
-    """pandas' docstrings, again and again."""
+    """pandas' docstrings, again and again, then as many lines of them as fit."""
     docs, path = locate("pandas-docs").path.read_bytes(), folder / f"{size_mb}.txt"
+    times, rest = divmod(size_mb * MB, len(docs))
     with path.open("wb") as file:
-        for _ in range(round(size_mb * MB / len(docs))):
+        for _ in range(times):
             file.write(docs)
+        file.write(docs[: docs.rfind(b"\n", 0, rest) + 1])
     return path
