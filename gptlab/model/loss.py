@@ -19,9 +19,8 @@ CHUNK, CHUNK_ON_CPU = 4096, 256
 ALIGNMENT = 32
 """Rows of logits begin at multiples of so many numbers. Where they begin anywhere, as they would with a vocabulary of
 50,257, the matrix products that write and read them take half as long again."""
-
-BLOCK = 2048
-"""Rows of the output layer that are multiplied at a time, for the same reason: all at once take a third longer."""
+BLOCK_ON_CPU = 2048
+"""Rows of the output layer that are multiplied at a time: all at once take a third longer there."""
 UNDERFLOW = 80.0
 """Nats beyond which a probability is about to underflow, so that the loss is computed another way."""
 
@@ -30,7 +29,7 @@ def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The mean of `token_cross_entropy`, a scalar, with its gradient by `x` and `weight`."""
     if not torch.is_grad_enabled():
         return token_cross_entropy(x, weight, targets).mean()
-    loss: Tensor = _MeanCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _MeanCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call]  # torch's
     return loss
 
 
@@ -85,10 +84,11 @@ class _MeanCrossEntropy(torch.autograd.Function):
 def _softmax(x: Tensor, weight: Tensor, targets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """The losses of a chunk, `(n,)`, and the probabilities, `(n, V)`, which lie in the buffer for the logits."""
     V = len(weight)
+    block = BLOCK_ON_CPU if x.device.type == "cpu" else V
     logits = logits[: len(x)]
     logits[:, V:] = -torch.inf
     with torch.autocast(x.device.type, enabled=False):
-        for rows, columns in zip(torch.split(weight, BLOCK), torch.split(logits[:, :V], BLOCK, dim=1), strict=True):
+        for rows, columns in zip(torch.split(weight, block), torch.split(logits[:, :V], block, dim=1), strict=True):
             if logits.dtype == x.dtype:
                 torch.mm(x, rows.t(), out=columns)
             else:

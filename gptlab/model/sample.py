@@ -13,30 +13,6 @@ BATCH = 16
 """Continuations that are drawn side by side: their keys and values are held in memory."""
 
 
-def sample(
-    model: GPT,
-    prompt: str,
-    *,
-    trained_length: int,
-    max_tokens: int | None = None,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    seed: int = 0,
-) -> str:
-    """Continue a prompt; what `samples` gives first."""
-    (text,) = samples(
-        model,
-        prompt,
-        1,
-        trained_length=trained_length,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
-    )
-    return text
-
-
 @torch.inference_mode()
 def samples(
     model: GPT,

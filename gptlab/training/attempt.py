@@ -18,7 +18,7 @@ from gptlab.data.text import Text
 from gptlab.data.windows import Windows, validation_starts
 from gptlab.errors import BadInputError, DivergedError, GptlabError
 from gptlab.model.gpt import GPT
-from gptlab.model.sample import sample
+from gptlab.model.sample import samples
 from gptlab.spec import Experiment, identify
 from gptlab.tracking import provenance
 from gptlab.tracking import run as runs
@@ -295,7 +295,7 @@ def _train(
 def _add_sample(run: Run, model: GPT, console: Console) -> None:
     train = run.record.spec.train
     try:
-        text = sample(model, train.prompt, trained_length=train.sequence_length, seed=run.record.seed)
+        (text,) = samples(model, train.prompt, 1, trained_length=train.sequence_length, seed=run.record.seed)
     except GptlabError as error:
         console.notice(f"no sample: {error}")
     else:

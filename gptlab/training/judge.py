@@ -31,7 +31,7 @@ def judge(run: Run, *, step: int | None, text: str | None, device: str, console:
     starts = validation_starts(held_out, spec.train.sequence_length, None)
     keep_freed_memory()
     model = load_model(checkpoint, spec.model).to(settings.device)
-    with memory_errors_explained(spec.train), Progress(console=console.rich, transient=True) as bar:
+    with memory_errors_explained(), Progress(console=console.rich, transient=True) as bar:
         task = bar.add_task("  windows", total=len(starts))
         evaluation = evaluate(
             model,

@@ -127,7 +127,7 @@ class Trainer:
         else:
             self._settle()  # raises before the update
         started += self._wait_for_saver()  # until the tensors may change
-        optimizer.clipped_update(self.adamw, norm, self._max_norm, fused=self.settings.fused)
+        optimizer.clipped_update(self.adamw, norm, self._max_norm)
         self.step += 1
         self._interval.step_s.append(time.perf_counter() - started)
         self.observer.step(self.step, None if self.settings.asynchronous else self._last_loss)

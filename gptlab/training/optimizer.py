@@ -41,13 +41,13 @@ def gradient_norm(model: GPT) -> Tensor:
     return norm
 
 
-def clipped_update(optimizer: torch.optim.AdamW, norm: Tensor, max_norm: float, *, fused: bool) -> None:
+def clipped_update(optimizer: torch.optim.AdamW, norm: Tensor, max_norm: float) -> None:
     """One step of AdamW on gradients whose norm is clipped to `max_norm` (Pascanu et al. 2013, section 3.2), then none.
 
     Fused AdamW divides by a scale while it reads the gradients, so that clipping needs no pass of its own.
     """
     scale = (norm / max_norm).clamp(min=1)
-    if fused:
+    if optimizer.defaults["fused"]:
         cast(Any, optimizer).grad_scale = None if norm.device.type == "cpu" and scale == 1 else scale
     else:
         for group in optimizer.param_groups:

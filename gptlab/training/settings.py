@@ -112,8 +112,8 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def memory_errors_explained(train: TrainSpec) -> Iterator[None]:
-    """A context in which running out of memory is an error that names batch and sequence length.
+def memory_errors_explained(train: TrainSpec | None = None) -> Iterator[None]:
+    """A context in which running out of memory is an error that says how to mend it, in training by a smaller batch.
 
     Raises:
         GptlabError: Memory ran out, on the host or on the device.
@@ -124,6 +124,8 @@ def memory_errors_explained(train: TrainSpec) -> Iterator[None]:
         words = ("can't allocate memory", "out of memory")
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
             raise
+        if train is None:
+            raise GptlabError("out of memory; end other programs, or try --device cpu") from error
         raise GptlabError(
             f"out of memory with batch_size {train.batch_size} × sequence_length {train.sequence_length}; "
             f"try --set train.batch_size={max(train.batch_size // 2, 1)} or a smaller model"

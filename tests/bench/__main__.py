@@ -31,9 +31,11 @@ PARTS = [
 
 def main(wanted: list[str]) -> None:
     """Measure, print the rows of each part as they come, and write them all."""
+    for pattern in wanted:
+        if not any(fnmatch(part, pattern) for part in PARTS):
+            print(f"error: there is no part {pattern}; there are: {', '.join(PARTS)}", file=sys.stderr)
+            sys.exit(2)
     parts = [part for part in PARTS if not wanted or any(fnmatch(part, pattern) for pattern in wanted)]
-    if not parts:
-        sys.exit(f"there is no such part; there are: {', '.join(PARTS)}")
     console = Console(width=None if sys.stdout.isatty() else 200)
     folder, environment = project.runs_directory(), dict(os.environ)
     rows: list[Row] = []

@@ -54,7 +54,7 @@ def ours() -> Callable[[], float]:
         with autocast(settings):
             loss = forward(tokens, targets)
         loss.backward()
-        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), spec.train.grad_clip, fused=True)
+        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), spec.train.grad_clip)
 
     return _steps(step)
 

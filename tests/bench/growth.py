@@ -102,7 +102,7 @@ def _step(width: int, layers: int, heads: int, length: int) -> None:
 
     def step() -> None:
         model(tokens, tokens).backward()
-        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), 1.0, fused=True)
+        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), 1.0)
 
     step()
     taken = [timed(step) for _ in range(2 if spec.parameters > 10**8 else 5)]

@@ -78,7 +78,7 @@ def ours(experiment: str, B: int, T: int) -> Callable[[], None]:
 
     def step() -> None:
         model(tokens, targets).backward()
-        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), spec.train.grad_clip, fused=True)
+        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), spec.train.grad_clip)
 
     return step
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,15 @@ from torch import nn
 from gptlab.data import tokenizer
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model.gpt import GPT, build
-from gptlab.model.sample import BATCH, sample, samples
+from gptlab.model.sample import BATCH, samples
 from gptlab.spec import ModelSpec
 
 PROMPT = "The cat"  # two tokens
+
+
+def sample(model: GPT, prompt: str, **options: Any) -> str:
+    (text,) = samples(model, prompt, 1, **options)
+    return text
 
 
 def greedy(model: GPT, prompt: str, count: int) -> str:

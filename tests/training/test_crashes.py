@@ -20,6 +20,7 @@ import pytest
 import torch
 from support import PATIENCE_S
 
+from gptlab.console import Console
 from gptlab.errors import GptlabError
 from gptlab.tracking.checkpoints import (
     CHECKPOINTS,
@@ -348,3 +349,16 @@ def test_memory_that_runs_out_is_one_line_that_names_batch_and_sequence(small, t
         with pytest.raises(GptlabError, match="out of memory with batch_size 2 × sequence_length 16"):
             train(small)
     assert find("small").status() == "failed"
+
+
+def test_memory_that_runs_out_in_an_evaluation_is_one_line_that_speaks_of_no_batch(small, train, monkeypatch):
+    from gptlab.training import judge
+
+    run = train(small).run
+
+    def run_out(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(judge, "evaluate", run_out)
+    with pytest.raises(GptlabError, match=r"^out of memory; end other programs, or try --device cpu$"):
+        judge.judge(run, step=None, text=None, device="cpu", console=Console())

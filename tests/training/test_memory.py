@@ -20,7 +20,7 @@ adamw = optimizer.build(model, TrainSpec(), fused=True)
 for step in range(1000):
     tokens = torch.randint(50257, (1, 4))
     model(tokens, tokens).backward()
-    optimizer.clipped_update(adamw, optimizer.gradient_norm(model), 1.0, fused=True)
+    optimizer.clipped_update(adamw, optimizer.gradient_norm(model), 1.0)
     if step == 50:
         early = resident_mib()
 print(resident_mib() - early)
