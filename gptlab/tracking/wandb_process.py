@@ -12,9 +12,11 @@ import math
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from filelock import FileLock
@@ -40,10 +42,12 @@ def main() -> None:
         with suppress(OSError):  # nobody listens any more
             os.write(said, json.dumps(facts).encode() + b"\n")
 
-    try:
-        _mirror(runs.load(Path(directory)), Path(into), wanted, float(finish_s), say)
-    except Exception as error:
-        say(problem=_in_words(error))
+    # W&B leaves temporary files to hooks at exit, which do not run here.
+    with TemporaryDirectory(prefix="gptlab-wandb-", ignore_cleanup_errors=True) as tempfile.tempdir:
+        try:
+            _mirror(runs.load(Path(directory)), Path(into), wanted, float(finish_s), say)
+        except Exception as error:
+            say(problem=_in_words(error))
     os._exit(0)  # W&B's own hooks at exit would wait for its service, however long that takes
 
 

@@ -134,3 +134,11 @@ def test_off_is_off(run_micro):
     mirrored.nudge()
     mirrored.finish()
     assert mirrored.mode() == "off (as asked)"
+
+
+def test_nothing_is_left_where_temporary_files_go(run_micro, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))  # of the process for W&B: this one knows its own already
+    run = run_micro(wandb="offline")
+    assert list(segment(run).glob("files/media/table/samples_*.json"))
+    assert not list((tmp_path / "temporary").iterdir())
