@@ -11,14 +11,17 @@ N is the number of tokens, C the width, V the vocabulary.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK, CHUNK_ON_CPU = 4096, 256
 """Tokens whose logits exist at a time."""
-ALIGNMENT = 32
+ALIGNMENT = 64
 """Rows of logits begin at multiples of so many numbers. Where they begin anywhere, as they would with a vocabulary of
 50,257, the matrix products that write and read them take half as long again."""
+MULTIPLE, MULTIPLE_ON_CPU = 64, 1
+"""In its products the output layer has a multiple of so many rows, as tensor cores want it; the others are zero."""
 BLOCK_ON_CPU = 2048
 """Rows of the output layer that are multiplied at a time: all at once take a third longer there."""
 UNDERFLOW = 80.0
@@ -45,28 +48,29 @@ def token_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Returns:
         `(N,)`.
     """
-    x, weight = _in_precision_of_products(x), _in_precision_of_products(weight)
+    V = len(weight)
+    x, weight = _in_precision_of_products(x), _padded(_in_precision_of_products(weight))
     logits = _buffer(x, weight)
     chunks = zip(torch.split(x, len(logits)), torch.split(targets, len(logits)), strict=True)
-    return torch.cat([_softmax(chunk, weight, target, logits)[0] for chunk, target in chunks])
+    return torch.cat([_softmax(chunk, weight, target, logits, V)[0] for chunk, target in chunks])
 
 
 class _MeanCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        N = len(x)
+        N, V = len(x), len(weight)
         by_x, by_weight = torch.empty_like(x), torch.empty_like(weight)
-        x, weight = _in_precision_of_products(x), _in_precision_of_products(weight)
+        x, weight = _in_precision_of_products(x), _padded(_in_precision_of_products(weight))
         logits = _buffer(x, weight)
         size = len(logits)
         losses: list[Tensor] = []
         for chunk, target, by_chunk in zip(*(torch.split(each, size) for each in (x, targets, by_x)), strict=True):
-            loss, probabilities = _softmax(chunk, weight, target, logits)
+            loss, probabilities = _softmax(chunk, weight, target, logits, V)
             probabilities.scatter_add_(1, target[:, None], loss.new_full((len(loss), 1), -1.0))
-            gradient = probabilities.to(x.dtype)  # of the summed losses by the logits, (n, V)
+            gradient = probabilities.to(x.dtype)  # of the summed losses by the logits, zero beyond V
             with torch.autocast(x.device.type, enabled=False):
-                _add_product(by_weight, gradient.t(), chunk / N, first=not losses)
-                by_chunk.copy_(gradient @ weight).div_(N)
+                _add_product(by_weight, gradient[:, :V].t(), chunk / N, first=not losses)
+                by_chunk.copy_(gradient[:, : len(weight)] @ weight).div_(N)
             losses.append(loss)
         ctx.gradients = by_x, by_weight
         return torch.cat(losses).mean()
@@ -81,19 +85,19 @@ class _MeanCrossEntropy(torch.autograd.Function):
         return by_x, by_weight, None
 
 
-def _softmax(x: Tensor, weight: Tensor, targets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses of a chunk, `(n,)`, and the probabilities, `(n, V)`, which lie in the buffer for the logits."""
-    V = len(weight)
-    block = BLOCK_ON_CPU if x.device.type == "cpu" else V
+def _softmax(x: Tensor, weight: Tensor, targets: Tensor, logits: Tensor, V: int) -> tuple[Tensor, Tensor]:
+    """The losses of a chunk, `(n,)`, and its probabilities, which lie in the buffer for the logits: zero beyond V."""
+    block = BLOCK_ON_CPU if x.device.type == "cpu" else len(weight)
     logits = logits[: len(x)]
-    logits[:, V:] = -torch.inf
+    columns_written = logits[:, : len(weight)]
     with torch.autocast(x.device.type, enabled=False):
-        for rows, columns in zip(torch.split(weight, block), torch.split(logits[:, :V], block, dim=1), strict=True):
+        for rows, columns in zip(torch.split(weight, block), torch.split(columns_written, block, dim=1), strict=True):
             if logits.dtype == x.dtype:
                 torch.mm(x, rows.t(), out=columns)
             else:
                 columns.copy_(x @ rows.t())
-    probabilities = torch.softmax(logits, dim=1, out=logits)[:, :V]
+    logits[:, V:] = -torch.inf
+    probabilities = torch.softmax(logits, dim=1, out=logits)
     losses = -probabilities.gather(1, targets[:, None]).log()  # (n, 1)
     if x.device.type != "cpu" or losses.max() > UNDERFLOW:  # looking would wait for another device
         largest, likeliest = probabilities.max(1)
@@ -112,8 +116,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> 
         total.add_(left @ right)
 
 
+def _padded(weight: Tensor) -> Tensor:
+    missing = -len(weight) % (MULTIPLE_ON_CPU if weight.device.type == "cpu" else MULTIPLE)
+    return F.pad(weight, (0, 0, 0, missing)) if missing else weight
+
+
 def _buffer(x: Tensor, weight: Tensor) -> Tensor:
-    """Room for a chunk's logits, at least in float32, with columns to spare so that rows are aligned."""
+    """Room for a chunk's logits, at least in float32, with columns to spare so that its rows are aligned."""
     size = CHUNK_ON_CPU if x.device.type == "cpu" else CHUNK
     width = -(-len(weight) // ALIGNMENT) * ALIGNMENT
     dtype = torch.promote_types(x.dtype, torch.float32)

@@ -113,6 +113,8 @@ class Trainer:
     def _train_step(self) -> None:
         started = time.perf_counter()
         batch = torch.from_numpy(self.material.windows.batch(self.step))  # (B, T + 1)
+        if self.settings.device == "cuda":
+            batch = batch.pin_memory()  # a copy from memory of other kinds waits for the step before
         batch = batch.to(self.settings.device, non_blocking=True)
         self._interval.data_s += time.perf_counter() - started
         if self.spec.model.dropout:

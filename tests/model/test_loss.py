@@ -43,15 +43,17 @@ def error(tensor, reference):
     V=st.integers(2, 70),
     chunk=st.integers(1, 41),
     block=st.integers(1, 71),
+    multiple=st.sampled_from([1, 8, 64]),
     upstream=st.sampled_from([1.0, -2.5, 0.0]),
     seed=st.integers(0, 2**20),
 )
-def test_losses_and_gradients_are_the_plain_ones_however_they_are_cut(N, C, V, chunk, block, upstream, seed):
+def test_losses_and_gradients_are_the_plain_ones_however_they_are_cut(N, C, V, chunk, block, multiple, upstream, seed):
     x, weight, targets = drawn(N, C, V, seed)
     reference = with_gradients(plain, x.double(), weight.double(), targets, upstream)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "CHUNK_ON_CPU", chunk)
         patch.setattr(loss, "BLOCK_ON_CPU", block)
+        patch.setattr(loss, "MULTIPLE_ON_CPU", multiple)
         for exact, bound in ((True, 1e-12), (False, 1e-5)):
             inputs = (x.double(), weight.double()) if exact else (x, weight)
             found = with_gradients(mean_cross_entropy, *inputs, targets, upstream)
