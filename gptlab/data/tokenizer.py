@@ -63,6 +63,16 @@ def gpt2() -> tiktoken.Encoding:
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256})
 
 
+def duplicate(encoding: tiktoken.Encoding) -> tiktoken.Encoding:
+    """The same encoding once more, for another thread: two that share one wait for each other."""
+    return type(encoding)(
+        encoding.name,
+        pat_str=encoding._pat_str,
+        mergeable_ranks=encoding._mergeable_ranks,
+        special_tokens=encoding._special_tokens,
+    )
+
+
 @functools.cache
 def token_bytes() -> NDArray[np.int64]:
     """How many bytes of text each token stands for, shape `(50257,)`; the lengths of a text's tokens add up to it.

@@ -4,20 +4,19 @@ The text is split by bytes (the same validation text whatever the tokenizer), ea
 result lies in the cache under a key of the text's and the tokenizer's hashes.
 """
 
-import functools
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -28,9 +27,6 @@ from gptlab.data import tokenizer
 from gptlab.data.text import Text
 from gptlab.errors import BadInputError
 from gptlab.spec import canonical_json
-
-if TYPE_CHECKING:
-    import tiktoken
 
 BLOCK_BYTES = 1 << 20
 PIECE_CHARACTERS = 1 << 18
@@ -55,6 +51,9 @@ REMEDIES = {
 """What files that are no UTF-8 begin with, and what to do about them."""
 
 logger = logging.getLogger(__name__)
+
+_Encoded = tuple[str, NDArray[np.uint16]]
+"""A piece and its tokens."""
 
 
 @dataclass(frozen=True)
@@ -146,17 +145,19 @@ def _read_meta(folder: Path) -> dict[str, _Part] | None:
 
 def _tokenise(text: Text, val_fraction: float, folder: Path) -> None:
     boundary = split_boundary(text.path, round(text.size * (1 - val_fraction)))
-    digest = hashlib.sha256()
+    whole, of_val = hashlib.sha256(), hashlib.sha256()
     staging = folder.with_suffix(".making")
     shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed: the lock is ours
     staging.mkdir()
     try:
-        with _progress(text) as advance:
+        with _progress(text) as advance, _encoder() as encode:
+            train = pieces(text, 0, boundary)
+            val = pieces(text, boundary, text.size)
             parts = {
-                "train": _tokenise_part(text, 0, boundary, staging / "train.u16", digest, advance),
-                "val": _tokenise_part(text, boundary, text.size, staging / "val.u16", digest, advance),
+                "train": _tokenise_part(encode(train), staging / "train.u16", [whole], advance),
+                "val": _tokenise_part(encode(val), staging / "val.u16", [of_val, whole], advance),
             }
-        if digest.hexdigest() != text.sha256:
+        if whole.hexdigest() != text.sha256:
             raise BadInputError(f"'{text.source}' changed while it was read; try again")
         (staging / "meta.json").write_text(json.dumps({name: asdict(part) for name, part in parts.items()}))
         staging.rename(folder)
@@ -166,39 +167,51 @@ def _tokenise(text: Text, val_fraction: float, folder: Path) -> None:
 
 
 def _tokenise_part(
-    text: Text, start: int, end: int, path: Path, whole: "hashlib._Hash", advance: Callable[[int], None]
+    encoded: Iterator[_Encoded], path: Path, digests: "list[hashlib._Hash]", advance: Callable[[int], None]
 ) -> _Part:
-    count = end_of_texts = 0
-    digest = hashlib.sha256()
-    encode = functools.partial(_encode, tokenizer.gpt2())  # loaded here, once, before there are threads
-    with path.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for piece, tokens in _in_order(pool, encode, pieces(text, start, end)):
+    """Write one part's tokens; all digests go on over its bytes, and the first one is the part's."""
+    count = size = end_of_texts = 0
+    with path.open("wb") as file:
+        for piece, tokens in encoded:
             raw = piece.encode()
-            digest.update(raw)
-            whole.update(raw)
+            for digest in digests:
+                digest.update(raw)
             end_of_texts += piece.count(tokenizer.END_OF_TEXT)
             count += len(tokens)
+            size += len(raw)
             file.write(tokens.tobytes())
             advance(len(raw))
-    return _Part(count, end - start, digest.hexdigest(), end_of_texts)
+    return _Part(count, size, digests[0].hexdigest(), end_of_texts)
 
 
-def _encode(encoding: "tiktoken.Encoding", piece: str) -> NDArray[np.uint16]:
-    return encoding.encode_to_numpy(piece, disallowed_special=()).astype(TOKEN_DTYPE)
+@contextmanager
+def _encoder() -> Iterator[Callable[[Iterator[str]], Iterator[_Encoded]]]:
+    """A function that gives pieces with their tokens, in order, encoded by as many threads as there are cores.
 
+    Only a few pieces per thread are in memory at a time.
+    """
+    gpt2 = tokenizer.gpt2()  # loaded once, before there are threads
+    threads, own = os.cpu_count() or 1, threading.local()
 
-def _in_order(
-    pool: ThreadPoolExecutor, encode: Callable[[str], NDArray[np.uint16]], remaining: Iterator[str]
-) -> Iterator[tuple[str, NDArray[np.uint16]]]:
-    """Each piece with its tokens; only a few pieces per thread are in memory at a time."""
-    waiting: deque[tuple[str, Future[NDArray[np.uint16]]]] = deque()
-    for piece in remaining:
-        waiting.append((piece, pool.submit(encode, piece)))
-        if len(waiting) > 2 * (os.cpu_count() or 1):
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for piece, future in waiting:
-        yield piece, future.result()
+    def begin() -> None:
+        own.encoding = tokenizer.duplicate(gpt2)
+
+    def encode(piece: str) -> NDArray[np.uint16]:
+        tokens: NDArray[np.uint32] = own.encoding.encode_to_numpy(piece, disallowed_special=())
+        return tokens.astype(TOKEN_DTYPE)
+
+    def encode_all(remaining: Iterator[str]) -> Iterator[_Encoded]:
+        waiting: deque[tuple[str, Future[NDArray[np.uint16]]]] = deque()
+        for piece in remaining:
+            waiting.append((piece, pool.submit(encode, piece)))
+            if len(waiting) > 2 * threads:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for piece, future in waiting:
+            yield piece, future.result()
+
+    with ThreadPoolExecutor(threads, initializer=begin) as pool:
+        yield encode_all
 
 
 @contextmanager

@@ -360,6 +360,7 @@ def test_validation_text_is_the_same_whatever_the_tokenizer(
     gpt2 = prepared(content)
     monkeypatch.setattr(tokenizer, "TOKENIZER_SHA256", "bytes")
     monkeypatch.setattr(tokenizer, "gpt2", Bytes)
+    monkeypatch.setattr(tokenizer, "duplicate", lambda encoding: encoding)
     by_bytes = prepared(content)
     assert len(by_bytes.val.tokens) > len(gpt2.val.tokens), "one of them was cached as the other"
     assert (by_bytes.val.size, by_bytes.val.sha256) == (gpt2.val.size, gpt2.val.sha256)
@@ -441,6 +442,26 @@ def test_the_vocabulary_is_loaded_before_there_are_threads(
     monkeypatch.setattr(tokenizer, "gpt2", loading)
     prepared(b"some words " * 10)
     assert threads == {threading.main_thread()}
+
+
+def test_no_two_threads_share_an_encoding(prepared: Callable[..., Tokens], monkeypatch: pytest.MonkeyPatch):
+    users: dict[int, set[threading.Thread]] = {}
+    two_at_work = threading.Event()
+
+    class Watched(tiktoken.Encoding):
+        def encode_to_numpy(self, text: str, **options: tuple[str, ...]) -> NDArray[np.uint32]:
+            users.setdefault(id(self), set()).add(threading.current_thread())
+            if len(set().union(*users.values())) == 2:
+                two_at_work.set()
+            assert two_at_work.wait(60)
+            return super().encode_to_numpy(text, **options)
+
+    gpt2 = tokenizer.gpt2()
+    watched = Watched("gpt2", pat_str=gpt2._pat_str, mergeable_ranks=gpt2._mergeable_ranks, special_tokens={})
+    monkeypatch.setattr(tokenizer, "gpt2", lambda: watched)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    prepared(b"some words, " * (3 * tokens.PIECE_CHARACTERS // 12))
+    assert [len(threads) for threads in users.values()] == [1, 1]
 
 
 def test_shakespeare_has_338_025_tokens(own_cache: Path, shakespeare_file: Path):
