@@ -64,7 +64,10 @@ def gpt2() -> tiktoken.Encoding:
 
 
 def duplicate(encoding: tiktoken.Encoding) -> tiktoken.Encoding:
-    """The same encoding once more, for another thread: two that share one wait for each other."""
+    """The same encoding once more, for another thread: two that share one wait for each other.
+
+    The thread that uses an encoding first has the fastest way into it.
+    """
     return type(encoding)(
         encoding.name,
         pat_str=encoding._pat_str,

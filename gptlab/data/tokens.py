@@ -31,6 +31,8 @@ from gptlab.spec import canonical_json
 BLOCK_BYTES = 1 << 20
 PIECE_CHARACTERS = 1 << 18
 """The longest stretch that is tokenised at once; tiktoken gives up on a million spaces in a row."""
+MOST_THREADS = 16
+"""The thread that reads and writes keeps no more of them busy."""
 TOKEN_DTYPE = np.dtype("<u2")  # 50,257 tokens fit into 16 bits
 
 _WORD = "0-9A-Za-z\u3041-\u3093\u30a1-\u30f6\u4e00-\u9fa5\uac00-\ud7a3"  # letters and digits
@@ -179,19 +181,19 @@ def _tokenise_part(
             end_of_texts += piece.count(tokenizer.END_OF_TEXT)
             count += len(tokens)
             size += len(raw)
-            file.write(tokens.tobytes())
+            file.write(tokens.data)
             advance(len(raw))
     return _Part(count, size, digests[0].hexdigest(), end_of_texts)
 
 
 @contextmanager
 def _encoder() -> Iterator[Callable[[Iterator[str]], Iterator[_Encoded]]]:
-    """A function that gives pieces with their tokens, in order, encoded by as many threads as there are cores.
+    """A function that gives pieces with their tokens, in order, encoded by as many threads as there are cores to use.
 
     Only a few pieces per thread are in memory at a time.
     """
     gpt2 = tokenizer.gpt2()  # loaded once, before there are threads
-    threads, own = os.cpu_count() or 1, threading.local()
+    threads, own = min(os.cpu_count() or 1, MOST_THREADS), threading.local()
 
     def begin() -> None:
         own.encoding = tokenizer.duplicate(gpt2)
