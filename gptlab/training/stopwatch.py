@@ -1,11 +1,13 @@
 """Where the seconds and the bytes of training go: the columns `perf/*`."""
 
+import re
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -62,5 +64,8 @@ def peak_memory_gib(device: Device) -> float:
     """The largest memory in use so far: of the GPU on CUDA, resident memory elsewhere."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+    if sys.platform == "linux":  # there, ru_maxrss begins at the memory of the process that started this one
+        (peak,) = re.findall(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return int(peak) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -4,13 +4,14 @@ Each side lives in a process of its own, which sleeps while the other works: so 
 """
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
+
+from gptlab.training.stopwatch import peak_memory_gib
 
 Work = Callable[[], Any]
 """One unit of work; a number that it returns is kept as `Spent.value`."""
@@ -33,8 +34,7 @@ def timed(work: Work) -> Spent:
     wall, cpu = time.perf_counter(), time.process_time()
     value = work()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Spent(wall_s, cpu_s, peak, value if isinstance(value, (int, float)) else None)
+    return Spent(wall_s, cpu_s, peak_memory_gib("cpu") * 1024, value if isinstance(value, (int, float)) else None)
 
 
 def in_turns(sides: dict[str, Work], pairs: int) -> dict[str, list[Spent]]:
