@@ -7,6 +7,7 @@ visits every one of its (N − T) // T windows once; windows are numbered throug
 import functools
 import hashlib
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from gptlab.randomness import Purpose, random_bits
 from gptlab.spec import canonical_json
 
 FEISTEL_ROUNDS = 6
+STEPS_AT_ONCE = 64
+"""One step's windows cost as much to order as those of so many."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,25 @@ class Windows:
 
     def starts(self, step: int) -> NDArray[np.int64]:
         """Where in the tokens the step's windows begin, shape `(batch_size,)`."""
-        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, indices = np.divmod(numbers, self.per_epoch)
-        starts = np.empty_like(indices)
-        for epoch in np.unique(epochs):
-            phase, *keys = _epoch_keys(self.seed, int(epoch))
-            here = epochs == epoch
-            order = permute(indices[here].astype(np.uint64), self.per_epoch, keys)
-            starts[here] = order.astype(np.int64) * self.sequence_length + phase % self.sequence_length
-        return starts
+        block, row = divmod(step, STEPS_AT_ONCE)
+        starts = _starts(self.seed, self.per_epoch, self.sequence_length, self.batch_size, block)
+        return cast(NDArray[np.int64], starts[row])
+
+
+@functools.lru_cache(maxsize=2)
+def _starts(seed: int, per_epoch: int, sequence_length: int, batch_size: int, block: int) -> NDArray[np.int64]:
+    """Where the windows of a block of steps begin, `(STEPS_AT_ONCE, batch_size)`."""
+    first = block * STEPS_AT_ONCE
+    numbers = np.arange(first * batch_size, (first + STEPS_AT_ONCE) * batch_size)
+    epochs, indices = np.divmod(numbers, per_epoch)
+    starts = np.empty_like(indices)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        phase, *keys = _epoch_keys(seed, epoch)
+        here = epochs == epoch
+        order = permute(indices[here].astype(np.uint64), per_epoch, keys)
+        starts[here] = order.astype(np.int64) * sequence_length + phase % sequence_length
+    starts.flags.writeable = False
+    return starts.reshape(STEPS_AT_ONCE, batch_size)
 
 
 def windows_at(tokens: NDArray[np.uint16], starts: NDArray[np.int64], sequence_length: int) -> NDArray[np.int64]:
@@ -120,7 +133,6 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-@functools.lru_cache(maxsize=64)
 def _epoch_keys(seed: int, epoch: int) -> list[int]:
     """The epoch's phase, then a key for each Feistel round."""
     return [int(word) for word in random_bits(seed, Purpose.WINDOW_ORDER, epoch, n=1 + FEISTEL_ROUNDS)]

@@ -129,12 +129,17 @@ def test_batch_may_be_larger_than_the_text():
 
 
 def test_batch_depends_on_seed_and_step_alone():
-    expected = [Windows(numbered(500), 10, 4, 3).batch(step) for step in range(40)]
+    expected = [Windows(numbered(500), 10, 4, 3).batch(step) for step in range(150)]
     one = Windows(numbered(500), 10, 4, 3)
-    for step in itertools.chain(reversed(range(40)), [7, 7, 39, 0]):
-        Windows(numbered(500), 10, 4, 4).batch(step)
+    for step in itertools.chain(reversed(range(150)), [7, 7, 39, 0]):
+        for others in (
+            Windows(numbered(500), 10, 4, 4),
+            Windows(numbered(500), 10, 3, 3),
+            Windows(numbered(510), 10, 4, 3),
+        ):
+            others.batch(step)
         assert (one.batch(step) == expected[step]).all()
-    windows._epoch_keys.cache_clear()
+    windows._starts.cache_clear()
     assert (one.batch(20) == expected[20]).all()
 
 

@@ -101,7 +101,7 @@ def test_golden_losses(long_run):
 
 
 def test_a_killed_process_leaves_a_run_that_a_new_process_finishes_exactly(micro, long_run, tmp_path):
-    """Real processes: one is killed at a random moment after its first checkpoint, another one finishes its work."""
+    """Real processes: one is killed at a random moment after its second checkpoint began, another one finishes its work."""
     runs = tmp_path / "killed"
     environment = {**os.environ, "GPTLAB_RUNS": str(runs), "MICRO": micro.model_dump_json()}
     script = (
@@ -110,7 +110,7 @@ def test_a_killed_process_leaves_a_run_that_a_new_process_finishes_exactly(micro
         "micro = Experiment.model_validate_json(os.environ['MICRO'])\n"
         "attempt.start(micro, 0, attempt.Options(wandb='off'), Console())\n"
     )
-    kill_at = random.randrange(11, 40)
+    kill_at = random.randrange(21, 40)
     killing = (
         "import signal\nfrom gptlab.training.loop import Trainer\n"
         "step = Trainer._train_step\n"
@@ -124,7 +124,8 @@ def test_a_killed_process_leaves_a_run_that_a_new_process_finishes_exactly(micro
     directory = runs / long_run.id
     run = load(directory)
     assert run.status() == "interrupted"
-    assert max(c.step for c in list_checkpoints(directory)) == kill_at // 10 * 10
+    newest = kill_at // 10 * 10
+    assert max(c.step for c in list_checkpoints(directory)) in {newest - 10, newest}  # it may have been in flight
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
     assert run.status() == "complete"
     assert_same(run, long_run)
