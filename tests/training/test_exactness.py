@@ -101,7 +101,7 @@ def test_golden_losses(long_run):
 
 
 def test_a_killed_process_leaves_a_run_that_a_new_process_finishes_exactly(micro, long_run, tmp_path):
-    """Real processes: one is killed at a random moment after its second checkpoint began, another one finishes its work."""
+    """Real processes: one is killed at a random moment after it began its second checkpoint, another one finishes."""
     runs = tmp_path / "killed"
     environment = {**os.environ, "GPTLAB_RUNS": str(runs), "MICRO": micro.model_dump_json()}
     script = (
