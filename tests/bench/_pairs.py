@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
-
-from gptlab.training.stopwatch import peak_memory_gib
 
 Work = Callable[[], Any]
 """One unit of work; a number that it returns is kept as `Spent.value`."""
@@ -34,7 +33,13 @@ def timed(work: Work) -> Spent:
     wall, cpu = time.perf_counter(), time.process_time()
     value = work()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-    return Spent(wall_s, cpu_s, peak_memory_gib("cpu") * 1024, value if isinstance(value, (int, float)) else None)
+    return Spent(wall_s, cpu_s, status_mib("VmHWM"), value if isinstance(value, (int, float)) else None)
+
+
+def status_mib(name: str) -> float:
+    """A size in MiB that Linux has of this process; `ru_maxrss` would begin at that of the process which started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def in_turns(sides: dict[str, Work], pairs: int) -> dict[str, list[Spent]]:

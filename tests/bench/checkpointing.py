@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from _pairs import Work, in_turns, processes_in_turns
+from _pairs import Work, in_turns, processes_in_turns, status_mib
 from _table import Row
 
 from gptlab import catalog
@@ -153,14 +153,9 @@ def _seconds(work: Callable[[], object]) -> float:
 def _extra_mib(work: Callable[[], object]) -> float:
     """By how much the largest resident memory while working exceeds that before, on Linux."""
     Path("/proc/self/clear_refs").write_text("5")  # begin a new peak
-    before = _status_mib("VmRSS")
+    before = status_mib("VmRSS")
     work()
-    return max(_status_mib("VmHWM") - before, 1.0)
-
-
-def _status_mib(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+    return max(status_mib("VmHWM") - before, 1.0)
 
 
 def _resume(directory: Path) -> Work:
