@@ -3,12 +3,13 @@
 `python tests/bench [PART…]` measures these parts only. Each part is a module here with a function `rows()`.
 """
 
-import importlib
-import os
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
+from _part import measure
 from _table import Growth, Row, growth_table, table, write
 from rich.console import Console
 
@@ -37,37 +38,32 @@ def main(wanted: list[str]) -> None:
             sys.exit(2)
     parts = [part for part in PARTS if not wanted or any(fnmatch(part, pattern) for pattern in wanted)]
     console = Console(width=None if sys.stdout.isatty() else 200)
-    folder, environment = project.runs_directory(), dict(os.environ)
     rows: list[Row] = []
     growth: list[Growth] = []
     failed: list[str] = []
-    for part in parts:
-        console.print(f"\n{part}", style="bold")
-        measured: list[Row | Growth] = []
-        try:
-            for one in importlib.import_module(part).rows():
-                measured.append(one)  # noqa: PERF402  what came before an error is kept
-        except Exception:
-            console.print_exception()
-            failed.append(part)
-        finally:
-            os.environ.clear()
-            os.environ |= environment  # parts move runs and cache elsewhere
-        beside = [one for one in measured if isinstance(one, Row)]
-        grown = [one for one in measured if isinstance(one, Growth)]
-        if beside:
-            console.print(table(beside))
-        if grown:
-            console.print(growth_table(grown))
-        rows += beside
-        growth += grown
-        _write(rows, growth, folder, console)  # each time: the whole takes long
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        for part in parts:
+            console.print(f"\n{part}", style="bold")
+            measured, error = pool.submit(measure, part).result()
+            if error:
+                print(error, file=sys.stderr)
+                failed.append(part)
+            beside = [one for one in measured if isinstance(one, Row)]
+            grown = [one for one in measured if isinstance(one, Growth)]
+            if beside:
+                console.print(table(beside))
+            if grown:
+                console.print(growth_table(grown))
+            rows += beside
+            growth += grown
+            _write(rows, growth, console)  # each time: the whole takes long
     if failed:
         sys.exit(f"error: not measured: {', '.join(failed)}")
 
 
-def _write(rows: list[Row], growth: list[Growth], folder: Path, console: Console) -> None:
-    paths: list[Path] = []
+def _write(rows: list[Row], growth: list[Growth], console: Console) -> None:
+    folder, paths = project.runs_directory(), list[Path]()
     if rows:
         paths += write([row.document() for row in rows], folder, "bench")
     if growth:
