@@ -18,7 +18,7 @@ Device = Literal["cpu", "cuda", "mps"]
 BFLOAT16_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
 """Dense bfloat16 peak by a part of the device's name, from the vendor's data sheets."""
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:  # musl has none
-            mallopt(M_MMAP_THRESHOLD, 1 << 30)
+            mallopt(M_MMAP_MAX, 0)  # older versions refuse a large M_MMAP_THRESHOLD
             mallopt(M_TRIM_THRESHOLD, -1)
 
 
