@@ -70,7 +70,7 @@ def _starts(seed: int, per_epoch: int, sequence_length: int, batch_size: int, bl
     starts = np.empty_like(indices)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         phase, *keys = _epoch_keys(seed, epoch)
-        here = epochs == epoch
+        here = slice(*np.searchsorted(epochs, (epoch, epoch + 1)))
         order = permute(indices[here].astype(np.uint64), per_epoch, keys)
         starts[here] = order.astype(np.int64) * sequence_length + phase % sequence_length
     starts.flags.writeable = False
