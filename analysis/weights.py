@@ -97,7 +97,7 @@ def statistics(run: Run) -> list[dict[str, Any]]:
         for name in sorted({name for _, _, file in opened for name in file.keys()}):  # noqa: SIM118 - it is no dict
             first = previous = None
             for checkpoint, path, file in opened:
-                if name not in file.keys():  # noqa: SIM118
+                if name not in file.keys():  # noqa: SIM118 - it is no dict
                     continue
                 tensor = _read(path, file, name)
                 rows.append({"step": checkpoint.step, **describe(name, tensor), **moved(tensor, previous, first)})
@@ -190,7 +190,7 @@ def neighbours(embedding: Weights, row: int, count: int = 8) -> list[tuple[int, 
 def _from(checkpoint: Checkpoint, model: ModelSpec, name: str) -> Weights:
     path = checkpoint.directory / MODEL
     with _opened(path, model) as file:
-        if name not in file.keys():  # noqa: SIM118
+        if name not in file.keys():  # noqa: SIM118 - it is no dict
             raise BadInputError(f"{path} has no tensor '{name}'")
         return _read(path, file, name)
 

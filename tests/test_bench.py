@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pandas as pd
@@ -70,3 +71,16 @@ def test_a_part_that_is_not_there_is_one_line_and_exit_2(tmp_path):
     assert done.stderr.startswith("error: there is no part speed")
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_part_measured_before_an_error_is_kept(table, monkeypatch):
+    row = table.Row("part", "what", "peer", "s", [1], [2])
+
+    def rows():
+        yield row
+        raise RuntimeError("no such peer")
+
+    monkeypatch.setitem(sys.modules, "broken", types.SimpleNamespace(rows=rows))
+    measured, error = importlib.import_module("_part").measure("broken")
+    assert measured == [row]
+    assert error.endswith("RuntimeError: no such peer\n")

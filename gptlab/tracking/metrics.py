@@ -64,6 +64,7 @@ def _types() -> dict[str, Any]:
     return types | {"val/yardstick": str, "step": Required[Count]}
 
 
+# mypy knows no TypedDict whose keys are computed.
 _ROW: TypeAdapter[Row] = TypeAdapter(TypedDict("_Row", _types(), total=False))  # type: ignore[operator]
 
 

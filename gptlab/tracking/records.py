@@ -91,7 +91,7 @@ class RunRecord(BaseModel):
 class Start(TypedDict, total=False):
     """The row of `attempts.jsonl` with which an attempt starts; it has more than what is read again."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # pydantic's own way
 
     event: Required[Literal["start"]]
     steps: Required[Count]
@@ -114,7 +114,7 @@ class Start(TypedDict, total=False):
 class End(TypedDict):
     """The row of `attempts.jsonl` with which an attempt ends; one that diverged says more."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # pydantic's own way
 
     event: Literal["end"]
     step: Count

@@ -13,6 +13,7 @@ from gptlab.spec import TrainSpec
 class AdamW(torch.optim.AdamW):
     """torch's own, less what its methods do for `torch.compile`: importing that takes a second, at their first call."""
 
+    # functools.wraps sets `__wrapped__`; the types do not say so.
     add_param_group = Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
     load_state_dict = Optimizer.load_state_dict.__wrapped__  # type: ignore[attr-defined]
     state_dict = Optimizer.state_dict.__wrapped__  # type: ignore[attr-defined]

@@ -150,6 +150,11 @@ def test_batch_is_the_tokens_from_each_start_and_one_more():
     assert (batch == order.starts(11)[:, None] + np.arange(11)).all()
 
 
+def test_starts_cannot_be_changed_for_the_next_who_asks():
+    with pytest.raises(ValueError, match="read-only"):
+        Windows(numbered(500), 10, 4, 0).starts(11)[0] = 0
+
+
 def test_batch_is_a_copy_of_the_tokens():
     tokens = numbered(500)
     Windows(tokens, 10, 4, 0).batch(0)[:] = 0

@@ -54,6 +54,7 @@ def test_losses_and_gradients_are_the_plain_ones_however_they_are_cut(N, C, V, c
         patch.setattr(loss, "CHUNK_ON_CPU", chunk)
         patch.setattr(loss, "BLOCK_ON_CPU", block)
         patch.setattr(loss, "MULTIPLE_ON_CPU", multiple)
+        assert len(loss._padded(weight)) % multiple == 0
         for exact, bound in ((True, 1e-12), (False, 1e-5)):
             inputs = (x.double(), weight.double()) if exact else (x, weight)
             found = with_gradients(mean_cross_entropy, *inputs, targets, upstream)
