@@ -68,7 +68,8 @@ def _write(rows: list[Row], growth: list[Growth], console: Console) -> None:
         paths += write([row.document() for row in rows], folder, "bench")
     if growth:
         paths += write([point for one in growth for point in one.documents()], folder, "bench-growth")
-    console.print(f"written: {', '.join(project.shown(path) for path in paths)}", style="dim")
+    if paths:
+        console.print(f"written: {', '.join(project.shown(path) for path in paths)}", style="dim")
 
 
 if __name__ == "__main__":
