@@ -1,29 +1,49 @@
-"""Named GPT pretraining experiments on one `.txt` file."""
+"""Named GPT pretraining experiments on one `.txt` file.
+
+What notebooks need: `load` a trained model, read `runs` and `metrics` into pandas, define an `Experiment`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tiktoken
 
+    from analysis.load import metrics, runs, samples
     from gptlab.model.gpt import GPT
+    from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
+
+__all__ = ["DataSpec", "Experiment", "ModelSpec", "TrainSpec", "load", "metrics", "runs", "samples"]
 
 
 def load(run: str, step: int | None = None) -> tuple[GPT, tiktoken.Encoding]:
-    """A run's model, on the CPU and in evaluation mode, and its tokenizer.
+    """Load a run's model, on the CPU and in evaluation mode, and its tokenizer.
 
     Args:
         run: A run's id, a unique prefix of one, or its directory.
-        step: Of a checkpoint that the run keeps; the newest by default.
+        step: Step of a checkpoint; the newest by default.
 
     Raises:
         BadInputError: There is no such run or checkpoint.
     """
+    from gptlab.checkpoints.manifest import select_checkpoint
+    from gptlab.checkpoints.read import load_model
     from gptlab.data.tokenizer import gpt2
-    from gptlab.tracking.checkpoints import pick
-    from gptlab.tracking.run import find
-    from gptlab.training.restore import load_model
+    from gptlab.tracking.run import find_run
 
-    found = find(run)
-    return load_model(pick(found.directory, step), found.record.spec.model), gpt2()
+    found = find_run(run)
+    return load_model(select_checkpoint(found.directory, step), found.record.spec.model), gpt2()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the other names when they are first used, so that `import gptlab` is fast and works without pandas."""
+    if name in {"metrics", "runs", "samples"}:
+        from analysis import load as tables
+
+        return getattr(tables, name)
+    if name in __all__:
+        from gptlab import spec
+
+        return getattr(spec, name)
+    raise AttributeError(f"module 'gptlab' has no attribute '{name}'")

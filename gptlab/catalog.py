@@ -1,4 +1,4 @@
-"""The named experiments: every `Experiment` that a module in `experiments/` defines."""
+"""The catalog of experiments: every `Experiment` that a module in `experiments/` defines."""
 
 import ast
 import importlib
@@ -11,14 +11,15 @@ from pydantic import ValidationError
 
 from gptlab import project
 from gptlab.errors import BadInputError
-from gptlab.spec import Experiment, did_you_mean, explain
+from gptlab.spec import Experiment, explain_spec_error
+from gptlab.validation import did_you_mean
 
 
 def experiments() -> dict[str, Experiment]:
-    """All experiments by name, in the order of their files and within them of their definition.
+    """Return all experiments by name, ordered by file and then by definition.
 
     Raises:
-        BadInputError: A file does not import, holds an invalid spec, or repeats another's name.
+        BadInputError: A file cannot be imported, holds an invalid spec, or repeats a name.
     """
     found: dict[str, Experiment] = {}
     files: dict[str, Path] = {}
@@ -30,8 +31,8 @@ def experiments() -> dict[str, Experiment]:
             name = experiment.name
             if name in found and found[name] is not experiment:
                 raise BadInputError(
-                    f"two experiments are named '{name}': one in {project.shown(files[name])} "
-                    f"and one in {project.shown(file)}; rename one"
+                    f"two experiments are named '{name}': one in {project.display_path(files[name])} "
+                    f"and one in {project.display_path(file)}; rename one"
                 )
             if name not in found:
                 found[name], files[name] = experiment, file
@@ -39,14 +40,14 @@ def experiments() -> dict[str, Experiment]:
 
 
 def find(name: str) -> Experiment:
-    """The experiment of that name.
+    """Return the experiment of a name.
 
     Raises:
-        BadInputError: There is none; the message names the nearest.
+        BadInputError: There is none; the message suggests the closest name.
     """
     known = experiments()
     if name not in known:
-        hint = did_you_mean(name, list(known)) or f"; there are: {', '.join(known)}"
+        hint = did_you_mean(name, known) or f"; available: {', '.join(known)}"
         raise BadInputError(f"there is no experiment '{name}'{hint}")
     return known[name]
 
@@ -57,8 +58,8 @@ def _defined_in(file: Path) -> Iterator[Experiment]:
         sys.path.insert(0, root)
     try:
         module = importlib.import_module(f"{file.parent.name}.{file.stem}")
-    except Exception as error:  # whatever a user's file may raise
-        raise BadInputError(f"{project.shown(file)}{_line_in(file, error)}: {_what(error)}") from error
+    except Exception as error:  # a user's file can raise anything
+        raise BadInputError(f"{project.display_path(file)}{_line_in(file, error)}: {_reason(error)}") from error
     tree = ast.parse(file.read_text(encoding="utf-8"))
     sources = [
         sys.modules.get(f"{file.parent.name}.{node.module}" if node.level else str(node.module))
@@ -78,9 +79,9 @@ def _line_in(file: Path, error: Exception) -> str:
     return f":{lines[-1]}" if lines else ""
 
 
-def _what(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return explain(error)
+        return explain_spec_error(error)
     if isinstance(error, BadInputError):
         return str(error)
     return f"{type(error).__name__}: {error}"

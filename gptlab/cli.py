@@ -1,23 +1,23 @@
-"""The commands, a few lines each. What is heavy is imported inside them, so that `--help` and `list` answer at once."""
+"""The command line: parse arguments, call a function of `gptlab.commands`, exit.
+
+Heavy modules are imported inside the commands, so that `--help` and `list` start fast.
+"""
 
 import gc as garbage
-import json
-import math
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NoReturn
 
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for some in every package takes a while
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching every package for plugins takes a while
 
 import typer
 
-from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, BadInputError, GptlabError
+from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, EXPECTED_OS_ERRORS, BadInputError, GptlabError
 
-MAX_TAG_LENGTH = 64  # W&B takes no longer ones
+MAX_TAG_LENGTH = 64  # W&B's limit
 MAX_COUNT = 10_000
 
 app = typer.Typer(
@@ -30,52 +30,41 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
-class WandbMode(StrEnum):
-    """Where the run is mirrored."""
-
-    online = "online"
-    offline = "offline"
-    off = "off"
-
-
-class Artifacts(StrEnum):
-    """Which checkpoint W&B gets."""
-
-    best = "best"
-    final = "final"
-
-
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id, a unique prefix of one, or its directory.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout and everything else on stderr.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 WandbOption = Annotated[
-    WandbMode | None, typer.Option(help="Default: online with a key and a server that answers, else offline.")
+    Literal["online", "offline", "off"] | None,
+    typer.Option(help="Default: online if there is an API key and the server responds, else offline."),
 ]
 ArtifactsOption = Annotated[
-    Artifacts | None, typer.Option(help="Give W&B this checkpoint when the attempt ends; none by default.")
+    Literal["best", "final"] | None,
+    typer.Option(help="Upload this checkpoint to W&B when training ends. Default: none."),
 ]
 StepsOption = Annotated[
-    int | None, typer.Option(min=1, max=10**8, help="Optimizer steps in all; more than done extends the run.")
+    int | None,
+    typer.Option(min=1, max=10**8, help="Total number of optimizer steps; more than before extends the run."),
 ]
-DeterministicOption = Annotated[bool, typer.Option("--deterministic", help="Bitwise equal runs on a GPU too; slower.")]
-StepOption = Annotated[int | None, typer.Option(min=0, help="A checkpoint's step; the newest by default.")]
+DeterministicOption = Annotated[
+    bool, typer.Option("--deterministic", help="Bitwise reproducible on a GPU too; slower.")
+]
+StepOption = Annotated[int | None, typer.Option(min=0, help="Step of a checkpoint. Default: the newest.")]
 
 
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
-    """List the experiments: name, parameters, question."""
-    from gptlab import catalog
+    """List the experiments."""
+    from gptlab.commands import list_experiments
 
-    experiments = catalog.experiments().values()
+    experiments = list_experiments.list_experiments()
     if as_json:
-        _print_json([{"name": e.name, "why": e.why, "parameters": e.model.parameters} for e in experiments])
-        return
-    width = max((len(e.name) for e in experiments), default=0)
-    for e in experiments:
-        typer.echo(f"{e.name:<{width}}  {e.model.parameters:>13,}  {e.why}")
+        _print_json(experiments)
+    else:
+        list_experiments.render(experiments)
 
 
 @app.command()
@@ -83,66 +72,70 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME-or-RUN", help="An experiment's name, or a run.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show a spec with its identity and its architecture, and how a run went."""
-    from gptlab import describe
+    """Show spec, identity and architecture of an experiment, or a run and its losses."""
+    with _heavy_imports():
+        from gptlab.commands import show
 
-    description = describe.describe(name)
+    description = show.describe(name)
     if as_json:
         _print_json(description.document())
     else:
-        describe.render(description)
+        show.render(description)
 
 
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment in experiments/.")],
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights, order and dropout.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed for initialization, data order and dropout.")
+    ] = 0,
     steps: StepsOption = None,
-    text: Annotated[str | None, typer.Option(help="A named text or the path of a .txt.")] = None,
+    text: Annotated[str | None, typer.Option(help="A named text or the path of a .txt file.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the spec; repeatable.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the spec. Repeatable.")
     ] = None,
     device: DeviceOption = "auto",
     deterministic: DeterministicOption = False,
     wandb: WandbOption = None,
-    tags: Annotated[list[str] | None, typer.Option("--tag", help="A tag for W&B and reports; repeatable.")] = None,
-    notes: Annotated[str, typer.Option(help="A remark kept with this attempt.")] = "",
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="Tag for W&B and reports. Repeatable.")] = None,
+    notes: Annotated[str, typer.Option(help="A note that is stored with this attempt.")] = "",
     from_: Annotated[
         str | None, typer.Option("--from", metavar="RUN@STEP", help="Start from the weights of another run.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Move the old run to the trash and start again.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Record where the time of a few steps goes.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move the existing run to the trash and start again.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Record a profile of a few steps.")] = False,
     artifacts: ArtifactsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run an experiment, go on with it, or extend it."""
+    """Start, resume or extend the run of an experiment."""
     from gptlab import catalog
     from gptlab.spec import parse_settings
 
     for tag in tags or ():
         if not (0 < len(tag) <= MAX_TAG_LENGTH and tag.isprintable()):
-            raise BadInputError(f"--tag wants 1 to {MAX_TAG_LENGTH} printable characters, not {tag!r}")
+            raise BadInputError(f"--tag must have 1 to {MAX_TAG_LENGTH} printable characters, not {tag!r}")
     changes: dict[str, Any] = parse_settings(settings or [])
     changes |= {} if text is None else {"data.text": text}
     changes |= {} if steps is None else {"train.steps": steps}
     experiment = catalog.find(name).with_changes(changes)
 
-    with _many_imports():
-        from gptlab.console import Console
-        from gptlab.training import attempt, initial
+    with _heavy_imports():
+        from gptlab.commands.run import Options, run_experiment
+        from gptlab.terminal.console import Console
+        from gptlab.training.initial import find_initial_weights
 
-    options = attempt.Options(
+    options = Options(
         device=device,
         deterministic=deterministic,
-        wandb=wandb.value if wandb else None,
+        wandb=wandb,
         tags=tuple(tags or ()),
         notes=notes,
         fresh=fresh,
         profile=profile,
-        artifacts=artifacts.value if artifacts else None,
+        artifacts=artifacts,
     )
-    parent = initial.weights_of(from_) if from_ else None
-    _finish(attempt.start(experiment, seed, options, Console(stderr=as_json), parent), as_json)
+    initial_weights = find_initial_weights(from_) if from_ else None
+    _exit_with(run_experiment(experiment, seed, options, Console(stderr=as_json), initial_weights), as_json)
 
 
 @app.command()
@@ -155,198 +148,163 @@ def resume(
     artifacts: ArtifactsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run from its own stored spec."""
-    from gptlab.tracking.run import find
+    """Resume or extend a run from its stored spec."""
+    from gptlab.tracking.run import find_run
 
-    found = find(run)
+    found = find_run(run)
 
-    with _many_imports():
-        from gptlab.console import Console
-        from gptlab.training import attempt
+    with _heavy_imports():
+        from gptlab.commands.run import Options, resume_run
+        from gptlab.terminal.console import Console
 
-    options = attempt.Options(
-        steps=steps,
-        device=device,
-        deterministic=deterministic,
-        wandb=wandb.value if wandb else None,
-        artifacts=artifacts.value if artifacts else None,
-    )
-    _finish(attempt.resume(found, options, Console(stderr=as_json)), as_json)
+    options = Options(steps=steps, device=device, deterministic=deterministic, wandb=wandb, artifacts=artifacts)
+    _exit_with(resume_run(found, options, Console(stderr=as_json)), as_json)
 
 
 @app.command()
 def runs(as_json: JsonOption = False) -> None:
-    """List the runs: status, steps, losses, age and training time."""
-    from gptlab.tracking.run import Run, all_runs, each
+    """List the runs with status, loss, age and training time."""
+    from gptlab.commands import list_runs
 
+    summaries = list_runs.list_runs()
     if as_json:
-        _print_json(list(each(Run.summary, all_runs())))
-        return
-
-    from gptlab import listing
-
-    lines = list(each(listing.line, all_runs()))
-    if lines:
-        listing.render(lines)
+        _print_json([summary.facts for summary in summaries])
     else:
-        typer.echo("no runs yet; start one with: make exp NAME=tiny")
+        list_runs.render(summaries)
 
 
 @app.command()
 def sample(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="Where the text begins.")] = "The",
-    count: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Texts, each another continuation.")] = 1,
-    tokens: Annotated[int | None, typer.Option(min=1, help="New tokens of each; by default all that fit.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many likeliest tokens; 0 for all.")] = 50,
+    prompt: Annotated[str, typer.Option(help="The beginning of the text.")] = "The",
+    count: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Number of different continuations.")] = 1,
+    tokens: Annotated[int | None, typer.Option(min=1, help="New tokens per text. Default: as many as fit.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the most likely token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k most likely tokens; 0 for all.")] = 50,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same texts.")] = 0,
     step: StepOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a run's model continue a prompt."""
-    from gptlab.tracking.run import find
+    """Continue a prompt with a run's model."""
+    from gptlab.tracking.run import find_run
 
-    found = find(run)
+    found = find_run(run)
 
-    with _many_imports():
-        import gptlab
-        from gptlab.console import printable
-        from gptlab.model.sample import samples
+    with _heavy_imports():
+        from gptlab.commands import sample
 
-    model, _ = gptlab.load(str(found.directory), step)
-    texts = samples(
-        model,
-        prompt,
-        count,
-        trained_length=found.record.spec.train.sequence_length,
-        max_tokens=tokens,
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
+    result = sample.sample(
+        found, step, prompt, count, max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
     )
     if as_json:
-        _print_json({"run": found.id, "prompt": prompt, "texts": texts})
-        return
-    for number, text in enumerate(texts, start=1):
-        if count > 1:
-            typer.echo(f"{'' if number == 1 else chr(10)}— {number} of {count} —")
-        typer.echo(printable(prompt + text))
+        _print_json(result.document())
+    else:
+        sample.render(result)
 
 
 @app.command("eval")
 def eval_(
     run: RunArgument,
-    text: Annotated[str | None, typer.Option(help="Another text, judged as a whole.")] = None,
+    text: Annotated[str | None, typer.Option(help="Evaluate on all of another text instead.")] = None,
     step: StepOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Judge a run on all of its validation text."""
-    from gptlab.tracking.run import find
+    """Evaluate a run on the full validation split."""
+    from gptlab.tracking.run import find_run
 
-    found = find(run)
+    found = find_run(run)
 
-    with _many_imports():
-        from gptlab.console import Console
-        from gptlab.training import judge
+    with _heavy_imports():
+        from gptlab.commands import evaluate
+        from gptlab.terminal.console import Console
 
-    document = judge.judge(found, step=step, text=text, device=device, console=Console(stderr=as_json))
+    console = Console(stderr=as_json)
+    result = evaluate.evaluate_run(found, step=step, text=text, device=device, console=console)
+    evaluate.render(result, console)
     if as_json:
-        _print_json(document)
+        _print_json(result.document())
 
 
 @app.command()
 def diff(
     run: RunArgument,
     other: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Another run; without one, what it would be here, now.")
+        str | None, typer.Argument(metavar="[RUN]", help="Another run. Default: the same experiment here and now.")
     ] = None,
-    patch: Annotated[bool, typer.Option("--patch", help="Also print the difference in code, line by line.")] = False,
+    patch: Annotated[bool, typer.Option("--patch", help="Also print the differences in code, line by line.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs between two runs, or between a run and the working tree."""
-    from gptlab import differences
-    from gptlab.console import Console, printable
-    from gptlab.tracking.run import find
+    from gptlab.commands import diff
+    from gptlab.tracking.run import find_run
 
-    a = find(run)
-    b = differences.side_of(find(other)) if other else differences.side_here(a)
-    comparison = differences.compare(differences.side_of(a), b)
+    found = find_run(run)
+    other_side = diff.recorded_side(find_run(other)) if other else diff.current_side(found)
+    comparison = diff.compare(diff.recorded_side(found), other_side)
     if as_json:
         _print_json(comparison.document())
     else:
-        differences.render(comparison, Console())
+        diff.render(comparison)
     if patch:
-        typer.echo(printable(comparison.patch.decode(errors="replace")), nl=False, err=as_json)
+        typer.echo(comparison.printable_patch(), nl=False, err=as_json)
 
 
 @app.command()
 def sync(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="By default every run that W&B lacks something of.")
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Default: every run that W&B does not have all of.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring W&B up to date with runs, whatever became of earlier attempts to."""
-    from gptlab.tracking import synced
-    from gptlab.tracking.run import find
+    """Upload whatever W&B is missing."""
+    from gptlab.commands import sync
+    from gptlab.tracking.run import find_run
 
-    results = []
-    for found in [find(run) for run in runs] if runs else synced.behind():
-        result = synced.sync(found)
-        typer.echo(result.line(), err=as_json or not result.synced)
-        results.append(result)
+    results = sync.sync_runs([find_run(run) for run in runs] if runs else None, as_json=as_json)
     if as_json:
-        _print_json([asdict(result) for result in results])
-    elif not results:
-        typer.echo("W&B has everything of the runs that it was given")
+        _print_json([result.document() for result in results])
     if not all(result.synced for result in results):
         raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
 def dashboard(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids, unique prefixes of them, or directories.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids, unique prefixes of ids, or directories.")],
 ) -> None:
-    """Open W&B's terminal dashboard of one run or several."""
-    from gptlab.tracking import dashboard
-    from gptlab.tracking.run import find
+    """Open W&B's terminal dashboard of one or more runs."""
+    from gptlab.commands import dashboard
+    from gptlab.tracking.run import find_run
 
-    code = dashboard.show([find(run) for run in runs], notice=lambda message: typer.echo(f"note: {message}", err=True))
-    raise typer.Exit(code)
+    raise typer.Exit(dashboard.show([find_run(run) for run in runs]))
 
 
 @app.command()
 def rm(run: RunArgument) -> None:
     """Move a run to the trash, runs/.trash."""
     from gptlab import project
-    from gptlab.tracking.run import find
+    from gptlab.tracking.run import find_run
 
-    typer.echo(f"moved to {project.shown(find(run).move_to_trash())}")
+    typer.echo(f"moved to {project.display_path(find_run(run).move_to_trash())}")
 
 
 @app.command()
 def gc(
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Empty the trash, after showing what goes."""
-    from gptlab.console import printable
-    from gptlab.tracking.trash import discarded
+    """Empty the trash, after listing its entries."""
+    from gptlab.commands import trash
 
-    entries = discarded()
+    entries = trash.list_trash()
     for entry in entries:
-        typer.echo(f"{entry.bytes / 2**20:>10,.1f} MiB  {printable(entry.path.name)}", err=as_json)
+        typer.echo(entry.line(), err=as_json)
     if not entries:
         typer.echo("the trash is empty", err=as_json)
     elif not yes:
         if not sys.stdin.isatty():
-            raise BadInputError(
-                "nobody is there to be asked, so nothing was removed; to empty the trash: gptlab gc --yes"
-            )
-        total = sum(entry.bytes for entry in entries)
-        if not typer.confirm(f"remove {len(entries)}, {total / 2**20:,.1f} MiB, for good?", err=as_json):
+            raise BadInputError("stdin is not a terminal; pass --yes to confirm: gptlab gc --yes")
+        if not typer.confirm(trash.question(entries), err=as_json):
             entries = []
     for entry in entries:
         entry.remove()
@@ -355,7 +313,7 @@ def gc(
 
 
 def main() -> None:
-    """Run the command line; every expected error is one line on stderr."""
+    """Run the command line. Every expected error is one line on stderr; `GPTLAB_DEBUG=1` adds its traceback."""
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
@@ -367,17 +325,19 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `gptlab runs | head` needs no message
         sys.exit(EXIT_FAILED)
-    except OSError as error:  # a full disk, a place that cannot be written
+    except OSError as error:
+        if error.errno not in EXPECTED_OS_ERRORS:
+            raise
         where = f": {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror or error}{where}", EXIT_FAILED)
+        _fail(f"{error.strerror}{where}", EXIT_FAILED)
     sys.exit(code or 0)
 
 
 @contextmanager
-def _many_imports() -> Iterator[None]:
-    """A context for what is heavy: garbage is not looked for meanwhile, nor later among what was imported.
+def _heavy_imports() -> Iterator[None]:
+    """A context for heavy imports in which the garbage collector is off; it never looks at the imported objects later.
 
-    There is none, and looking takes a tenth of the time.
+    They are not garbage, and looking for some takes a tenth of the import time.
     """
     garbage.disable()
     try:
@@ -387,7 +347,7 @@ def _many_imports() -> Iterator[None]:
         garbage.enable()
 
 
-def _finish(result: Any, as_json: bool) -> None:
+def _exit_with(result: Any, as_json: bool) -> None:
     if as_json:
         _print_json(result.document())
     if result.exit_code:
@@ -395,18 +355,13 @@ def _finish(result: Any, as_json: bool) -> None:
 
 
 def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
+    from gptlab.terminal.json_output import print_json
+
+    print_json(document)
 
 
-def _finite(value: Any) -> Any:
-    """The document with null for numbers that JSON cannot carry."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
+    if os.environ.get("GPTLAB_DEBUG", "0") not in {"", "0"}:
+        traceback.print_exc()
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(code)

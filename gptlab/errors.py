@@ -1,8 +1,9 @@
 """Errors that end a command with one line on stderr and an exit code of their own.
 
-The line says what is wrong, where, and how to mend it. Anything else that is raised is a bug and keeps its traceback.
+The line says what is wrong, where, and how to fix it. Any other exception is a bug and keeps its traceback.
 """
 
+import errno
 from typing import Any
 
 EXIT_FAILED = 1
@@ -11,21 +12,40 @@ EXIT_DIVERGED = 3
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
 
+EXPECTED_OS_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOSPC,
+        errno.ENOTCONN,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""Error numbers that the environment causes (a full disk, missing permissions). Others point to a bug."""
+
 
 class GptlabError(Exception):
-    """Something went wrong that is not the input's fault, such as a run that another process holds."""
+    """The command failed for a reason other than its input, such as a run that another process is training."""
 
     exit_code = EXIT_FAILED
 
 
 class BadInputError(GptlabError):
-    """A spec, option, text or name that cannot be used as it is; nothing was written."""
+    """A spec, option, text or name cannot be used. Nothing was written."""
 
     exit_code = EXIT_BAD_INPUT
 
 
 class AmbiguousRunError(BadInputError):
-    """Several runs could be meant."""
+    """A prefix matches several runs."""
 
 
 class DivergedError(GptlabError):
@@ -34,6 +54,6 @@ class DivergedError(GptlabError):
     exit_code = EXIT_DIVERGED
 
     def __init__(self, message: str, **facts: Any) -> None:
-        """Keep what `attempts.jsonl` records about it beside the message."""
+        """Keep `facts` for the attempt's row in `attempts.jsonl`."""
         super().__init__(message)
         self.facts = facts

@@ -1,8 +1,8 @@
-"""Where things lie: the project's root, the runs and the cache.
+"""Where the project, its runs and its cache are.
 
-The root is the nearest folder at or above the working directory that holds `experiments/` and `pyproject.toml`, so
-that commands work from any folder of the project (a notebook's working directory is `analysis/`). Code is imported from
-there, and git runs there: so it is never inside a run, which a stranger may have made.
+The project's root is the nearest folder at or above the working directory that holds `experiments/` and
+`pyproject.toml`, so commands work from any folder of the project (a notebook's working directory is `analysis/`). Code
+is imported from the root and git runs there. A folder inside a run is never the root, because a run may be untrusted.
 """
 
 import os
@@ -14,7 +14,7 @@ from gptlab.errors import BadInputError
 
 
 def root() -> Path:
-    """The project that the working directory belongs to, else the one that this package was installed from."""
+    """Return the project that contains the working directory, else the one that this package was installed from."""
     here = Path.cwd()
     found = None
     for folder in (here, *here.parents):
@@ -26,20 +26,25 @@ def root() -> Path:
 
 
 def runs_directory() -> Path:
-    """`$GPTLAB_RUNS`, else `runs/` in the project."""
-    return _named_by("GPTLAB_RUNS") or root() / "runs"
+    """Return `$GPTLAB_RUNS`, else `runs/` in the project."""
+    return _directory_from("GPTLAB_RUNS") or root() / "runs"
 
 
 def cache_directory() -> Path:
-    """`$GPTLAB_CACHE`, else the user's cache directory (`$XDG_CACHE_HOME/gptlab` on Linux)."""
-    return _named_by("GPTLAB_CACHE") or Path(platformdirs.user_cache_dir("gptlab")).absolute()
+    """Return `$GPTLAB_CACHE`, else the user's cache directory (`$XDG_CACHE_HOME/gptlab` on Linux)."""
+    return _directory_from("GPTLAB_CACHE") or Path(platformdirs.user_cache_dir("gptlab")).absolute()
 
 
-def _named_by(variable: str) -> Path | None:
-    """The directory that an environment variable names, there already or not; None where it is not set.
+def display_path(path: Path) -> str:
+    """Return the path as a user would type it: relative to the working directory where it is below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _directory_from(variable: str) -> Path | None:
+    """Return the directory that an environment variable names, whether it exists or not; None if it is unset.
 
     Raises:
-        BadInputError: It can be no directory.
+        BadInputError: The value cannot be a directory.
     """
     value = os.environ.get(variable)
     if not value:
@@ -47,13 +52,8 @@ def _named_by(variable: str) -> Path | None:
     try:
         path = Path(value).expanduser().absolute()
         nearest = next(folder for folder in (path, *path.parents) if folder.exists())
-    except (OSError, RuntimeError):  # too long, a home that nobody has
+    except (OSError, RuntimeError):  # the name is too long, or `~user` does not exist
         nearest = None
     if nearest is None or not nearest.is_dir():
-        raise BadInputError(f"{variable} is '{value}', which can be no directory; give the path of one, or unset it")
+        raise BadInputError(f"{variable} is '{value}', which cannot be a directory; set it to one or unset it")
     return path
-
-
-def shown(path: Path) -> str:
-    """The path as a person would type it: relative to the working directory where it lies below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from gptlab.spec import hash_of
-from gptlab.tracking.checkpoints import CHECKPOINTS, MANIFEST, MODEL, OPTIMIZER, digest_of
+from gptlab.checkpoints.manifest import CHECKPOINTS, MANIFEST, MODEL, OPTIMIZER, compute_digest
+from gptlab.identity import hash_of
 from gptlab.tracking.run import ATTEMPTS, RECORD, SAMPLES
 
 METRICS, LOG, LOCK, HEARTBEAT = "metrics.jsonl", "log.txt", "lock", "heartbeat"
@@ -324,7 +324,7 @@ def checkpoints() -> Iterator[Attack]:
         def put(run: Path, outside: Path) -> None:
             path = run / NEWEST / MODEL
             path.write_bytes(change(path.read_bytes()))
-            document = digest_of(path).model_dump()
+            document = compute_digest(path).model_dump()
             _change(run / NEWEST / MANIFEST, lambda manifest: manifest["files"].update({MODEL: document}))
 
         return put
@@ -363,7 +363,7 @@ def checkpoints() -> Iterator[Attack]:
                 changed = {key: np.full_like(tensor, value) for key, tensor in content.items() if key.endswith(tensors)}
                 if changed:
                     save_file(content | changed, folder / name)
-                    digest = digest_of(folder / name).model_dump()
+                    digest = compute_digest(folder / name).model_dump()
                     _change(folder / MANIFEST, lambda manifest, d=digest: manifest["files"].update({name: d}))
 
         return put

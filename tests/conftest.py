@@ -1,9 +1,14 @@
-"""What all tests share: places of their own for runs and cache, a small text, a micro experiment, no network."""
+"""Fixtures for all tests: separate directories for runs and cache, a small text, a micro experiment, no network."""
+
+from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -12,6 +17,11 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: results depend on it
 os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own reserves room that a test's limit would count
 
 from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
+
+if TYPE_CHECKING:
+    from gptlab.commands.run import Result
+    from gptlab.tracking.run import Run
+    from gptlab.training.loop import Hooks
 
 # Every test with @given is run by `make test` with a hundred examples and by `make fuzz` with many more. A slow one
 # takes its share: @settings(max_examples=settings.default.max_examples // 4).
@@ -92,3 +102,37 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: Experiment) 
         subprocess.run([*git, *arguments], check=True)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def train() -> Callable[..., Result]:
+    """`train(experiment, seed=0, steps=…, hooks=…, …)` runs an experiment as the command does, with W&B off."""
+    from support import run_attempt
+
+    return run_attempt
+
+
+@pytest.fixture(scope="session")
+def long_run(micro: Experiment, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The forty steps of the micro experiment without interruption, in a separate runs directory."""
+    from support import run_attempt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
+        patch.setenv("GPTLAB_CACHE", str(cache))
+        return run_attempt(micro).run
+
+
+@pytest.fixture
+def signal_at_step() -> Callable[..., Hooks]:
+    """`signal_at_step(step, signal)` returns hooks that send this process a real signal after that step."""
+    from gptlab.training.loop import Hooks
+
+    def arrange(step: int, number: signal.Signals = signal.SIGINT) -> Hooks:
+        def send(done: int, loss: float | None) -> None:
+            if done == step:
+                os.kill(os.getpid(), number)
+
+        return Hooks(on_step=[send])
+
+    return arrange

@@ -4,24 +4,33 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gptlab.console import Console
+from gptlab.commands.run import Options, Result, run_experiment
 from gptlab.spec import Experiment
-from gptlab.training import attempt
-from gptlab.training.attempt import Options, Result
+from gptlab.terminal.console import Console
+from gptlab.tracking.records import InitialWeights
+from gptlab.training.loop import Hooks
 
 PATIENCE_S = 60
-"""How long to wait for what other processes do, on a machine that does a lot else."""
+"""How long to wait for other processes on a busy machine."""
 
 
-def run_attempt(experiment: Experiment, seed: int = 0, steps: int | None = None, **options: object) -> Result:
-    """An attempt as the command makes it, W&B off."""
+def run_attempt(
+    experiment: Experiment,
+    seed: int = 0,
+    steps: int | None = None,
+    hooks: Hooks | None = None,
+    initial_weights: InitialWeights | None = None,
+    **options: object,
+) -> Result:
+    """Run an experiment as the command does, with W&B off."""
     if steps is not None:
         experiment = experiment.with_changes({"train.steps": steps})
-    return attempt.start(experiment, seed, Options(**{"wandb": "off", **options}), Console(stderr=True))
+    settings = Options(**{"wandb": "off", **options})
+    return run_experiment(experiment, seed, settings, Console(stderr=True), initial_weights, hooks)
 
 
 def eventually(holds: Callable[[], object]) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < deadline
@@ -29,7 +38,7 @@ def eventually(holds: Callable[[], object]) -> None:
 
 
 def descendants(process: int) -> dict[int, str]:
-    """The processes that a process started, directly or not, by id, with their names."""
+    """Return the processes that a process started, directly or not, by id, with their names."""
     found = {}
     for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
         found[int(child)] = Path(f"/proc/{child}/comm").read_text().strip()

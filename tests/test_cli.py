@@ -11,9 +11,10 @@ import pytest
 import typer
 
 from gptlab import cli
+from gptlab.commands.list_runs import summarize
 from gptlab.data import text, tokens
 from gptlab.tracking.lock import RunLock
-from gptlab.tracking.run import find
+from gptlab.tracking.run import find_run
 
 ROOT = Path(__file__).parents[1]
 MICRO = [
@@ -141,7 +142,7 @@ def test_run_opens_and_closes_with_what_one_wants_to_know(gptlab, text_file):
 
 
 def test_runs_lists_what_there_is(gptlab, trained):
-    assert json.loads(gptlab("runs", "--json")[1]) == [find(trained).summary()]
+    assert json.loads(gptlab("runs", "--json")[1]) == [summarize(find_run(trained)).facts]
     (row,) = json.loads(gptlab("runs", "--json")[1])
     assert list(row) == ["run", "name", "seed", "status", "step", "steps", "val_loss", "directory"]
     assert (row["status"], row["step"], row["steps"]) == ("complete", 12, 12)
@@ -185,7 +186,7 @@ def test_eval_judges_the_whole_split_and_keeps_the_windows(gptlab, trained):
     assert code == 0
     assert {"loss", "loss_se", "bpb", "perplexity", "tokens", "bytes"} <= document.keys()
     assert document["tokens"] == 30 * 16
-    (kept,) = (find(trained).directory / "evaluations").iterdir()
+    (kept,) = (find_run(trained).directory / "evaluations").iterdir()
     from safetensors.numpy import load_file
 
     losses = load_file(kept)["loss"]
@@ -250,14 +251,14 @@ def test_a_run_that_diverges_ends_with_exit_code_3_and_is_not_tried_again(gptlab
     assert err.count("\n") == 1
     (run,) = json.loads(gptlab("runs", "--json")[1])
     assert run["status"] == "diverged"
-    assert find(run["run"]).attempts()[-1]["diverged"]["window_starts"]
+    assert find_run(run["run"]).history().attempts[-1]["diverged"]["window_starts"]
     code, _, err = gptlab(*arguments)
     assert code == 3
     assert "would again" in err
 
 
 def test_a_second_command_on_a_run_that_is_training_fails_at_once_and_says_who_holds_it(gptlab, trained):
-    with RunLock(find(trained).directory):
+    with RunLock(find_run(trained).directory):
         code, out, err = gptlab("resume", trained, "--steps", 20, "--wandb", "off")
         assert json.loads(gptlab("runs", "--json")[1])[0]["status"] == "running"
         assert gptlab("rm", trained)[0] == 1

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gptlab.tracking.checkpoints import MODEL, OPTIMIZER, directory_of
+from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, checkpoint_directory
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
-from gptlab.tracking.run import all_runs, find
+from gptlab.tracking.run import all_runs, find_run
 
 ROOT = Path(__file__).parents[1]
 MICRO = {
@@ -48,17 +48,17 @@ def test_ctrl_c_saves_and_the_same_command_in_a_new_process_ends_like_an_undistu
     assert process.returncode == 130
     assert "was interrupted at step" in rest
     (run,) = all_runs()
-    assert run.status() == "interrupted"
-    assert directory_of(run.directory, run.step()).is_dir()
+    assert run.history().status == "interrupted"
+    assert checkpoint_directory(run.directory, run.history().step).is_dir()
 
     subprocess.run(arguments, check=True, cwd=ROOT, capture_output=True)
-    assert run.status() == "complete"
+    assert run.history().status == "complete"
     monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
     subprocess.run([*arguments[:-1], "off"], check=True, cwd=ROOT, capture_output=True)
-    undisturbed = find(run.id)
+    undisturbed = find_run(run.id)
     assert undisturbed.directory != run.directory
     for name in (MODEL, OPTIMIZER):
-        ours, theirs = (directory_of(r.directory, 60) / name for r in (run, undisturbed))
+        ours, theirs = (checkpoint_directory(r.directory, 60) / name for r in (run, undisturbed))
         assert ours.read_bytes() == theirs.read_bytes()
     ours, theirs = (
         [{key: row.get(key) for key in DETERMINISTIC} for row in read_metrics(r.directory)] for r in (run, undisturbed)
@@ -80,7 +80,7 @@ def test_sigterm_during_start_up_leaves_nothing_that_stands_in_the_way(text_file
     process.communicate()
     assert process.returncode in {-signal.SIGTERM, 128 + signal.SIGTERM}
     subprocess.run(arguments, check=True, cwd=ROOT, capture_output=True)
-    assert all_runs()[0].status() == "complete"
+    assert all_runs()[0].history().status == "complete"
 
 
 MOUNT_WORKS = subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0 if shutil.which(
@@ -135,7 +135,7 @@ def test_make_exp_passes_every_variable_on_as_it_was_given(text_file, tmp_path):
     assert run.record.seed == 3
     assert run.record.text.path == str(mine)
     assert run.record.spec.model.n_embd == 8
-    assert (run.status(), run.step()) == ("complete", 2)
+    assert (run.history().status, run.history().step) == ("complete", 2)
 
 
 def test_make_exp_without_a_name_lists_the_experiments():

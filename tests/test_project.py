@@ -72,5 +72,5 @@ def test_path_is_shown_relative_to_the_working_directory_where_it_lies_below(
 ):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert project.shown(tmp_path / "here" / "experiments" / "a.py") == "experiments/a.py"
-    assert project.shown(tmp_path / "there" / "a.py") == str(tmp_path / "there" / "a.py")
+    assert project.display_path(tmp_path / "here" / "experiments" / "a.py") == "experiments/a.py"
+    assert project.display_path(tmp_path / "there" / "a.py") == str(tmp_path / "there" / "a.py")

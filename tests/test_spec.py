@@ -10,25 +10,23 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptlab import spec
+from gptlab import identity, spec
 from gptlab.catalog import find
 from gptlab.data.text import PANDAS_DOCS_SHA256
 from gptlab.data.tokenizer import TOKENIZER_SHA256
 from gptlab.errors import BadInputError
+from gptlab.identity import canonical_json, identify, identity_fields
 from gptlab.model.gpt import GPT
 from gptlab.spec import (
     DataSpec,
     Experiment,
     ModelSpec,
     TrainSpec,
-    canonical_json,
-    did_you_mean,
-    explain,
+    explain_spec_error,
     flatten,
-    identify,
-    identity_fields,
     parse_settings,
 )
+from gptlab.validation import did_you_mean
 
 SPECS = {"model": ModelSpec, "data": DataSpec, "train": TrainSpec}
 FIELDS = [f"{section}.{field}" for section, cls in SPECS.items() for field in cls.model_fields]
@@ -114,7 +112,7 @@ def test_experiment_cannot_be_changed_in_place(plain: Experiment):
 def test_wrong_constructor_is_explained_on_one_line(build: Any, words: list[str]):
     with pytest.raises(ValidationError) as caught:
         build()
-    message = explain(caught.value)
+    message = explain_spec_error(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
 
@@ -122,7 +120,7 @@ def test_wrong_constructor_is_explained_on_one_line(build: Any, words: list[str]
 def test_field_of_another_section_is_suggested_with_its_section():
     with pytest.raises(ValidationError) as caught:
         Experiment(name="x", why="y", learning_rate=1e-3)
-    assert "did you mean 'train.learning_rate'?" in explain(caught.value)
+    assert "did you mean 'train.learning_rate'?" in explain_spec_error(caught.value)
 
 
 WRONG_CHANGES = [
@@ -184,8 +182,8 @@ WRONG_CHANGES = [
     # cross-checks
     ({"model.n_embd": 770}, ["n_embd 770 is not divisible by n_head 12", "1, 2, 5, 7, 10, 11"]),
     ({"model.n_head": 5}, ["n_embd 768 is not divisible by n_head 5", "4, 6, 8, 12"]),
-    ({"train.sequence_length": 1025}, ["train.sequence_length 1025", "longer", "model.context_length 1024"]),
-    ({"model.context_length": 64}, ["train.sequence_length 100", "longer", "model.context_length 64"]),
+    ({"train.sequence_length": 1025}, ["train.sequence_length 1025", "exceeds", "model.context_length 1024"]),
+    ({"model.context_length": 64}, ["train.sequence_length 100", "exceeds", "model.context_length 64"]),
     # several at once
     ({"model.n_layer": 0, "train.steps": 0}, ["model.n_layer: ", "; train.steps: "]),
 ]
@@ -382,7 +380,7 @@ def test_weights_to_start_from_are_in_the_identity_only_where_there_are_some(pla
 
 def test_numerics_revision_changes_the_identity(plain: Experiment, monkeypatch: pytest.MonkeyPatch):
     before = identity_hash(plain)
-    monkeypatch.setattr(spec, "NUMERICS", spec.NUMERICS + 1)
+    monkeypatch.setattr(identity, "NUMERICS", identity.NUMERICS + 1)
     assert identity_hash(plain) != before
 
 

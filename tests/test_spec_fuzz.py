@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from strategies import SCALARS, as_json, oddly
 
 from gptlab.errors import BadInputError
-from gptlab.spec import Experiment, explain, flatten, identify, parse_settings
+from gptlab.identity import identify
+from gptlab.spec import Experiment, explain_spec_error, flatten, parse_settings
 
 PLAIN = Experiment(name="plain", why="Does it hold?")
 KEYS = [f"{section}.{key}" for section in ("model", "data", "train") for key in PLAIN.model_dump()[section]]
@@ -37,7 +38,7 @@ def test_a_document_is_a_spec_or_refused_with_a_reason(document):
     try:
         experiment = Experiment.model_validate_json(as_json(document))
     except ValidationError as error:
-        reason = explain(error)
+        reason = explain_spec_error(error)
         assert reason
         return
     assert_sound(experiment)

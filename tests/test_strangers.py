@@ -108,7 +108,7 @@ def typed(*words: str) -> Callable[[], object]:
 def mirror(runs: list[Run], notice: object) -> int:
     """Read what the process that mirrors a run in W&B reads, and start none."""
     for run in runs:
-        run.starts(), run.outcome(), run.samples(), list(NewRows(run.directory))
+        run.history().starts, run.history().outcome, run.samples(), list(NewRows(run.directory))
     return 0
 
 
@@ -130,7 +130,7 @@ def meet_all_commands(name: str, micro: Experiment) -> dict[str, tuple[int, str,
         "sample": typed("sample", name, "--tokens", "2"),
         "eval": typed("eval", name, "--json"),
         "dashboard": typed("dashboard", name),
-        "from": lambda: initial.weights_of(f"{name}@40"),
+        "from": lambda: initial.find_initial_weights(f"{name}@40"),
         "resume": typed("resume", name, "--steps", "41", "--wandb", "off"),
         "run": lambda: run_attempt(micro, steps=42),
         "rm": typed("rm", name),

@@ -1,1 +1,1 @@
-"""The run's directory, which is the truth about a run, and its mirror in W&B."""
+"""The run's directory, which is the only source of truth about a run."""

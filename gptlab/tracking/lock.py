@@ -1,8 +1,8 @@
-"""One process at a time trains a run.
+"""The lock that lets one process at a time train a run.
 
-Two files. `lock` is held exclusively by the process that trains, for its life; the kernel lets go of it when the
-process ends, however it ends. `heartbeat` says who that is, and is locked as well: asking whether a run is alive looks
-there, and so never stands in the way of somebody who takes `lock`.
+There are two files. `lock` is held exclusively by the training process for its lifetime; the kernel releases it however
+the process ends. `heartbeat` names that process and is locked as well. Queries look at `heartbeat`, so they never
+compete with a process that acquires `lock`.
 """
 
 import fcntl
@@ -19,14 +19,14 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from gptlab.errors import GptlabError
-from gptlab.tracking.reading import MAX_LINE_BYTES, Count, opened
+from gptlab.untrusted import MAX_LINE_BYTES, Count, open_regular
 
 LOCK, HEARTBEAT = "lock", "heartbeat"
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that trains a run."""
+    """The process that holds a run's lock."""
 
     host: str = "an unknown host"
     pid: Count = 0
@@ -34,10 +34,10 @@ class Holder:
 
 
 class RunLock:
-    """A context manager around a run's training.
+    """A context manager that holds a run's lock.
 
     Raises:
-        GptlabError: Another process holds the run; the message says which.
+        GptlabError: Another process holds it; the message names the process.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -48,7 +48,7 @@ class RunLock:
         try:
             self._lock.acquire()
         except Timeout:
-            holder = holder_of(self._directory) or Holder()
+            holder = lock_holder(self._directory) or Holder()
             raise GptlabError(
                 f"{self._directory.name} is being trained by process {holder.pid} on {holder.host} since "
                 f"{holder.since}; wait for it, or stop it with: kill {holder.pid}"
@@ -61,7 +61,7 @@ class RunLock:
         return self
 
     def beat(self) -> None:
-        """Show that the process is alive, for file systems whose locks other machines cannot see."""
+        """Update the heartbeat's time, for file systems whose locks are invisible to other machines."""
         os.utime(self._heartbeat.fileno())
 
     def __exit__(
@@ -71,10 +71,10 @@ class RunLock:
         self._lock.release()
 
 
-def holder_of(directory: Path) -> Holder | None:
-    """Who trains the run now, or None. Never takes the run's lock."""
+def lock_holder(directory: Path) -> Holder | None:
+    """Return the process that trains the run, or None. Never takes the run's lock."""
     try:
-        with opened(directory / HEARTBEAT) as heartbeat:
+        with open_regular(directory / HEARTBEAT) as heartbeat:
             try:
                 fcntl.flock(heartbeat, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

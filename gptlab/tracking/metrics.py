@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one row per logged step. What the columns are, and how they are written and read."""
+"""`metrics.jsonl`: one row per logged step. The columns, and how rows are written and read."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from typing import Any, Required, Self
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from gptlab.tracking.reading import Count, read_json_lines, read_json_lines_from, torn_bytes
+from gptlab.untrusted import Count, read_json_lines, read_json_lines_from, torn_bytes
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
@@ -19,29 +19,29 @@ COLUMNS: dict[str, str] = {
     "step": "optimizer steps done",
     "tokens": "tokens trained on so far",
     "epoch": "passes over the training text so far",
-    "attempt": "which attempt wrote the row, from 1",
-    "time": "when, in seconds since 1970",
+    "attempt": "number of the attempt that wrote the row, from 1",
+    "time": "Unix time in seconds",
     "elapsed_s": "seconds of training over all attempts, without evaluation and saving",
     "train/loss": "nats per token, mean over the steps since the last row",
     "val/loss": "nats per token, mean over the validation windows",
     "val/loss_se": "its standard error over those windows",
-    "val/bpb": "bits per byte of the predicted tokens' text",
-    "val/yardstick": "what val/loss was measured on; numbers compare where this agrees",
+    "val/bpb": "bits per byte of the predicted text",
+    "val/yardstick": "hash of what val/loss was measured on; only equal yardsticks are comparable",
     "optim/lr": "learning rate",
     "optim/grad_norm": "global gradient norm before clipping, mean over the steps since the last row",
-    "optim/clip_frac": "share of those steps whose gradient was clipped",
+    "optim/clip_frac": "fraction of those steps whose gradient was clipped",
     "perf/tokens_per_s": "training tokens per second since the last row, without evaluation and saving",
     "perf/step_ms": "median milliseconds per step since the last row",
-    "perf/data_wait_frac": "share of training time spent on making batches",
-    "perf/mfu": "model FLOPs over the device's bfloat16 peak, where that is known",
-    "perf/peak_mem_gib": "largest memory in use so far, in GiB (GPU memory on CUDA, resident memory elsewhere)",
+    "perf/data_wait_frac": "fraction of training time spent on building batches",
+    "perf/mfu": "model FLOPs utilization: model FLOP/s over the device's bfloat16 peak, if that is known",
+    "perf/peak_mem_gib": "peak memory so far, in GiB (GPU memory on CUDA, resident memory elsewhere)",
     "perf/eval_s": "seconds of this row's validation",
-    "perf/ckpt_s": "seconds that training waited for checkpoints since the last row; they are written beside it",
+    "perf/ckpt_s": "seconds since the last row that training waited for checkpoints, which are written in the background",
 }
-"""Every column and its meaning."""
+"""The columns and their meanings."""
 
 COUNTS = ("step", "tokens", "attempt")
-"""The columns that hold whole numbers; `val/yardstick` holds text, and all others hold floats."""
+"""Integer columns. `val/yardstick` holds text, all others hold floats."""
 
 DETERMINISTIC = (
     "step",
@@ -64,7 +64,7 @@ def _types() -> dict[str, Any]:
     return types | {"val/yardstick": str, "step": Required[Count]}
 
 
-# mypy knows no TypedDict whose keys are computed.
+# mypy does not support a TypedDict with computed keys.
 _ROW: TypeAdapter[Row] = TypeAdapter(TypedDict("_Row", _types(), total=False))  # type: ignore[operator]
 
 
@@ -72,23 +72,25 @@ class MetricsFile:
     """The file, open for appending by the one process that trains the run."""
 
     def __init__(self, directory: Path, size: int) -> None:
-        """Open the file cut to `size` bytes: what a checkpoint vouches for.
+        """Open the file, cut to the `size` bytes that a checkpoint vouches for.
 
         Args:
-            directory: The run's.
-            size: Bytes to keep; rows after them are computed again.
+            directory: The run's directory.
+            size: Bytes to keep; later rows will be computed again.
         """
         self.path = directory / METRICS
         self._file = self.path.open("ab")
-        self._file.truncate(min(size, self.size - torn_bytes(self.path)))  # never longer: that would add NULs
+        self._file.truncate(
+            min(size, self.size - torn_bytes(self.path))
+        )  # never more than there is, which would add NULs
 
     @property
     def size(self) -> int:
-        """Bytes written."""
+        """Length in bytes."""
         return os.fstat(self._file.fileno()).st_size
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row at once. Non-finite numbers become strings, which JSON can carry and `float` reads."""
+        """Write and flush one row. Non-finite numbers become strings, which every JSON parser and `float` read."""
         document = {key: _encode(value) for key, value in row.items()}
         self._file.write(json.dumps(document, allow_nan=False).encode() + b"\n")
         self._file.flush()
@@ -105,12 +107,12 @@ class MetricsFile:
 
 
 class NewRows:
-    """The rows of a run as they come: each time those that were written since the last time."""
+    """The new rows of a run: each iteration yields those written since the previous one."""
 
     def __init__(self, directory: Path) -> None:
         self._path, self._read = directory / METRICS, 0
         self.last_step = -1
-        """The step of the last row that was read."""
+        """Step of the last row that was read."""
 
     def __iter__(self) -> Iterator[Row]:
         for row, size in read_json_lines_from(self._path, self._read, _ROW):
@@ -120,21 +122,21 @@ class NewRows:
 
 
 def read_metrics(directory: Path) -> list[Row]:
-    """All rows of a run, a torn last line left out. Each has a step, and of `COLUMNS` what it was written with.
+    """Return all rows of a run; a torn last line is skipped. Each row has a step and some of the other `COLUMNS`.
 
     Raises:
-        GptlabError: Another line is damaged; the message names it.
+        GptlabError: Another line is damaged; the message names file and line.
     """
     return list(read_json_lines(directory / METRICS, _ROW))
 
 
 def torn_metrics(directory: Path) -> int:
-    """Bytes that a crash left after the last whole row."""
+    """Count the bytes after the last complete row, which a crash left."""
     return torn_bytes(directory / METRICS)
 
 
 def last_value(rows: list[Row], column: str) -> Any:
-    """The newest value of a column that not every row has, or None."""
+    """Return the newest value of a column, or None if no row has it."""
     return next((row[column] for row in reversed(rows) if column in row), None)
 
 

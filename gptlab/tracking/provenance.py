@@ -1,7 +1,7 @@
-"""Which code, on which machine, made a number: what an attempt's first row records, and the patch beside it.
+"""The code and the machine that produced a number: what the start of an attempt records.
 
-Code is a commit and a patch of what differs from it. Two of them are compared by git itself, as trees that are built
-aside: neither the working tree nor the repository is touched.
+The code is a commit and a patch of the uncommitted changes. Git itself compares two of them, as trees in a temporary
+object directory: neither the working tree nor the repository is modified.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from typing import Any
 
 from gptlab import project
 from gptlab.errors import GptlabError
-from gptlab.tracking.files import write_durably
-from gptlab.tracking.reading import opened
+from gptlab.files import write_durably
 from gptlab.tracking.records import Start
+from gptlab.untrusted import open_regular
 
 PACKAGES = ("torch", "numpy", "safetensors", "tiktoken", "pydantic", "wandb", "pandas")
 DIFF_OPTIONS = (
@@ -31,12 +31,12 @@ DIFF_OPTIONS = (
     "--src-prefix=a/",
     "--dst-prefix=b/",
 )
-"""A patch that git can apply, whatever the user's configuration makes of `git diff`."""
+"""They make a patch that git can apply, whatever the user's configuration of `git diff` is."""
 MAX_PATCH_BYTES = 1 << 28
 
 
 def environment() -> dict[str, Any]:
-    """Host, interpreter and package versions."""
+    """Return host, interpreter and package versions."""
     return {
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -47,38 +47,38 @@ def environment() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Source:
-    """The project's code; without a commit where the project is not a git checkout."""
+    """The project's code. The commit is None if the project is not a git checkout."""
 
     commit: str | None
     patch: bytes | None
-    """What differs from the commit: tracked files and untracked `*.py` only, so that no stray secret comes along.
+    """Uncommitted changes: tracked files and untracked `*.py` only, so that no stray secret is included.
 
-    None where git could not say, or the patch is no longer there: unknown is not clean.
+    None if git failed or the patch is missing: unknown does not mean clean.
     """
 
     @property
     def patch_sha256(self) -> str | None:
-        """None where nothing differs."""
+        """None if there are no changes."""
         return hashlib.sha256(self.patch).hexdigest() if self.patch else None
 
     def facts(self) -> dict[str, Any]:
-        """As `attempts.jsonl` records it."""
+        """Return the facts that `attempts.jsonl` records."""
         dirty = None if self.commit is None or self.patch is None else bool(self.patch)
         return {"git_commit": self.commit, "git_dirty": dirty, "diff_sha256": self.patch_sha256}
 
     def keep_patch(self, directory: Path) -> None:
-        """Write `source-HASH8.patch` where something differs."""
+        """Write `source-HASH8.patch` into a run's directory if there are changes."""
         if self.patch and self.patch_sha256:
             write_durably(patch_path(directory, self.patch_sha256), self.patch)
 
 
 def patch_path(directory: Path, sha256: str) -> Path:
-    """Where a run keeps the patch of that hash."""
+    """Return the path of a patch in a run's directory."""
     return directory / f"source-{sha256[:8]}.patch"
 
 
 def working_tree() -> Source:
-    """The project's code as it stands now."""
+    """Return the project's code as it is now."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return Source(None, b"")
@@ -91,15 +91,15 @@ def working_tree() -> Source:
     return Source(commit.decode().strip(), changes + b"".join(additions))
 
 
-def recorded(directory: Path, starts: list[Start]) -> Source:
-    """The code of a run's last attempt: the commit in its row of `attempts.jsonl`, and the patch that the run keeps."""
+def recorded_source(directory: Path, starts: list[Start]) -> Source:
+    """Return the code of a run's last attempt: the commit in its row, and the patch in the run's directory."""
     if not starts:
         return Source(None, None)
     commit, sha256 = starts[-1].get("git_commit"), starts[-1].get("diff_sha256")
     if sha256 is None:
         return Source(commit, b"" if starts[-1].get("git_dirty") is False else None)
     try:
-        with opened(patch_path(directory, sha256)) as file:
+        with open_regular(patch_path(directory, sha256)) as file:
             patch = file.read(MAX_PATCH_BYTES)
     except (FileNotFoundError, GptlabError):
         return Source(commit, None)
@@ -108,48 +108,48 @@ def recorded(directory: Path, starts: list[Start]) -> Source:
 
 @dataclass(frozen=True)
 class Changes:
-    """From one code to another."""
+    """The differences between two sources."""
 
     files: dict[str, str]
-    """What happened to each file, in lines added and removed: `+4 −2`."""
+    """Added and removed lines of each file, such as `+4 −2`."""
     patch: bytes
 
 
-def changes(old: Source, new: Source) -> Changes | None:
-    """What git says between two codes; None where it cannot say: a commit that this repository lacks, a lost patch."""
+def compare_sources(old: Source, new: Source) -> Changes | None:
+    """Compare two sources with git; None if a commit is not in this repository or a patch is missing."""
     if old == new and old.commit and old.patch is not None:
         return Changes({}, b"")
     objects, top = _git("rev-parse", "--path-format=absolute", "--git-path", "objects"), _top()
     if objects is None or top is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        aside = {
+        temporary = {
             "GIT_INDEX_FILE": f"{folder}/index",
             "GIT_OBJECT_DIRECTORY": folder,
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": os.fsdecode(objects.removesuffix(b"\n")),
         }
-        trees = [tree for source in (old, new) if (tree := _tree(source, top, aside)) is not None]
+        trees = [tree for source in (old, new) if (tree := _tree(source, top, temporary)) is not None]
         if len(trees) < 2:
             return None
-        counts = _git("diff", "--numstat", "--no-renames", "-z", *trees, "--", ".", environment=aside)
-        patch = _git("diff", *DIFF_OPTIONS, *trees, "--", ".", environment=aside)
+        counts = _git("diff", "--numstat", "--no-renames", "-z", *trees, "--", ".", environment=temporary)
+        patch = _git("diff", *DIFF_OPTIONS, *trees, "--", ".", environment=temporary)
     if counts is None or patch is None:
         return None
     rows = [os.fsdecode(row).split("\t", 2) for row in counts.split(b"\0") if row]
     return Changes({name: "binary" if added == "-" else f"+{added} −{gone}" for added, gone, name in rows}, patch)
 
 
-def _tree(source: Source, top: str, aside: Mapping[str, str]) -> str | None:
-    """The name of the code's tree, whose objects are written aside."""
+def _tree(source: Source, top: str, environment: Mapping[str, str]) -> str | None:
+    """Write the source as a git tree into the environment's object directory. Returns the tree's hash."""
     if source.commit is None or source.patch is None:
         return None
-    read = _git("read-tree", source.commit, environment=aside)
+    read = _git("read-tree", source.commit, environment=environment)
     applied = read is not None and (
         not source.patch
-        or _git("apply", "--cached", "--whitespace=nowarn", "-", where=top, given=source.patch, environment=aside)
+        or _git("apply", "--cached", "--whitespace=nowarn", "-", where=top, given=source.patch, environment=environment)
         is not None
     )
-    tree = _git("write-tree", environment=aside) if applied else None
+    tree = _git("write-tree", environment=environment) if applied else None
     return None if tree is None else tree.decode().strip()
 
 
@@ -161,7 +161,7 @@ def _version(package: str) -> str | None:
 
 
 def _top() -> str | None:
-    """The root of the repository that the project lies in."""
+    """Return the root of the git repository that contains the project."""
     top = _git("rev-parse", "--show-toplevel")
     return None if top is None else os.fsdecode(top.removesuffix(b"\n"))
 
@@ -169,7 +169,7 @@ def _top() -> str | None:
 def _git(
     *arguments: str, where: str | None = None, given: bytes | None = None, environment: Mapping[str, str] | None = None
 ) -> bytes | None:
-    """What git prints, or None where it fails."""
+    """Run git and return its output, or None if it fails."""
     try:
         done = subprocess.run(
             ["git", *arguments],
@@ -186,5 +186,5 @@ def _git(
 
 
 def _git_diff_new(name: str, top: str) -> bytes:
-    command = ["git", "diff", "--no-index", *DIFF_OPTIONS, "--", "/dev/null", name]  # exits with 1: they differ
+    command = ["git", "diff", "--no-index", *DIFF_OPTIONS, "--", "/dev/null", name]  # exits with 1 because they differ
     return subprocess.run(command, cwd=top, capture_output=True, check=False, timeout=30).stdout

@@ -1,7 +1,4 @@
-"""What is recorded of a run besides its numbers: `run.json`, and the rows of `attempts.jsonl` and `samples.jsonl`.
-
-They are typed, so that whoever reads them back need not ask what a field holds.
-"""
+"""The typed records of a run: `run.json`, and the rows of `attempts.jsonl` and `samples.jsonl`."""
 
 import re
 from datetime import UTC, datetime
@@ -10,8 +7,9 @@ from typing import Annotated, Any, Literal, Required, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from typing_extensions import TypedDict
 
-from gptlab.spec import Experiment, Identity, Precision, hash_of, identify
-from gptlab.tracking.reading import Count
+from gptlab.identity import Identity, hash_of, identify
+from gptlab.spec import Experiment, Precision
+from gptlab.untrusted import Count
 
 Outcome = Literal["complete", "interrupted", "diverged", "failed"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -31,7 +29,7 @@ class TextRecord(BaseModel):
 
 
 class InitialWeights(BaseModel):
-    """Where a warm start takes its weights from."""
+    """The checkpoint whose weights a warm start begins with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,34 +39,34 @@ class InitialWeights(BaseModel):
     sha256: str
 
 
-def _as_written(created: str) -> str:
+def _check_timestamp(created: str) -> str:
     at = datetime.fromisoformat(created)
     if at.tzinfo != UTC or at.isoformat(timespec="milliseconds") != created:
-        raise ValueError("this is not a time as gptlab writes it")
+        raise ValueError("not a UTC time in ISO 8601 with milliseconds")
     return created
 
 
 class RunRecord(BaseModel):
-    """`run.json`: what the run computes. Written once, never changed."""
+    """`run.json`: what the run computes. It is written once and never changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
     seed: Count
-    created: Annotated[str, AfterValidator(_as_written)]
+    created: Annotated[str, AfterValidator(_check_timestamp)]
     spec: Experiment
     precision: Precision
     identity: dict[str, Any]
-    """All that went into the hash of the run's id."""
+    """The content of the hash in the run's id."""
     text: TextRecord
     tokenizer_sha256: str
     initial_weights: InitialWeights | None = None
-    """None where the weights are drawn from the seed."""
+    """None if the weights are drawn from the seed."""
     wandb_id: str
-    """The run's id and a random suffix: two machines, or a deleted run, never meet in one W&B run."""
+    """The run's id and a random suffix, so that two machines, or a deleted run, never share one W&B run."""
 
     @model_validator(mode="after")
-    def _is_what_its_id_says(self) -> Self:
+    def _check_identity(self) -> Self:
         parent = self.initial_weights
         own = identify(
             self.spec,
@@ -78,20 +76,20 @@ class RunRecord(BaseModel):
             initial_weights_sha256=parent.sha256 if parent else None,
         )
         numerics = self.identity.get("numerics")
-        revised = {**own.content, "numerics": numerics}  # as the code computed it then
+        revised = {**own.content, "numerics": numerics}  # as computed by the code of that time
         if self.identity != revised or type(numerics) is not int or not 0 < numerics < 2**31:
-            raise ValueError("the identity is not that of the spec")
+            raise ValueError("the identity does not belong to the spec")
         if self.run != Identity(own.name, hash_of(self.identity), self.identity).run_id(self.seed):
-            raise ValueError("the run's id is not that of its identity")
+            raise ValueError("the run's id does not belong to its identity")
         if not re.fullmatch(rf"{re.escape(self.run)}-[0-9a-f]{{8}}", self.wandb_id):
-            raise ValueError("the id in W&B does not begin with the run's own")
+            raise ValueError("the W&B id does not start with the run's id")
         return self
 
 
 class Start(TypedDict, total=False):
-    """The row of `attempts.jsonl` with which an attempt starts; it has more than what is read again."""
+    """The row of `attempts.jsonl` for the start of an attempt. It may have further keys."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # pydantic's own way
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # documented by pydantic
 
     event: Required[Literal["start"]]
     steps: Required[Count]
@@ -112,9 +110,9 @@ class Start(TypedDict, total=False):
 
 
 class End(TypedDict):
-    """The row of `attempts.jsonl` with which an attempt ends; one that diverged says more."""
+    """The row of `attempts.jsonl` for the end of an attempt. It may have further keys, such as `diverged`."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # pydantic's own way
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # documented by pydantic
 
     event: Literal["end"]
     step: Count

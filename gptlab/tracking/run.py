@@ -1,14 +1,14 @@
-"""A run: its directory, what it is, where it stands.
+"""A run: its directory, its record and its history.
 
 runs/baseline-1a2b3c4d-s0/
     run.json         written once: the resolved spec, the identity, the text
     attempts.jsonl   two rows per attempt, its start and its end
     metrics.jsonl    one row per logged step
-    samples.jsonl    text that the model wrote
-    checkpoints/     see `gptlab.tracking.checkpoints`
+    samples.jsonl    text that the model generated
+    checkpoints/     see `gptlab.checkpoints.manifest`
     evaluations/     losses of single validation windows
     wandb/           W&B's own files
-    log.txt          what the console said
+    log.txt          what the console printed
 """
 
 import json
@@ -17,20 +17,24 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gptlab import project
+from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
-from gptlab.spec import Experiment, Identity, Precision, did_you_mean
-from gptlab.tracking.checkpoints import list_checkpoints
-from gptlab.tracking.files import append_json_line, write_durably
-from gptlab.tracking.lock import holder_of
-from gptlab.tracking.metrics import last_value, read_metrics
-from gptlab.tracking.reading import check_tree, read_document, read_json_lines
+from gptlab.files import append_json_line, write_durably
+from gptlab.identity import Identity
+from gptlab.spec import Experiment, Precision
+from gptlab.tracking.lock import lock_holder
+from gptlab.tracking.metrics import Row, last_value, read_metrics
 from gptlab.tracking.records import ATTEMPT, SAMPLE, End, InitialWeights, Outcome, RunRecord, Sample, Start, TextRecord
+from gptlab.untrusted import check_tree, read_document, read_json_lines
+from gptlab.validation import did_you_mean
 
-RECORD, ATTEMPTS, SAMPLES, LOG, TRASH = "run.json", "attempts.jsonl", "samples.jsonl", "log.txt", ".trash"
+RECORD, ATTEMPTS, SAMPLES, EVALUATIONS = "run.json", "attempts.jsonl", "samples.jsonl", "evaluations"
+LOG, TRASH = "log.txt", ".trash"
 
 logger = logging.getLogger(__name__)
 
@@ -51,71 +55,31 @@ class Run:
         """`NAME-HASH8-sSEED`."""
         return self.record.run
 
-    def status(self) -> Status:
-        """From the lock and the last attempt; never from a process id."""
-        return "running" if holder_of(self.directory) else self.outcome()
-
-    def outcome(self) -> Outcome:
-        """How the last attempt ended, as far as is known; it may still go on."""
-        attempts = self.attempts()
-        return attempts[-1]["status"] if attempts and attempts[-1]["event"] == "end" else "interrupted"
-
-    def step(self) -> int:
-        """The last step known: of the last attempt's end, else of the newest row or checkpoint."""
-        attempts = self.attempts()
-        if attempts and attempts[-1]["event"] == "end":
-            return attempts[-1]["step"]
-        known = [checkpoint.step for checkpoint in list_checkpoints(self.directory)]
-        known += [row["step"] for row in read_metrics(self.directory)]
-        return max(known, default=0)
-
-    def target(self) -> int:
-        """The number of steps that the last attempt was asked for."""
-        starts = self.starts()
-        return starts[-1]["steps"] if starts else self.record.spec.train.steps
-
-    def summary(self) -> dict[str, Any]:
-        """As `gptlab runs --json` prints it."""
-        return {
-            "run": self.id,
-            "name": self.record.spec.name,
-            "seed": self.record.seed,
-            "status": self.status(),
-            "step": self.step(),
-            "steps": self.target(),
-            "val_loss": last_value(read_metrics(self.directory), "val/loss"),
-            "directory": str(self.directory),
-        }
-
-    def attempts(self) -> list[Start | End]:
-        """The rows of `attempts.jsonl`."""
-        return list(read_json_lines(self.directory / ATTEMPTS, ATTEMPT))
-
-    def starts(self) -> list[Start]:
-        """The rows with which attempts started."""
-        return [row for row in self.attempts() if row["event"] == "start"]
+    def history(self) -> "History":
+        """Read what the run has recorded so far; each file is parsed at most once."""
+        return History(self)
 
     def start_attempt(self, **facts: Any) -> int:
-        """Record that an attempt starts; returns its number, from 1."""
-        number = 1 + len(self.starts())
+        """Record the start of an attempt. Returns its number, from 1."""
+        number = 1 + len(self.history().starts)
         append_json_line(self.directory / ATTEMPTS, {"attempt": number, "event": "start", "time": _now(), **facts})
         return number
 
     def end_attempt(self, number: int, step: int, status: Outcome, **facts: Any) -> None:
-        """Record how an attempt ended."""
+        """Record the end of an attempt."""
         row = {"attempt": number, "event": "end", "time": _now(), "step": step, "status": status, **facts}
         append_json_line(self.directory / ATTEMPTS, row)
 
     def samples(self) -> list[Sample]:
-        """The rows of `samples.jsonl`."""
+        """Return the rows of `samples.jsonl`."""
         return list(read_json_lines(self.directory / SAMPLES, SAMPLE))
 
     def add_sample(self, step: int, prompt: str, text: str) -> None:
-        """Keep a text that the model wrote."""
+        """Append a generated text."""
         append_json_line(self.directory / SAMPLES, {"step": step, "prompt": prompt, "text": text})
 
     def drop_samples_after(self, step: int) -> None:
-        """Keep only the samples of the first `step` steps: later ones come again."""
+        """Remove the samples after a step, which will be generated again."""
         samples = self.samples()
         kept = [row for row in samples if row["step"] <= step]
         if len(kept) < len(samples):
@@ -123,21 +87,73 @@ class Run:
             write_durably(self.directory / SAMPLES, "".join(lines))
 
     def move_to_trash(self) -> Path:
-        """Move the directory to `.trash/` beside it; returns where it lies now.
+        """Move the directory to `.trash/` beside it. Returns its new path.
 
         Raises:
-            GptlabError: A process is training the run, or the trash is elsewhere.
+            GptlabError: A process is training the run, or the trash is a symbolic link.
         """
-        if holder := holder_of(self.directory):
+        if holder := lock_holder(self.directory):
             raise GptlabError(f"{self.id} is being trained by process {holder.pid} on {holder.host}; stop it first")
         trash = self.directory.parent / TRASH
         if trash.is_symlink():
-            raise GptlabError(f"{trash} is a link; remove it")
+            raise GptlabError(f"{trash} is a symbolic link; remove it")
         trash.mkdir(exist_ok=True)
         return self.directory.rename(trash / f"{self.directory.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
 
 
-def create(
+class History:
+    """What a run has recorded, as of when it was read."""
+
+    def __init__(self, run: Run) -> None:
+        """Read `attempts.jsonl`; the metrics are read when they are needed."""
+        self._run = run
+        self.attempts: list[Start | End] = list(read_json_lines(run.directory / ATTEMPTS, ATTEMPT))
+
+    @property
+    def starts(self) -> list[Start]:
+        """The rows that record the start of an attempt."""
+        return [row for row in self.attempts if row["event"] == "start"]
+
+    @property
+    def _end(self) -> End | None:
+        """The end of the last attempt, if it has been recorded."""
+        last = self.attempts[-1] if self.attempts else None
+        return last if last is not None and last["event"] == "end" else None
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of metrics."""
+        return read_metrics(self._run.directory)
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the last attempt ended; `interrupted` if no end is recorded, also while it runs."""
+        return self._end["status"] if self._end else "interrupted"
+
+    @cached_property
+    def status(self) -> Status:
+        """`running` while a process holds the run's lock, else the outcome."""
+        return "running" if lock_holder(self._run.directory) else self.outcome
+
+    @cached_property
+    def step(self) -> int:
+        """The last known step: where the last attempt ended, else that of the newest row or checkpoint."""
+        if self._end:
+            return self._end["step"]
+        checkpoints = [checkpoint.step for checkpoint in list_checkpoints(self._run.directory)]
+        return max([*checkpoints, *(row["step"] for row in self.rows)], default=0)
+
+    @property
+    def target(self) -> int:
+        """The number of steps that the last attempt was asked for."""
+        return self.starts[-1]["steps"] if self.starts else self._run.record.spec.train.steps
+
+    def last(self, column: str) -> Any:
+        """Return the newest value of a column of the metrics, or None."""
+        return last_value(self.rows, column)
+
+
+def create_run(
     experiment: Experiment,
     identity: Identity,
     seed: int,
@@ -145,15 +161,15 @@ def create(
     text: TextRecord,
     initial_weights: InitialWeights | None = None,
 ) -> Run:
-    """A new run's directory with its record, or the one that is there already.
+    """Create a run's directory and record, or load the run if it exists.
 
     Raises:
-        GptlabError: What is there is damaged, or another run.
+        GptlabError: The directory is damaged or holds another run.
     """
     run_id = identity.run_id(seed)
     directory = project.runs_directory() / run_id
     if (directory / RECORD).exists():
-        run = load(directory)
+        run = load_run(directory)
         if run.id != run_id or run.record.identity != identity.content:
             raise GptlabError(f"{directory} holds another run, {run.id}; move it away")
         return run
@@ -175,11 +191,11 @@ def create(
     return Run(directory, record)
 
 
-def load(directory: Path) -> Run:
-    """The run in a directory.
+def load_run(directory: Path) -> Run:
+    """Load the run in a directory.
 
     Raises:
-        GptlabError: Its `run.json` cannot be read, or it holds what no run holds; the message names it.
+        GptlabError: `run.json` cannot be read, or the directory holds what no run contains; the message names it.
     """
     check_tree(directory)
     try:
@@ -189,49 +205,49 @@ def load(directory: Path) -> Run:
 
 
 def all_runs() -> list[Run]:
-    """Every run in the runs directory, by id; one that cannot be read is left out with a warning."""
-    return list(each(load, directories()))
+    """Load every run in the runs directory, by id. Unreadable ones are skipped with a warning."""
+    return list(skip_unreadable(load_run, run_directories()))
 
 
-def each(read: Callable[[Source], Result], runs: Iterable[Source]) -> Iterator[Result]:
-    """What `read` gives for each run; one that cannot be read is left out with a warning, and hides no other."""
-    for run in runs:
+def skip_unreadable(read: Callable[[Source], Result], sources: Iterable[Source]) -> Iterator[Result]:
+    """Yield `read(source)` for each source; one that cannot be read is skipped with a warning."""
+    for source in sources:
         try:
-            yield read(run)
+            yield read(source)
         except GptlabError as error:
-            logger.warning("%s; this run is left out", error)
+            logger.warning("%s; this run is skipped", error)
 
 
-def find(reference: str) -> Run:
-    """The run of an id, a unique prefix of one, or a path.
+def find_run(reference: str) -> Run:
+    """Return the run of an id, a unique prefix of one, or a path.
 
     Raises:
-        BadInputError: There is none, or several.
+        BadInputError: No run or several runs match.
     """
     if "/" in reference or reference in {".", ".."}:
         try:
             directory = Path(reference).expanduser().resolve()
             found = (directory / RECORD).exists()
-        except (OSError, RuntimeError, ValueError):  # too long, a home that nobody has, links in a circle, a NUL
+        except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, circular links, a NUL
             found = False
         if not found:
             raise BadInputError(f"there is no run in '{reference}': it has no {RECORD}")
-        return load(directory)
-    known = {directory.name: directory for directory in directories()}
+        return load_run(directory)
+    known = {directory.name: directory for directory in run_directories()}
     matches = [name for name in known if name.startswith(reference)] if reference else []
     if reference in known:
         matches = [reference]
     if not matches:
-        runs = project.shown(project.runs_directory())
-        hint = did_you_mean(reference, list(known)) or "; `gptlab runs` lists them"
+        runs = project.display_path(project.runs_directory())
+        hint = did_you_mean(reference, known) or "; `gptlab runs` lists them"
         raise BadInputError(f"there is no run '{reference}' in {runs}{hint}")
     if len(matches) > 1:
-        raise AmbiguousRunError(f"'{reference}' could be {' or '.join(sorted(matches))}: give more of the id")
-    return load(known[matches[0]])
+        raise AmbiguousRunError(f"'{reference}' matches {' and '.join(sorted(matches))}; give more of the id")
+    return load_run(known[matches[0]])
 
 
-def directories() -> list[Path]:
-    """Where the runs in the runs directory lie, by id; nothing of them is read yet."""
+def run_directories() -> list[Path]:
+    """Return the directories in the runs directory that hold a run, by id. Nothing in them is read."""
     return sorted(path.parent for path in project.runs_directory().glob(f"*/{RECORD}") if path.parent.name != TRASH)
 
 

@@ -1,1 +1,1 @@
-"""Training: settings, the optimizer, the loop, checkpoints."""
+"""Training: the step, the loop around it, optimizer, evaluation, and the settings of a device."""

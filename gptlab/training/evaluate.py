@@ -1,4 +1,4 @@
-"""The loss on held-out windows."""
+"""The loss on the windows of a held-out text."""
 
 import math
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from gptlab.data.windows import windows_at, yardstick
 from gptlab.training.settings import Settings
 
 BATCH_TOKENS = 8192
-"""A fixed number, so that the losses are the same to the bit wherever they are computed; more is no faster on a CPU."""
+"""Fixed, so that equal windows have bitwise equal losses in every caller. Larger batches are no faster on a CPU."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses of windows; all windows have the same number of tokens."""
+    """Losses of windows of equal length."""
 
     window_losses: NDArray[np.float64]
     """Nats per token, shape `(windows,)`."""
     tokens: int
-    """Predicted tokens."""
+    """Number of predicted tokens."""
     bytes: int
-    """Bytes of text that the predicted tokens stand for."""
+    """Number of bytes of text that the predicted tokens stand for."""
     yardstick: str
 
     @property
@@ -42,7 +42,7 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits per byte of the predicted tokens' text: the same unit for every tokenizer."""
+        """Bits per byte of the predicted text, comparable across tokenizers."""
         return self.loss * self.tokens / math.log(2) / self.bytes
 
     @property
@@ -61,9 +61,15 @@ def evaluate(
     settings: Settings,
     advance: Callable[[int], None] = lambda windows: None,
 ) -> Evaluation:
-    """The loss of each window that begins at `starts`; `advance` hears how many windows were just done.
+    """Compute the loss of each window.
 
-    Without a graph a batch takes little memory, so it is larger than training's.
+    Args:
+        model: Called as `model(tokens, targets, reduction="none")`; its mode is restored.
+        val: The text.
+        starts: Index of each window's first token, `(windows,)`.
+        sequence_length: Predicted tokens per window.
+        settings: The device and its properties.
+        advance: Called with the number of windows after each batch.
     """
     was_training = model.training
     model.eval()
@@ -74,7 +80,7 @@ def evaluate(
         windows = windows_at(val.tokens, starts[first : first + batch_size], sequence_length)
         predicted_bytes += int(token_bytes()[windows[:, 1:]].sum())
         batch = torch.from_numpy(windows).to(settings.device)
-        with autocast(settings):
+        with settings.autocast():
             loss = model(batch[:, :-1], batch[:, 1:], reduction="none")  # (B, T)
         losses.append(loss.cpu().double().mean(dim=1))
         advance(len(windows))
@@ -85,8 +91,3 @@ def evaluate(
         bytes=predicted_bytes,
         yardstick=yardstick(val, starts, sequence_length),
     )
-
-
-def autocast(settings: Settings) -> torch.autocast:
-    """Matrix products in the settings' precision."""
-    return torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16")

@@ -1,36 +1,36 @@
-"""Where a run's weights come from: its seed, or another run."""
+"""The initial weights of a run: drawn from its seed, or taken from another run (a warm start)."""
 
 import hashlib
 from pathlib import Path
 
 import xxhash
 
+from gptlab.checkpoints.manifest import MODEL, open_tensors, select_checkpoint
+from gptlab.checkpoints.read import model_from, read_weights
+from gptlab.checkpoints.tensors import Tensors
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec
-from gptlab.tracking.checkpoints import MODEL, opened_tensors, pick
-from gptlab.tracking.records import InitialWeights
-from gptlab.tracking.run import Run, find
-from gptlab.training.restore import model_of, read_weights
-from gptlab.training.tensors import Tensors
+from gptlab.tracking.records import InitialWeights, RunRecord
+from gptlab.tracking.run import find_run
 
 
-def weights_of(reference: str) -> InitialWeights:
-    """The weights that `RUN@STEP` names, or the newest of `RUN`.
+def find_initial_weights(reference: str) -> InitialWeights:
+    """Return the weights that `RUN@STEP` names, or the newest weights of `RUN`.
 
     Raises:
-        BadInputError: There is no such run or checkpoint.
+        BadInputError: There is no such run or checkpoint, or it is damaged.
     """
     name, at, step = reference.rpartition("@")
     if at and not step.isdecimal():
-        raise BadInputError(f"--from wants RUN@STEP, not '{reference}'")
-    run = find(name if at else reference)
-    checkpoint = pick(run.directory, int(step) if at else None)
+        raise BadInputError(f"--from expects RUN@STEP, not '{reference}'")
+    run = find_run(name if at else reference)
+    checkpoint = select_checkpoint(run.directory, int(step) if at else None)
     path = checkpoint.directory / MODEL
     expected = checkpoint.manifest.files[MODEL]
     try:
-        with opened_tensors(path, run.record.spec.model, expected) as (file, _):
+        with open_tensors(path, run.record.spec.model, expected) as (file, _):
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         read_weights(path, run.record.spec.model, xxhash.xxh3_128(), expected.xxh3_128)
     except GptlabError as error:
@@ -38,26 +38,25 @@ def weights_of(reference: str) -> InitialWeights:
     return InitialWeights(run=run.id, step=checkpoint.step, path=str(path), sha256=sha256)
 
 
-def check_weights_fit(weights: InitialWeights, spec: ModelSpec) -> None:
-    """See that a warm start is possible.
+def check_initial_weights(weights: InitialWeights, spec: ModelSpec) -> None:
+    """Check that a model can start from the weights.
 
     Raises:
-        BadInputError: The weights are another model's, or no longer where they were.
+        BadInputError: The weights belong to another model, or are missing or damaged.
     """
     _read(weights, spec)
 
 
-def initial_model(run: Run) -> GPT:
-    """The run's model before its first step, on the CPU.
+def initial_model(record: RunRecord) -> GPT:
+    """Return the run's model before its first step, on the CPU.
 
     Raises:
-        BadInputError: The weights of a warm start are no longer where they were.
+        BadInputError: The weights of a warm start are missing or damaged.
     """
-    record = run.record
     parent = record.initial_weights
     if parent is None:
         return gpt.build(record.spec.model, record.seed)
-    return model_of(_read(parent, record.spec.model), record.spec.model)
+    return model_from(_read(parent, record.spec.model), record.spec.model)
 
 
 def _read(weights: InitialWeights, spec: ModelSpec) -> Tensors:

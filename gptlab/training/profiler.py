@@ -1,4 +1,4 @@
-"""`--profile`: where the time of a few steps goes."""
+"""`--profile`: a trace of a few training steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +9,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 WARM_UP, RECORDED = 3, 3
-"""Steps that are left out because the first ones are slow, and steps that are recorded after them."""
+"""Steps skipped because the first ones are slow, and steps recorded after them."""
 
 
 class Profiler:
-    """A context manager around training; does nothing unless wanted.
+    """A context manager around training that records a profile if it is enabled.
 
     Writes `profile/trace.json`, for chrome://tracing or Perfetto, and `profile/operators.txt` in the run's directory.
     """
 
-    def __init__(self, run_directory: Path, notice: Callable[[str], None], *, wanted: bool) -> None:
+    def __init__(self, run_directory: Path, notice: Callable[[str], None], *, enabled: bool) -> None:
         self._folder, self._notice, self._done = run_directory / "profile", notice, False
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
         self._profile = (
@@ -28,7 +28,7 @@ class Profiler:
                 on_trace_ready=self._write,
                 profile_memory=True,
             )
-            if wanted
+            if enabled
             else None
         )
 
@@ -38,7 +38,7 @@ class Profiler:
         return self
 
     def step(self) -> None:
-        """A training step is done."""
+        """Record that a training step is done."""
         if self._profile and not self._done:
             self._profile.step()
 
@@ -48,7 +48,7 @@ class Profiler:
         if self._profile and not self._done:
             self._profile.stop()
             if not self._done:
-                self._notice(f"no profile: it takes {WARM_UP + RECORDED} steps")
+                self._notice(f"no profile was recorded: it takes {WARM_UP + RECORDED} steps")
 
     def _write(self, finished: profile) -> None:
         self._folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the first asks the loop to save and stop, the second ends the process at once."""
+"""Ctrl-C and SIGTERM during training: the first one makes the loop save and stop, the second one ends the process."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class StopSignals:
-    """A context manager; `received` is the first signal that came, or None."""
+    """A context manager that handles both signals; `received` is the first one, or None."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -24,5 +24,5 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            os._exit(128 + number)  # nothing is half-done that the next attempt could not clear
+            os._exit(128 + number)  # the next attempt removes what this leaves unfinished
         self.received = signal.Signals(number)

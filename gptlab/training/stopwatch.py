@@ -1,4 +1,4 @@
-"""Where the seconds and the bytes of training go: the columns `perf/*`."""
+"""Time and memory of training: the columns `perf/*`."""
 
 import re
 import resource
@@ -15,8 +15,8 @@ from gptlab.tracking.metrics import Row
 from gptlab.training.settings import Device
 
 
-class Interval:
-    """A stopwatch for the training since the last row of metrics."""
+class Stopwatch:
+    """Measures the training since the last row of metrics."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -24,12 +24,12 @@ class Interval:
         self.step_s: list[float] = []
         """Seconds of each step."""
         self.data_s = 0.0
-        """Seconds spent on making batches."""
+        """Seconds spent on building batches."""
         self.saving_s = 0.0
-        """Seconds that training waited for checkpoints."""
+        """Seconds spent on waiting for checkpoints."""
 
     def training_s(self) -> float:
-        """Seconds, without the pauses."""
+        """Seconds of training, without the pauses."""
         return time.perf_counter() - self._started - self._paused_s
 
     @contextmanager
@@ -48,7 +48,10 @@ class Interval:
         self.saving_s += self._paused_s - before
 
     def performance(self, batch_tokens: int, *, asynchronous: bool) -> Row:
-        """The columns `perf/*` of the steps so far; where the device runs behind the host, steps have only a mean."""
+        """Return the columns `perf/*` of the steps so far.
+
+        On an asynchronous device `perf/step_ms` is a mean, else a median.
+        """
         if not self.step_s:
             return {}
         seconds = self.training_s()
@@ -61,10 +64,10 @@ class Interval:
 
 
 def peak_memory_gib(device: Device) -> float:
-    """The largest memory in use so far: of the GPU on CUDA, resident memory elsewhere."""
+    """Return the peak memory so far in GiB: GPU memory on CUDA, resident memory elsewhere."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    if sys.platform == "linux":  # there, ru_maxrss begins at the memory of the process that started this one
+    if sys.platform == "linux":  # ru_maxrss starts at the memory of the parent process there
         (peak,) = re.findall(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
         return int(peak) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gptlab.errors import GptlabError
-from gptlab.tracking.lock import RunLock, holder_of
+from gptlab.tracking.lock import RunLock, lock_holder
 
 HOLD = "import sys; from pathlib import Path; from gptlab.tracking.lock import RunLock\n" \
     "with RunLock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"  # fmt: skip
@@ -30,12 +30,12 @@ def test_a_second_process_fails_at_once_and_says_who_holds_the_run(tmp_path, oth
 
 
 def test_the_lock_dies_with_its_holder(tmp_path, other_process):
-    assert holder_of(tmp_path).pid == other_process.pid
+    assert lock_holder(tmp_path).pid == other_process.pid
     other_process.send_signal(signal.SIGKILL)
     other_process.wait()
-    assert holder_of(tmp_path) is None
+    assert lock_holder(tmp_path) is None
     with RunLock(tmp_path):
-        assert holder_of(tmp_path).pid == os.getpid()
+        assert lock_holder(tmp_path).pid == os.getpid()
 
 
 def test_asking_who_holds_a_run_never_stands_in_the_way(tmp_path):
@@ -47,12 +47,12 @@ def test_asking_who_holds_a_run_never_stands_in_the_way(tmp_path):
         fcntl.flock(heartbeat, fcntl.LOCK_SH)  # somebody asks, at this moment
         fcntl.flock(heartbeat, fcntl.LOCK_UN)
         with RunLock(tmp_path):
-            assert holder_of(tmp_path) is not None
-    assert holder_of(tmp_path) is None
+            assert lock_holder(tmp_path) is not None
+    assert lock_holder(tmp_path) is None
 
 
 def test_nobody_holds_a_run_that_was_never_trained(tmp_path):
-    assert holder_of(tmp_path) is None
+    assert lock_holder(tmp_path) is None
 
 
 def test_the_heartbeat_shows_life(tmp_path):

@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from gptlab.tracking.provenance import Source, changes, environment, recorded, working_tree
+from gptlab.tracking.provenance import Source, compare_sources, environment, recorded_source, working_tree
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def kept(directory):
     """The code as a run keeps it, read back."""
     tree = working_tree()
     tree.keep_patch(directory)
-    return recorded(directory, [{"event": "start", "steps": 1, **tree.facts()}])
+    return recorded_source(directory, [{"event": "start", "steps": 1, **tree.facts()}])
 
 
 def test_what_a_run_records_of_its_code_reads_back(checkout, run_directory):
@@ -137,9 +137,9 @@ def test_a_patch_that_is_gone_or_not_the_recorded_one_is_unknown(checkout, run_d
     tree = working_tree()
     tree.keep_patch(run_directory)
     damage(next(run_directory.iterdir()))
-    read = recorded(run_directory, [{"event": "start", "steps": 1, **tree.facts()}])
+    read = recorded_source(run_directory, [{"event": "start", "steps": 1, **tree.facts()}])
     assert read == Source(tree.commit, None)
-    assert changes(read, tree) is None
+    assert compare_sources(read, tree) is None
 
 
 def test_changes_between_two_codes_are_told_by_git_and_leave_the_repository_as_it_was(checkout, run_directory):
@@ -151,7 +151,7 @@ def test_changes_between_two_codes_are_told_by_git_and_leave_the_repository_as_i
     (checkout / "dirty.py").unlink()
     (checkout / "blob.py").write_bytes(b"\0binary")
     files = {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()}
-    told = changes(before, working_tree())
+    told = compare_sources(before, working_tree())
     assert told.files == {"blob.py": "binary", "dirty.py": "+0 −1", "old.py": "+2 −1"}
     assert b"+three" in told.patch
     assert {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()} == files
@@ -162,14 +162,14 @@ def test_a_patch_that_was_committed_since_is_the_same_code(checkout, run_directo
     before = kept(run_directory)
     commit("second")
     assert before != working_tree()
-    assert changes(before, working_tree()).files == {}
+    assert compare_sources(before, working_tree()).files == {}
 
 
 def test_a_commit_that_the_repository_lacks_cannot_be_compared(checkout):
-    assert changes(Source("0" * 40, b""), working_tree()) is None
-    assert changes(Source(None, None), working_tree()) is None
-    assert changes(Source(None, None), Source(None, None)) is None
-    assert changes(Source("0" * 40, b"x"), Source("0" * 40, b"x")).files == {}
+    assert compare_sources(Source("0" * 40, b""), working_tree()) is None
+    assert compare_sources(Source(None, None), working_tree()) is None
+    assert compare_sources(Source(None, None), Source(None, None)) is None
+    assert compare_sources(Source("0" * 40, b"x"), Source("0" * 40, b"x")).files == {}
 
 
 def test_files_outside_of_the_project_do_not_count(checkout, monkeypatch, run_directory):
@@ -182,4 +182,4 @@ def test_files_outside_of_the_project_do_not_count(checkout, monkeypatch, run_di
     (checkout / "elsewhere.py").write_text("1\n")
     (project / "mine.py").write_text("1\n")
     commit("second")
-    assert changes(before, working_tree()).files == {"projects/mine/mine.py": "+1 −0"}
+    assert compare_sources(before, working_tree()).files == {"projects/mine/mine.py": "+1 −0"}

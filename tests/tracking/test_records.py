@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import ANYTHING, as_json, damaged, oddly
 
+from gptlab.commands.list_runs import summarize
 from gptlab.errors import GptlabError
-from gptlab.spec import identify
+from gptlab.identity import identify
 from gptlab.tracking.metrics import COLUMNS, COUNTS, METRICS, read_metrics
-from gptlab.tracking.run import ATTEMPTS, RECORD, SAMPLES, Run, TextRecord, create, load
+from gptlab.tracking.run import ATTEMPTS, RECORD, SAMPLES, Run, TextRecord, create_run, load_run
 
 ID = r"[a-z0-9][a-z0-9._-]{0,63}-[0-9a-f]{8}-s[0-9]{1,19}"
 START = {"attempt": 1, "event": "start", "time": "now", "steps": 40, "device": "cpu", "threads": 1, "tags": ["a"]}
@@ -22,15 +23,15 @@ SAMPLE = {"step": 40, "prompt": "The", "text": " end"}
 @pytest.fixture
 def run(micro) -> Run:
     identity = identify(micro, precision="float32", text_sha256="abc", tokenizer_sha256="def")
-    return create(micro, identity, 0, "float32", TextRecord(source="t", path="/t", bytes=1, sha256="abc"))
+    return create_run(micro, identity, 0, "float32", TextRecord(source="t", path="/t", bytes=1, sha256="abc"))
 
 
 def assert_refused_or_sound(run: Run) -> None:
     """Either an error that names a file of the run, or facts of their types."""
     try:
-        found = load(run.directory)
-        summary, samples = found.summary(), found.samples()
-        rows, attempts = read_metrics(found.directory), found.attempts()
+        found = load_run(run.directory)
+        summary, samples = summarize(found).facts, found.samples()
+        rows, attempts = read_metrics(found.directory), found.history().attempts
     except GptlabError as refusal:
         message = str(refusal)
         assert str(run.directory) in message

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptlab.errors import BadInputError, GptlabError
-from gptlab.spec import identify
-from gptlab.tracking.run import RECORD, TextRecord, all_runs, create, find, load
+from gptlab.identity import identify
+from gptlab.tracking.run import RECORD, TextRecord, all_runs, create_run, find_run, load_run
 
 TEXT = TextRecord(source="t", path="/t", bytes=1, sha256="abc")
 
@@ -17,14 +17,14 @@ def new_run(micro):
     def make(seed=0, **changes):
         experiment = micro.with_changes(changes)
         identity = identify(experiment, precision="float32", text_sha256="abc", tokenizer_sha256="def")
-        return create(experiment, identity, seed, "float32", TEXT)
+        return create_run(experiment, identity, seed, "float32", TEXT)
 
     return make
 
 
 def test_a_run_is_read_back_as_it_was_created(new_run):
     run = new_run()
-    assert load(run.directory) == run
+    assert load_run(run.directory) == run
     assert run.directory.name == run.id == f"micro-{run.id.split('-')[1]}-s0"
     assert run.record.wandb_id.startswith(run.id + "-")
 
@@ -33,7 +33,7 @@ def test_no_run_is_made_where_something_leads_elsewhere(new_run, tmp_path):
     run = new_run()
     (run.directory / RECORD).unlink()
     (run.directory / "heartbeat").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(GptlabError, match="heartbeat is a link"):
+    with pytest.raises(GptlabError, match="heartbeat is a symbolic link"):
         new_run()
     assert [path.name for path in run.directory.iterdir()] == ["heartbeat"]
 
@@ -66,28 +66,28 @@ def test_status_and_step_come_from_the_last_attempt(new_run, events, status, ste
             number = run.start_attempt(**facts)
         else:
             run.end_attempt(number, *facts)
-    assert (run.status(), run.step()) == (status, step)
-    assert run.target() == (facts["steps"] if events and events[-1][0] == "start" else 9 if events else 40)
+    assert (run.history().status, run.history().step) == (status, step)
+    assert run.history().target == (facts["steps"] if events and events[-1][0] == "start" else 9 if events else 40)
 
 
 def test_a_run_is_found_by_id_unique_prefix_or_path(new_run):
     run, other = new_run(), new_run(seed=1)
-    assert find(run.id) == run
-    assert find(other.id[:-1] + "1") == other
-    assert find(str(run.directory)) == run
+    assert find_run(run.id) == run
+    assert find_run(other.id[:-1] + "1") == other
+    assert find_run(str(run.directory)) == run
     assert [found.id for found in all_runs()] == [run.id, other.id]
-    with pytest.raises(BadInputError, match=f"{run.id} or {other.id}"):
-        find("micro")
+    with pytest.raises(BadInputError, match=f"{run.id} and {other.id}"):
+        find_run("micro")
     with pytest.raises(BadInputError, match="there is no run 'mikro.*did you mean 'micro-"):
-        find(run.id.replace("micro", "mikro"))
+        find_run(run.id.replace("micro", "mikro"))
     with pytest.raises(BadInputError, match="there is no run ''"):
-        find("")
+        find_run("")
 
 
 def test_a_prefix_that_is_a_whole_id_is_that_run(new_run):
     run = new_run(seed=1)
     new_run(seed=11)
-    assert find(run.id) == run
+    assert find_run(run.id) == run
 
 
 def everything(folder):
@@ -125,13 +125,13 @@ def test_whatever_is_to_be_removed_it_is_one_run_or_none(new_run, tmp_path, data
     reference = data.draw(st.sampled_from(["/", ""])).join(data.draw(st.lists(words, min_size=1, max_size=4)))
     before = everything(tmp_path)
     try:
-        trashed = find(reference).move_to_trash()
+        trashed = find_run(reference).move_to_trash()
     except GptlabError:
         assert everything(tmp_path) == before
         return
     assert trashed.parent == tmp_path / "runs" / ".trash"
     (gone,) = [run for run in runs if not run.directory.exists()]
-    assert gone.id == load(trashed).id
+    assert gone.id == load_run(trashed).id
     assert [path for path in before if path not in everything(tmp_path)] == [
         path for path in before if gone.id in path and ".trash" not in path
     ]
@@ -140,18 +140,18 @@ def test_whatever_is_to_be_removed_it_is_one_run_or_none(new_run, tmp_path, data
 
 @given(data=st.data())
 def test_no_reference_to_weights_leaves_the_runs(new_run, tmp_path, data):
-    from gptlab.training.initial import weights_of
+    from gptlab.training.initial import find_initial_weights
 
     new_run()
     with pytest.raises(BadInputError):
-        weights_of("".join(data.draw(st.lists(WORDS | st.just("/"), max_size=5))))
+        find_initial_weights("".join(data.draw(st.lists(WORDS | st.just("/"), max_size=5))))
 
 
 def test_a_trash_that_leads_elsewhere_is_not_used(new_run, tmp_path):
     run = new_run()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "runs" / ".trash").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(GptlabError, match=r"\.trash is a link"):
+    with pytest.raises(GptlabError, match=r"\.trash is a symbolic link"):
         run.move_to_trash()
     assert run.directory.is_dir()
     assert not list((tmp_path / "elsewhere").iterdir())
@@ -160,7 +160,7 @@ def test_a_trash_that_leads_elsewhere_is_not_used(new_run, tmp_path):
 def test_the_trash_keeps_a_removed_run_and_is_not_listed(new_run):
     run = new_run()
     trashed = run.move_to_trash()
-    assert load(trashed).id == run.id
+    assert load_run(trashed).id == run.id
     assert all_runs() == []
     new_run().move_to_trash()
     assert len(list(trashed.parent.iterdir())) == 2
@@ -171,7 +171,7 @@ def test_a_damaged_record_is_named(new_run, content):
     run = new_run()
     (run.directory / RECORD).write_text(content)
     with pytest.raises(GptlabError, match=r"run\.json"):
-        load(run.directory)
+        load_run(run.directory)
 
 
 def test_a_damaged_run_does_not_hide_the_others(new_run, caplog):
@@ -186,7 +186,7 @@ def test_a_run_from_before_a_field_existed_is_read_with_its_default(new_run):
     document = json.loads((run.directory / RECORD).read_text())
     del document["spec"]["model"]["dropout"]
     (run.directory / RECORD).write_text(json.dumps(document))
-    assert load(run.directory).record.spec == run.record.spec
+    assert load_run(run.directory).record.spec == run.record.spec
 
 
 def test_samples_after_a_step_are_dropped(new_run):

@@ -20,21 +20,23 @@ import pytest
 import torch
 from support import PATIENCE_S
 
-from gptlab.console import Console
-from gptlab.errors import GptlabError
-from gptlab.tracking.checkpoints import (
+from gptlab.checkpoints import write
+from gptlab.checkpoints.manifest import (
     CHECKPOINTS,
     MODEL,
     OPTIMIZER,
     FileDigest,
-    digest_of,
-    directory_of,
+    checkpoint_directory,
+    compute_digest,
     list_checkpoints,
 )
+from gptlab.checkpoints.retention import STAGING
+from gptlab.commands import evaluate
+from gptlab.errors import GptlabError
+from gptlab.terminal.console import Console
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
-from gptlab.tracking.run import Run, find, load
-from gptlab.training import checkpoint
-from gptlab.training.loop import Trainer
+from gptlab.tracking.run import Run, find_run, load_run
+from gptlab.training.loop import Hooks, TrainingLoop
 from gptlab.training.signals import StopSignals
 
 PARTS = 4
@@ -55,7 +57,7 @@ def begun(small, cache, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished(small, cache, tmp_path_factory) -> Run:
     """The same run, fifteen steps from the start."""
-    return load(next(trained_in(tmp_path_factory.mktemp("finished"), cache, small, 15).iterdir()))
+    return load_run(next(trained_in(tmp_path_factory.mktemp("finished"), cache, small, 15).iterdir()))
 
 
 def trained_in(runs: Path, cache: Path, experiment, steps: int) -> Path:
@@ -98,7 +100,7 @@ class Operations:
         """From now on, in this process, for files below `folder`."""
         self._folder = str(folder)
         sys.addaudithook(self._hear)
-        fsync, write = os.fsync, checkpoint.write_tensors
+        fsync, write_tensors = os.fsync, write.write_tensors
 
         def counted_fsync(descriptor: int) -> None:
             self._done()
@@ -111,10 +113,10 @@ class Operations:
                         done()
                     return super().__getitem__(name)
 
-            return write(path, Torn(files), metadata)
+            return write_tensors(path, Torn(files), metadata)
 
         done = self._done
-        os.fsync, checkpoint.write_tensors = counted_fsync, torn_write
+        os.fsync, write.write_tensors = counted_fsync, torn_write
 
     def _hear(self, event: str, arguments: tuple) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
@@ -162,13 +164,13 @@ def operations(small, begun, cache, tmp_path_factory) -> int:
 
 def assert_every_checkpoint_is_whole(run: Run) -> None:
     for found in list_checkpoints(run.directory):
-        assert {name: digest_of(found.directory / name) for name in found.manifest.files} == found.manifest.files
+        assert {name: compute_digest(found.directory / name) for name in found.manifest.files} == found.manifest.files
 
 
 def assert_finished_like(run: Run, finished: Run, steps: int = 15) -> None:
-    assert (run.status(), run.step()) == ("complete", steps)
+    assert (run.history().status, run.history().step) == ("complete", steps)
     for name in (MODEL, OPTIMIZER):
-        ours, theirs = (directory_of(r.directory, steps) / name for r in (run, finished))
+        ours, theirs = (checkpoint_directory(r.directory, steps) / name for r in (run, finished))
         assert ours.read_bytes() == theirs.read_bytes()
     ours, theirs = (
         [{key: row.get(key) for key in DETERMINISTIC} for row in read_metrics(r.directory)] for r in (run, finished)
@@ -189,7 +191,7 @@ def test_a_process_that_dies_at_any_operation_leaves_a_run_that_goes_on_exactly(
         shutil.copytree(begun, runs)
         status = goes_on(small, runs, number, lambda: os._exit(77))
         assert os.waitstatus_to_exitcode(status) == 77, f"no death at operation {number}"
-        run = find("small")
+        run = find_run("small")
         assert_every_checkpoint_is_whole(run)
         assert any(c.resumable and c.step >= 10 for c in list_checkpoints(run.directory))
         train(small, steps=15)
@@ -210,8 +212,8 @@ def test_a_disk_that_is_full_at_any_operation_costs_no_checkpoint_and_the_run_go
         shutil.copytree(begun, runs)
         status = goes_on(small, runs, number, no_space)
         assert os.waitstatus_to_exitcode(status) in {0, 1}, f"a traceback at operation {number}"
-        run = find("small")
-        assert not (run.directory / CHECKPOINTS / checkpoint.STAGING).exists()
+        run = find_run("small")
+        assert not (run.directory / CHECKPOINTS / STAGING).exists()
         assert_every_checkpoint_is_whole(run)
         assert any(c.resumable and c.step >= 10 for c in list_checkpoints(run.directory))
         train(small, steps=15)
@@ -225,7 +227,7 @@ def test_twenty_kills_in_a_row_at_least_half_of_them_inside_a_save_lose_nothing(
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
         undisturbed = train(saving).run
-    staging = tmp_path / "runs" / undisturbed.id / CHECKPOINTS / checkpoint.STAGING
+    staging = tmp_path / "runs" / undisturbed.id / CHECKPOINTS / STAGING
     inside = 0
     for _ in range(20):
         before = newest_step(staging.parent)
@@ -240,12 +242,12 @@ def test_twenty_kills_in_a_row_at_least_half_of_them_inside_a_save_lose_nothing(
                 os.waitpid(child, 0)
                 break
         inside += staging.exists()
-        assert find(undisturbed.id).status() == "interrupted", "it ended before it was killed"
-        assert_every_checkpoint_is_whole(find(undisturbed.id))
+        assert find_run(undisturbed.id).history().status == "interrupted", "it ended before it was killed"
+        assert_every_checkpoint_is_whole(find_run(undisturbed.id))
     assert inside >= 10
     run = train(saving).run
     assert_finished_like(run, undisturbed, 90)
-    assert len(run.attempts()) == 20 + 2
+    assert len(run.history().attempts) == 20 + 2
 
 
 def newest_step(checkpoints: Path) -> int:
@@ -264,9 +266,9 @@ def test_a_file_that_cannot_grow_is_one_line_and_the_run_goes_on_later(
         train(small, steps=15)
 
     assert os.waitstatus_to_exitcode(in_child(work)) == 1
-    assert_every_checkpoint_is_whole(find("small"))
+    assert_every_checkpoint_is_whole(find_run("small"))
     train(small, steps=15)
-    assert_finished_like(find("small"), finished)
+    assert_finished_like(find_run("small"), finished)
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_said_before_the_first_step(train, micro, tmp_path, monkeypatch):
@@ -274,8 +276,8 @@ def test_a_disk_without_room_for_the_checkpoints_is_said_before_the_first_step(t
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(GptlabError, match=r"need 0\.03 GiB more.*has 0\.00 GiB free.*GPTLAB_RUNS"):
         train(micro)
-    run = find("micro")
-    assert (run.status(), run.step(), run.attempts()) == ("interrupted", 0, [])
+    run = find_run("micro")
+    assert (run.history().status, run.history().step, run.history().attempts) == ("interrupted", 0, [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -283,61 +285,52 @@ def test_the_second_signal_ends_the_process_at_once_with_the_old_checkpoints_int
     small, begun, finished, train, tmp_path, monkeypatch, number
 ):
     shutil.copytree(begun, tmp_path / "runs")
-    write, handle, received = checkpoint.write_tensors, StopSignals._handle, threading.Event()
+    write_tensors, handle, received = write.write_tensors, StopSignals._handle, threading.Event()
 
     def noted_handle(signals, number, frame):
         handle(signals, number, frame)
         received.set()
 
     def interrupted_write(path, *rest):
-        write(path, *rest)
-        os.kill(os.getpid(), number)  # the first: the save goes on
+        write_tensors(path, *rest)
+        os.kill(os.getpid(), number)  # the first: the save continues
         assert received.wait(PATIENCE_S)  # two at once would be one
         os.kill(os.getpid(), number)  # the second: it does not
         time.sleep(PATIENCE_S)
 
     def work() -> None:
-        monkeypatch.setattr(checkpoint, "write_tensors", interrupted_write)
+        monkeypatch.setattr(write, "write_tensors", interrupted_write)
         monkeypatch.setattr(StopSignals, "_handle", noted_handle)
         train(small, steps=15)
 
     assert os.waitstatus_to_exitcode(in_child(work)) == 128 + number
-    run = find("small")
+    run = find_run("small")
     assert [c.step for c in list_checkpoints(run.directory)] == [5, 10]
-    assert (run.directory / CHECKPOINTS / checkpoint.STAGING).is_dir()
+    assert (run.directory / CHECKPOINTS / STAGING).is_dir()
     train(small, steps=15)
     assert_finished_like(run, finished)
 
 
 def test_a_signal_during_a_save_ends_the_run_after_it(small, train, monkeypatch):
-    write, pending = checkpoint.write_tensors, [signal.SIGTERM]
+    write_tensors, pending = write.write_tensors, [signal.SIGTERM]
 
     def signalled_write(path, *rest):
         if pending:
             os.kill(os.getpid(), pending.pop())
-        return write(path, *rest)
+        return write_tensors(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "write_tensors", signalled_write)
+    monkeypatch.setattr(write, "write_tensors", signalled_write)
     result = train(small.with_changes({"train.checkpoint_every": 5}))
     assert result.exit_code == 143
-    assert (result.run.status(), result.run.step()) == ("interrupted", 6)
+    assert (result.run.history().status, result.run.history().step) == ("interrupted", 6)
 
 
 def test_a_signal_before_the_first_step_ends_the_run_there(small, train, monkeypatch):
-    from gptlab.training import attempt
-
-    restore = attempt._restore
-
-    def signalled_restore(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
-        return restore(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(attempt, "_restore", signalled_restore)
-        result = train(small, steps=10)
+    hooks = Hooks(on_start=[lambda: os.kill(os.getpid(), signal.SIGINT)])
+    result = train(small, steps=10, hooks=hooks)
     assert result.exit_code == 130
-    assert (result.run.status(), result.run.step()) == ("interrupted", 0)
-    assert train(small, steps=10).run.status() == "complete"
+    assert (result.run.history().status, result.run.history().step) == ("interrupted", 0)
+    assert train(small, steps=10).run.history().status == "complete"
 
 
 def test_memory_that_runs_out_is_one_line_that_names_batch_and_sequence(small, train, monkeypatch):
@@ -345,20 +338,18 @@ def test_memory_that_runs_out_is_one_line_that_names_batch_and_sequence(small, t
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", run_out)
+        patch.setattr(TrainingLoop, "_train_step", run_out)
         with pytest.raises(GptlabError, match="out of memory with batch_size 2 × sequence_length 16"):
             train(small)
-    assert find("small").status() == "failed"
+    assert find_run("small").history().status == "failed"
 
 
 def test_memory_that_runs_out_in_an_evaluation_is_one_line_that_speaks_of_no_batch(small, train, monkeypatch):
-    from gptlab.training import judge
-
     run = train(small).run
 
     def run_out(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr(judge, "evaluate", run_out)
-    with pytest.raises(GptlabError, match=r"^out of memory; end other programs, or try --device cpu$"):
-        judge.judge(run, step=None, text=None, device="cpu", console=Console())
+    monkeypatch.setattr(evaluate, "evaluate", run_out)
+    with pytest.raises(GptlabError, match=r"^out of memory; close other programs, or try --device cpu$"):
+        evaluate.evaluate_run(run, step=None, text=None, device="cpu", console=Console())

@@ -9,7 +9,7 @@ from gptlab.data.windows import validation_starts
 from gptlab.model import gpt
 from gptlab.spec import ModelSpec
 from gptlab.training.evaluate import BATCH_TOKENS, evaluate
-from gptlab.training.settings import Available, resolve
+from gptlab.training.settings import Available, resolve_settings
 
 LENGTH = 32
 MANY = BATCH_TOKENS // LENGTH + 3  # windows: more than a batch
@@ -34,7 +34,7 @@ def evaluated(model, windows):
     watched = torch.nn.Module()
     watched.forward = forward
     starts = validation_starts(val, LENGTH, windows)
-    settings = resolve("cpu", "float32", Available.here())
+    settings = resolve_settings("cpu", "float32", Available.here())
     evaluation = evaluate(watched, val, starts, sequence_length=LENGTH, settings=settings)
     return evaluation, batches, gradients
 

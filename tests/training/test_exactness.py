@@ -1,7 +1,6 @@
 """Training is a pure function of (spec, seed, step): however a run came to its end, it ends with the same bytes."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -9,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, checkpoint_directory, list_checkpoints
 from gptlab.spec import Experiment
-from gptlab.tracking.checkpoints import MODEL, OPTIMIZER, directory_of, list_checkpoints
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
-from gptlab.tracking.run import Run, load
+from gptlab.tracking.run import Run, load_run
 
 
 def final_state(run: Run, step: int) -> tuple[bytes, bytes]:
-    directory = directory_of(run.directory, step)
+    directory = checkpoint_directory(run.directory, step)
     return (directory / MODEL).read_bytes(), (directory / OPTIMIZER).read_bytes()
 
 
@@ -42,18 +41,16 @@ def test_an_extended_run_is_the_run_that_was_long_from_the_start(train, micro, l
 
 @pytest.mark.parametrize("step", [1, 9, 10, 13, 20, 38, 39])
 def test_an_interrupted_run_goes_on_exactly(train, micro, long_run, signal_at_step, step):
-    signal_at_step(step)
-    interrupted = train(micro)
+    interrupted = train(micro, hooks=signal_at_step(step))
     assert interrupted.exit_code == 130
-    assert interrupted.run.status() == "interrupted"
-    assert interrupted.run.step() == step
+    assert interrupted.run.history().status == "interrupted"
+    assert interrupted.run.history().step == step
     assert_same(train(micro).run, long_run)
 
 
 def test_a_run_extended_twice_and_interrupted_in_between_goes_on_exactly(train, micro, long_run, signal_at_step):
     train(micro, steps=7)
-    signal_at_step(18, signal.SIGTERM)
-    assert train(micro, steps=33).exit_code == 143
+    assert train(micro, steps=33, hooks=signal_at_step(18, signal.SIGTERM)).exit_code == 143
     train(micro, steps=33)
     assert_same(train(micro, steps=40).run, long_run)
 
@@ -63,8 +60,7 @@ def test_dropout_is_a_function_of_the_step(train, micro, monkeypatch, tmp_path, 
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
         undisturbed = train(dropping).run
-    signal_at_step(23)
-    train(dropping)
+    train(dropping, hooks=signal_at_step(23))
     assert_same(train(dropping).run, undisturbed)
 
 
@@ -79,8 +75,7 @@ def test_resume_is_exact_at_every_step(train, micro, monkeypatch, tmp_path, sign
     for step in range(1, 12):
         monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / f"stopped-{step}"))
         with monkeypatch.context():
-            signal_at_step(step)
-            assert train(short).run.step() == step
+            assert train(short, hooks=signal_at_step(step)).run.history().step == step
         run = train(short).run
         assert final_state(run, 12) == final_state(undisturbed, 12)
         assert deterministic_rows(run) == deterministic_rows(undisturbed)
@@ -100,34 +95,33 @@ def test_golden_losses(long_run):
     assert rows[40]["val/loss"] == pytest.approx(3.5210, abs=2e-3)
 
 
-def test_a_killed_process_leaves_a_run_that_a_new_process_finishes_exactly(micro, long_run, tmp_path):
-    """Real processes: one is killed at a random moment after it began its second checkpoint, another one finishes."""
+@pytest.mark.parametrize("kill_at", [21, 31])
+def test_a_killed_process_leaves_a_run_that_a_new_process_finishes_exactly(micro, long_run, tmp_path, kill_at):
+    """Real processes: one is killed, perhaps while a checkpoint is in flight; another one finishes the run."""
     runs = tmp_path / "killed"
-    environment = {**os.environ, "GPTLAB_RUNS": str(runs), "MICRO": micro.model_dump_json()}
+    environment = {**os.environ, "GPTLAB_RUNS": str(runs), "MICRO": micro.model_dump_json(), "KILL_AT": str(kill_at)}
     script = (
-        "import os; from gptlab.console import Console; from gptlab.spec import Experiment\n"
-        "from gptlab.training import attempt\n"
+        "import os, signal, sys\n"
+        "from gptlab.commands.run import Options, run_experiment\n"
+        "from gptlab.spec import Experiment\n"
+        "from gptlab.terminal.console import Console\n"
+        "from gptlab.training.loop import Hooks\n"
+        "def kill(step, loss):\n"
+        "    if step == int(os.environ['KILL_AT']): os.kill(os.getpid(), signal.SIGKILL)\n"
         "micro = Experiment.model_validate_json(os.environ['MICRO'])\n"
-        "attempt.start(micro, 0, attempt.Options(wandb='off'), Console())\n"
+        "hooks = Hooks(on_step=[kill])\n"
+        "run_experiment(micro, 0, Options(wandb='off'), Console(), hooks=hooks)\n"
     )
-    kill_at = random.randrange(21, 40)
-    killing = (
-        "import signal\nfrom gptlab.training.loop import Trainer\n"
-        "step = Trainer._train_step\n"
-        "def die(self):\n"
-        f"    os.kill(os.getpid(), signal.SIGKILL) if self.step == {kill_at} else step(self)\n"
-        "Trainer._train_step = die\n"
-    )
-    lines = script.splitlines(keepends=True)
-    killed = subprocess.run([sys.executable, "-c", "".join([*lines[:2], killing, *lines[2:]])], env=environment)
+    killed = subprocess.run([sys.executable, "-c", script], env=environment)
     assert killed.returncode == -signal.SIGKILL
     directory = runs / long_run.id
-    run = load(directory)
-    assert run.status() == "interrupted"
+    run = load_run(directory)
+    assert run.history().status == "interrupted"
     newest = kill_at // 10 * 10
     assert max(c.step for c in list_checkpoints(directory)) in {newest - 10, newest}  # it may have been in flight
+    environment["KILL_AT"] = "-1"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
-    assert run.status() == "complete"
+    assert run.history().status == "complete"
     assert_same(run, long_run)
 
 

@@ -8,7 +8,7 @@ import torch
 from gptlab.model import gpt
 from gptlab.spec import ModelSpec, TrainSpec
 from gptlab.training import optimizer
-from gptlab.training.settings import keep_freed_memory
+from gptlab.training.memory import keep_freed_memory
 
 def resident_mib():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from gptlab.errors import BadInputError
-from gptlab.training.settings import Available, Settings, resolve
+from gptlab.training.settings import Available, Settings, resolve_settings
 
 NOTHING = Available(cuda=False, mps=False, bfloat16=False)
 HOPPER = Available(cuda=True, mps=False, bfloat16=True)
@@ -30,7 +30,7 @@ MPS = Settings("mps", "float32", compile=False, fused=False, asynchronous=True)
     ],
 )
 def test_device_and_precision_decide_the_settings(device, precision, available, expected):
-    assert resolve(device, precision, available) == expected
+    assert resolve_settings(device, precision, available) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_device_and_precision_decide_the_settings(device, precision, available, 
 )
 def test_what_the_machine_cannot_do_is_refused(device, precision, available, message):
     with pytest.raises(BadInputError, match=message):
-        resolve(device, precision, available)
+        resolve_settings(device, precision, available)
 
 
 FAULTS = """
 import resource, statistics, sys, torch
-from gptlab.training.settings import keep_freed_memory
+from gptlab.training.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 def step():

@@ -1,0 +1,116 @@
+"""Read checkpoints. A file is used only after its size, checksum, names, shapes and dtypes are checked.
+
+Files are read, not mapped: if a mapped file shrinks the process is killed, and if it is edited the tensors change. Each
+file is read once, into the memory in which training continues.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from gptlab.checkpoints.manifest import (
+    CHECKPOINTS,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    Checkpoint,
+    adamw_state_shapes,
+    list_checkpoints,
+    open_tensors,
+)
+from gptlab.checkpoints.tensors import Hash, Shapes, Tensors, read_tensors
+from gptlab.errors import GptlabError
+from gptlab.model import gpt
+from gptlab.model.gpt import GPT
+from gptlab.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """All tensors of a resumable checkpoint."""
+
+    checkpoint: Checkpoint
+    weights: Tensors
+    optimizer: Tensors
+
+
+def read_newest_state(run_directory: Path, spec: ModelSpec, notice: Callable[[str], None]) -> SavedState | None:
+    """Read the newest intact resumable checkpoint; damaged ones are skipped with a notice.
+
+    Raises:
+        GptlabError: There are checkpoints, but none is intact.
+    """
+    damage = None
+    committed = list_checkpoints(run_directory)
+    valid = {checkpoint.directory for checkpoint in committed}
+    for directory in sorted((run_directory / CHECKPOINTS).glob("step-*")):
+        if directory not in valid:  # it was committed once
+            damage = GptlabError(f"{directory / MANIFEST} is missing or damaged")
+            notice(f"{damage}; using an older checkpoint if there is one")
+    for checkpoint in reversed(committed):
+        if not checkpoint.resumable:
+            continue
+        try:
+            with ThreadPoolExecutor() as threads:  # one per file
+                weights = threads.submit(_read_weights, checkpoint, spec)
+                optimizer = threads.submit(_read_optimizer, checkpoint, spec)
+            return SavedState(checkpoint, weights.result(), optimizer.result())
+        except GptlabError as error:
+            damage = error
+            notice(f"{error}; using an older checkpoint if there is one")
+    if damage:
+        raise GptlabError(f"no checkpoint is intact: {damage}; start again with --fresh")
+    return None
+
+
+def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
+    """Load the model of a checkpoint on the CPU, in evaluation mode.
+
+    Raises:
+        GptlabError: The file is damaged or belongs to another model.
+    """
+    return model_from(_read_weights(checkpoint, spec), spec).eval()
+
+
+def model_from(weights: Tensors, spec: ModelSpec) -> GPT:
+    """Return a model whose parameters are the given tensors, not copies of them."""
+    model = gpt.empty(spec, "meta")
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def read_weights(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Tensors:
+    """Read the weights in a file without a manifest and check its digest.
+
+    Raises:
+        GptlabError: The file is missing, damaged or belongs to another model.
+    """
+    with open_tensors(path, spec, None) as (file, size):
+        return read_tensors(path, file, size, weight_shapes(spec), digest, expected)
+
+
+def weight_shapes(spec: ModelSpec) -> Shapes:
+    """The shapes of the model's weights, all of them float32."""
+    return {name: tuple(tensor.shape) for name, tensor in gpt.empty(spec, "meta").state_dict().items()}
+
+
+def _read_weights(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
+    return _read(checkpoint, MODEL, spec, weight_shapes)
+
+
+def _read_optimizer(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
+    tensors = _read(checkpoint, OPTIMIZER, spec, lambda spec: adamw_state_shapes(weight_shapes(spec)))
+    for name, tensor in tensors.items():
+        if name.endswith("/step") and not tensor >= 1:  # AdamW's bias correction divides by zero at step 0
+            path = checkpoint.directory / OPTIMIZER
+            raise GptlabError(f"{path} has {name} as {tensor.item()}, which training never produces")
+    return tensors
+
+
+def _read(checkpoint: Checkpoint, name: str, spec: ModelSpec, shapes: Callable[[ModelSpec], Shapes]) -> Tensors:
+    path, expected = checkpoint.directory / name, checkpoint.manifest.files[name]
+    with open_tensors(path, spec, expected) as (file, size):  # the shapes are built after the size is checked
+        return read_tensors(path, file, size, shapes(spec), xxhash.xxh3_128(), expected.xxh3_128)

@@ -1,0 +1,86 @@
+"""Which checkpoints are kept, and how the others are removed without leaving a half-deleted one."""
+
+import shutil
+from pathlib import Path
+
+from gptlab.checkpoints.manifest import (
+    CHECKPOINTS,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    Checkpoint,
+    float32_bytes,
+    list_checkpoints,
+)
+from gptlab.errors import GptlabError
+from gptlab.files import write_durably
+from gptlab.spec import Experiment
+
+STAGING, TRASH = ".saving", ".trash"
+
+
+def apply_retention(run_directory: Path, keep: int, best_step: int | None, *, snapshots: bool) -> None:
+    """Remove checkpoints that are no longer wanted. Call it after a newer one is committed.
+
+    The newest `keep` resumable checkpoints stay. The best checkpoint and snapshots stay as weights only.
+    """
+    checkpoints = list_checkpoints(run_directory)
+    newest = {c.step for c in [c for c in checkpoints if c.resumable][-keep:]}
+    for checkpoint in checkpoints:
+        if checkpoint.step in newest:
+            continue
+        if checkpoint.step == best_step or (snapshots and is_snapshot(checkpoint.step)):
+            if checkpoint.resumable:
+                _strip_optimizer(checkpoint)
+        else:
+            discard(checkpoint.directory)
+
+
+def is_snapshot(step: int) -> bool:
+    """Whether `step` is 0 or a power of two (as in Pythia; Biderman et al. 2023, section 2.1)."""
+    return step & (step - 1) == 0
+
+
+def check_space(run_directory: Path, spec: Experiment) -> None:
+    """Check before the first step that the disk has room for all checkpoints of the run.
+
+    Raises:
+        GptlabError: It has not; the message says how much is missing.
+    """
+    weights = float32_bytes(spec.model, MODEL)
+    full = weights + float32_bytes(spec.model, OPTIMIZER)
+    snapshots = spec.train.steps.bit_length() + 1 if spec.train.snapshots else 0
+    needed = (spec.train.keep_checkpoints + 1) * full + (1 + snapshots) * weights  # one more during a save
+    used = sum(
+        file.bytes for checkpoint in list_checkpoints(run_directory) for file in checkpoint.manifest.files.values()
+    )
+    free = shutil.disk_usage(run_directory).free
+    if free < needed - used:
+        raise GptlabError(
+            f"the checkpoints need {(needed - used) / 2**30:.2f} GiB more, but {run_directory} has "
+            f"{free / 2**30:.2f} GiB free; free some space, or set GPTLAB_RUNS to a directory on another disk"
+        )
+
+
+def remove_incomplete(run_directory: Path) -> None:
+    """Remove what a crash left half-written or half-deleted."""
+    for name in (STAGING, TRASH):
+        path = run_directory / CHECKPOINTS / name
+        if path.is_file():
+            path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def discard(directory: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that a crash leaves no half-deleted checkpoint."""
+    trash = directory.parent / TRASH
+    shutil.rmtree(trash, ignore_errors=True)
+    directory.rename(trash)
+    shutil.rmtree(trash)
+
+
+def _strip_optimizer(checkpoint: Checkpoint) -> None:
+    weights = {MODEL: checkpoint.manifest.files[MODEL]}
+    manifest = checkpoint.manifest.model_copy(update={"files": weights})
+    write_durably(checkpoint.directory / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    (checkpoint.directory / OPTIMIZER).unlink()

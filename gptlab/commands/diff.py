@@ -1,0 +1,227 @@
+"""`gptlab diff`: what differs between two runs, or between a run and the same experiment here and now.
+
+Causes come first (spec, code, data, environment), then results. Only differences are shown.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from gptlab import catalog
+from gptlab.errors import BadInputError
+from gptlab.identity import NUMERICS
+from gptlab.spec import Experiment, flatten
+from gptlab.terminal.console import Console
+from gptlab.terminal.tables import borderless
+from gptlab.terminal.text import abbreviate_hash, printable
+from gptlab.tracking import provenance
+from gptlab.tracking.metrics import DETERMINISTIC, Row
+from gptlab.tracking.provenance import Source
+from gptlab.tracking.run import Run
+
+Facts = dict[str, Any]
+Pairs = dict[str, tuple[Any, Any]]
+
+CODE = ("git_commit", "git_dirty", "diff_sha256")
+MACHINE = ("host", "platform", "device", "deterministic", "threads", "python", "torch")
+LOSSES = ("train/loss", "val/loss", "val/bpb")
+PERFORMANCE = ("perf/tokens_per_s", "perf/peak_mem_gib", "elapsed_s")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two sides of a comparison."""
+
+    label: str
+    spec: Facts
+    code: Facts
+    data: Facts
+    environment: Facts
+    source: Source
+    results: Facts = field(default_factory=dict)
+    rows: dict[int, Row] = field(default_factory=dict)
+    """The newest row of metrics by step."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What differs: for each section the differing keys with both values."""
+
+    a: str
+    b: str
+    sections: dict[str, Pairs]
+    files: dict[str, str]
+    """Added and removed lines of each file of code, such as `+4 −2`."""
+    notes: list[str]
+    patch: bytes
+    """The differences in code, as git prints them."""
+
+    def document(self) -> dict[str, Any]:
+        """Return what `gptlab diff --json` prints."""
+        sections = {
+            name: {key: {"a": a, "b": b} for key, (a, b) in pairs.items()} for name, pairs in self.sections.items()
+        }
+        return {"a": self.a, "b": self.b, **sections, "files": self.files, "notes": self.notes}
+
+    def printable_patch(self) -> str:
+        """Return the differences in code as text that is safe to print."""
+        return printable(self.patch.decode(errors="replace"))
+
+
+def recorded_side(run: Run) -> Side:
+    """Return a run as it is recorded."""
+    record, history = run.record, run.history()
+    starts = history.starts
+    parent = record.initial_weights
+    packages = {name for start in starts for name in start.get("packages", {})}
+    spec = _spec(record.spec, record.precision, record.identity.get("numerics"))
+    return Side(
+        label=run.id,
+        spec={**spec, "seed": record.seed, "initial_weights": f"{parent.run}@{parent.step}" if parent else None},
+        code={key: _over_time(start.get(key) for start in starts) for key in CODE},
+        data={
+            "text.source": record.text.source,
+            "text.bytes": record.text.bytes,
+            "text.sha256": record.text.sha256,
+            "tokenizer_sha256": record.tokenizer_sha256,
+        },
+        environment={
+            **{key: _over_time(start.get(key) for start in starts) for key in MACHINE},
+            **{
+                f"packages.{name}": _over_time(start.get("packages", {}).get(name) for start in starts)
+                for name in sorted(packages)
+            },
+        },
+        source=provenance.recorded_source(run.directory, starts),
+        results={"status": history.status, "step": history.step},
+        rows={row["step"]: row for row in history.rows},
+    )
+
+
+def current_side(run: Run) -> Side:
+    """Return what the run would be if it started now: the current spec of its name, its text, and the working tree.
+
+    Raises:
+        BadInputError: The experiments cannot be read.
+    """
+    from gptlab.data import tokenizer
+    from gptlab.training.settings import Available, resolve_settings
+    from gptlab.training.training_data import stored_text
+
+    notes = []
+    experiment = catalog.experiments().get(run.record.spec.name)
+    if experiment is None:
+        notes.append(f"the experiment '{run.record.spec.name}' no longer exists")
+        experiment = run.record.spec
+    try:
+        stored_text(run)
+    except BadInputError as error:
+        notes.append(str(error))
+    source = provenance.working_tree()
+    settings = resolve_settings("auto", experiment.train.precision, Available.here())
+    environment = {**settings.environment(), **provenance.environment()}
+    return Side(
+        label="here and now",
+        spec=_spec(experiment, settings.precision, NUMERICS),
+        code=source.facts(),
+        data={"tokenizer_sha256": tokenizer.TOKENIZER_SHA256},
+        environment=dict(flatten(environment)),
+        source=source,
+        notes=tuple(notes),
+    )
+
+
+def compare(a: Side, b: Side) -> Comparison:
+    """Compare two sides in the facts that both have."""
+    sections = {name: differing(getattr(a, name), getattr(b, name)) for name in ("spec", "code", "data", "environment")}
+    notes = [*a.notes, *b.notes]
+    changes = provenance.compare_sources(a.source, b.source)
+    if changes is None:
+        notes.append("the code cannot be compared: a commit is missing in this repository, or a patch in its run")
+    elif sections["code"] and not changes.files:
+        notes.append("the code is the same, file by file")
+    sections["results"] = differing(a.results, b.results) | _compare_numbers(a.rows, b.rows)
+    notes += _compare_rows(a.rows, b.rows)
+    files, patch = (changes.files, changes.patch) if changes else ({}, b"")
+    return Comparison(a.label, b.label, sections, files, notes, patch)
+
+
+def differing(a: Facts, b: Facts) -> Pairs:
+    """Return the keys that both have, with different values."""
+    return {key: (a[key], b[key]) for key in a if key in b and a[key] != b[key]}
+
+
+def _spec(experiment: Experiment, precision: str, numerics: Any) -> Facts:
+    """The fields of a spec with the resolved precision. The text is compared by its content."""
+    fields = dict(flatten(experiment.model_dump(mode="json", exclude={"data": {"text"}})))
+    return {**fields, "train.precision": precision, "numerics": numerics}
+
+
+def _over_time(values: Iterable[Any]) -> Any:
+    """The value in all attempts, or the list of its successive values."""
+    distinct = [value for value, _ in groupby(values)]
+    return distinct[0] if len(distinct) == 1 else distinct or None
+
+
+def _compare_numbers(a: dict[int, Row], b: dict[int, Row]) -> Pairs:
+    """The losses at the last step that both have, and the newest speed and memory."""
+    found: Pairs = {}
+    for column in LOSSES:
+        steps = [step for step in a.keys() & b.keys() if column in a[step] and column in b[step]]
+        for step in sorted(steps)[-1:]:
+            found[f"{column} at step {step}"] = a[step][column], b[step][column]
+    found |= {column: pair for column, pair in differing(_newest(a), _newest(b)).items() if column in PERFORMANCE}
+    return {key: pair for key, pair in found.items() if pair[0] != pair[1]}
+
+
+def _newest(rows: dict[int, Row]) -> Facts:
+    return {column: value for row in rows.values() for column, value in row.items()}
+
+
+def _compare_rows(a: dict[int, Row], b: dict[int, Row]) -> list[str]:
+    """Up to which step the rows agree, and whether the validation losses are comparable."""
+    common = sorted(a.keys() & b.keys())
+    if not common:
+        return []
+    notes = []
+    if len({row["val/yardstick"] for rows in (a, b) for row in rows.values() if "val/yardstick" in row}) > 1:
+        notes.append("they were validated on different windows, so their validation losses are not comparable")
+    for step in common:
+        columns = [column for column in DETERMINISTIC if a[step].get(column) != b[step].get(column)]
+        if columns:
+            return [*notes, f"their metrics first differ at step {step}, in {', '.join(columns)}"]
+    return [*notes, f"their metrics are equal in all {len(common)} common rows, up to step {common[-1]}"]
+
+
+def render(comparison: Comparison) -> None:
+    """Print what differs, section by section."""
+    console = Console()
+    table = borderless("", comparison.a, comparison.b, "")
+    table.columns[0].no_wrap = True
+    for name, pairs in comparison.sections.items():
+        if pairs or (name == "code" and comparison.files):
+            table.add_row(name)
+        for key, (a, b) in pairs.items():
+            table.add_row(f"  {printable(key)}", _format(a), _format(b), _format_change(a, b))
+        for file, lines in comparison.files.items() if name == "code" else ():
+            table.add_row(f"  {printable(file)}", "", lines)
+    if table.row_count:
+        console.table(table)
+    else:
+        console.print(f"nothing differs between {comparison.a} and {comparison.b}")
+    for note in comparison.notes:
+        console.notice(note)
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, list):
+        return ", then ".join(map(_format, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "–" if value is None else printable(abbreviate_hash(value))
+
+
+def _format_change(a: Any, b: Any) -> str:
+    return f"{b - a:+.4g}" if isinstance(a, float) and isinstance(b, float) else ""

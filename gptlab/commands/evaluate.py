@@ -1,0 +1,102 @@
+"""`gptlab eval`: the loss of a checkpoint on a full held-out text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+from rich.progress import Progress
+
+from gptlab import project
+from gptlab.checkpoints.manifest import select_checkpoint
+from gptlab.checkpoints.read import load_model
+from gptlab.data import text as texts
+from gptlab.data import tokens
+from gptlab.data.tokens import Split
+from gptlab.data.windows import validation_starts
+from gptlab.terminal.console import Console
+from gptlab.tracking.run import EVALUATIONS, Run
+from gptlab.training.evaluate import Evaluation, evaluate
+from gptlab.training.memory import explain_out_of_memory, keep_freed_memory
+from gptlab.training.settings import Available, resolve_settings
+from gptlab.training.training_data import stored_text
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """A run's losses on a held-out text."""
+
+    run: str
+    step: int
+    text: str | None
+    """The text, or None for the run's validation split."""
+    evaluation: Evaluation
+    path: Path
+    """The file with the losses of the single windows."""
+
+    def document(self) -> dict[str, Any]:
+        """Return what `gptlab eval --json` prints."""
+        evaluation = self.evaluation
+        return {
+            "run": self.run,
+            "step": self.step,
+            "loss": evaluation.loss,
+            "loss_se": evaluation.loss_se if len(evaluation.window_losses) > 1 else None,
+            "bpb": evaluation.bits_per_byte,
+            "perplexity": evaluation.perplexity,
+            "tokens": evaluation.tokens,
+            "bytes": evaluation.bytes,
+            "yardstick": evaluation.yardstick,
+        }
+
+
+def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, console: Console) -> RunEvaluation:
+    """Evaluate a checkpoint on every window of the run's validation split, or of another text.
+
+    The losses of the windows are stored in the run's `evaluations/`, by step and yardstick.
+
+    Args:
+        run: The run.
+        step: The checkpoint's step; the newest for None.
+        text: A named text or a path; None for the run's validation split.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        console: Where to show progress.
+    """
+    spec = run.record.spec
+    checkpoint = select_checkpoint(run.directory, step)
+    settings = resolve_settings(device, run.record.precision, Available.here())
+    held_out = _whole_text(text) if text else tokens.prepare(stored_text(run), spec.data.val_fraction).val
+    starts = validation_starts(held_out, spec.train.sequence_length, None)
+    keep_freed_memory()
+    model = load_model(checkpoint, spec.model).to(settings.device)
+    with explain_out_of_memory(), Progress(console=console.rich, transient=True) as bar:
+        task = bar.add_task("  windows", total=len(starts))
+        evaluation = evaluate(
+            model,
+            held_out,
+            starts,
+            sequence_length=spec.train.sequence_length,
+            settings=settings,
+            advance=lambda windows: bar.update(task, advance=windows),
+        )
+    folder = run.directory / EVALUATIONS
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{checkpoint.step:08d}-{evaluation.yardstick}.safetensors"
+    safetensors.numpy.save_file({"start": starts, "loss": evaluation.window_losses}, path)
+    return RunEvaluation(run.id, checkpoint.step, text, evaluation, path)
+
+
+def render(result: RunEvaluation, console: Console) -> None:
+    """Print the evaluation."""
+    evaluation = result.evaluation
+    windows = len(evaluation.window_losses)
+    console.print(f"{result.run} at step {result.step} on {result.text or 'its validation split'}", style="bold")
+    console.fact("loss", f"{evaluation.loss:.4f} ± {evaluation.loss_se:.4f} nats/token")
+    console.fact("bits/byte", f"{evaluation.bits_per_byte:.4f}")
+    console.fact("perplexity", f"{evaluation.perplexity:.2f}")
+    console.fact("over", f"{windows:,} windows · {evaluation.tokens:,} tokens · {evaluation.bytes:,} bytes")
+    console.fact("windows", project.display_path(result.path))
+
+
+def _whole_text(source: str) -> Split:
+    return tokens.prepare(texts.locate(source), 1.0).val

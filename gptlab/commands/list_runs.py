@@ -1,0 +1,92 @@
+"""`gptlab runs`: the runs with status, loss, age and training time."""
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.text import Text
+
+from gptlab.terminal.console import Console
+from gptlab.terminal.sparkline import bars, resample
+from gptlab.terminal.tables import borderless
+from gptlab.terminal.text import format_age, format_duration, printable
+from gptlab.tracking.run import Run, all_runs, skip_unreadable
+
+STYLES = {"running": "cyan", "complete": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
+SPARKLINE_WIDTH = 16
+MAX_SHOWN = 1e9
+"""Larger losses are printed in scientific notation and longer training times not at all, so that a line stays short."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What the list shows of a run."""
+
+    facts: dict[str, Any]
+    """What `gptlab runs --json` prints."""
+    losses: list[float]
+    """The training loss, averaged into at most `SPARKLINE_WIDTH` parts."""
+    elapsed_s: float
+    created: datetime
+
+
+def list_runs() -> list[RunSummary]:
+    """Summarize all runs. Unreadable ones are skipped with a warning."""
+    return list(skip_unreadable(summarize, all_runs()))
+
+
+def summarize(run: Run) -> RunSummary:
+    """Summarize a run.
+
+    Raises:
+        GptlabError: A file of the run cannot be read.
+    """
+    history = run.history()
+    facts = {
+        "run": run.id,
+        "name": run.record.spec.name,
+        "seed": run.record.seed,
+        "status": history.status,
+        "step": history.step,
+        "steps": history.target,
+        "val_loss": history.last("val/loss"),
+        "directory": str(run.directory),
+    }
+    losses = [row["train/loss"] for row in history.rows if "train/loss" in row]
+    elapsed = history.last("elapsed_s")
+    return RunSummary(
+        facts,
+        resample(losses, SPARKLINE_WIDTH),
+        elapsed if elapsed is not None and math.isfinite(elapsed) else 0.0,
+        datetime.fromisoformat(run.record.created),
+    )
+
+
+def render(summaries: list[RunSummary]) -> None:
+    """Print a table with one line per run."""
+    console = Console()
+    if not summaries:
+        console.print("no runs yet; start one with: make exp NAME=tiny")
+        return
+    headings = ("run", "status", "step", "val loss", "training loss", "age", "trained for")
+    table = borderless(*headings, right=("step", "val loss", "age"))
+    for column in table.columns:
+        column.no_wrap = True
+    for summary in summaries:
+        facts = summary.facts
+        step = f"{facts['step']}" if facts["step"] == facts["steps"] else f"{facts['step']} of {facts['steps']}"
+        table.add_row(
+            printable(facts["run"]),
+            Text(facts["status"], STYLES[facts["status"]]),
+            step,
+            _format_loss(facts["val_loss"]),
+            bars(summary.losses),
+            format_age(datetime.now(UTC) - summary.created),
+            format_duration(summary.elapsed_s) if summary.elapsed_s < MAX_SHOWN else "–",
+        )
+    console.table(table)
+
+
+def _format_loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if abs(value) < MAX_SHOWN else f"{value:.4g}"

@@ -1,0 +1,229 @@
+"""`gptlab run` and `gptlab resume`: train a run to its number of steps, whatever state it is in.
+
+The command is idempotent. A complete run says so; an interrupted one resumes from its newest intact checkpoint; a
+larger number of steps extends it; a smaller one changes nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gptlab import project
+from gptlab.checkpoints.read import SavedState, read_newest_state
+from gptlab.checkpoints.retention import check_space, remove_incomplete
+from gptlab.commands import run_messages as messages
+from gptlab.data import tokenizer
+from gptlab.errors import BadInputError, DivergedError
+from gptlab.files import remove_temporary_files
+from gptlab.mirror.mirror import AUTO, Mirror, Mode, check_wandb_mode
+from gptlab.spec import Experiment
+from gptlab.terminal.console import Console
+from gptlab.terminal.progress import StepProgress
+from gptlab.terminal.text import shell_command
+from gptlab.tracking import provenance
+from gptlab.tracking.lock import RunLock
+from gptlab.tracking.records import InitialWeights, TextRecord
+from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
+from gptlab.training.attempt import Attempt
+from gptlab.training.initial import check_initial_weights
+from gptlab.training.loop import Hooks
+from gptlab.training.memory import keep_freed_memory
+from gptlab.training.plan import plan
+from gptlab.training.profiler import Profiler
+from gptlab.training.settings import Available, Settings, resolve_settings, use_deterministic_kernels
+from gptlab.training.signals import StopSignals
+from gptlab.training.training_data import TrainingData, load_training_data, stored_text
+from gptlab.untrusted import check_no_hard_links
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what to compute."""
+
+    steps: int | None = None
+    device: str = "auto"
+    deterministic: bool = False
+    wandb: Mode | None = None
+    tags: tuple[str, ...] = ()
+    notes: str = ""
+    fresh: bool = False
+    profile: bool = False
+    artifacts: Literal["best", "final"] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the environment variables that stand in for options.
+
+        Raises:
+            BadInputError: `WANDB_MODE` is not a mode.
+        """
+        if self.wandb is None:
+            check_wandb_mode()
+
+
+@dataclass(frozen=True)
+class Result:
+    """The run when its command ends."""
+
+    run: Run
+    exit_code: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """Return what `gptlab run --json` prints."""
+        history = self.run.history()
+        return {
+            "run": self.run.id,
+            "directory": str(self.run.directory),
+            "status": history.status,
+            "step": history.step,
+            "train_loss": history.last("train/loss"),
+            "val_loss": history.last("val/loss"),
+            "val_bpb": history.last("val/bpb"),
+            "tokens_per_s": history.last("perf/tokens_per_s"),
+        }
+
+
+def run_experiment(
+    experiment: Experiment,
+    seed: int,
+    options: Options,
+    console: Console,
+    initial_weights: InitialWeights | None = None,
+    hooks: Hooks | None = None,
+) -> Result:
+    """Start, resume or extend the run of an experiment, or report that it is complete.
+
+    Args:
+        experiment: What to compute.
+        seed: Seed for initialization, data order and dropout.
+        options: How to run it.
+        console: Where to print.
+        initial_weights: Weights to start from instead of drawing them from the seed.
+        hooks: Functions that the training loop calls besides its own.
+
+    Raises:
+        BadInputError: The text, the spec or the machine does not fit. Nothing was written.
+    """
+    planned = plan(experiment, seed, options.device, initial_weights)
+    if initial_weights:
+        check_initial_weights(initial_weights, experiment.model)
+    data = load_training_data(experiment, planned.text, seed)
+    directory = planned.run_directory
+    if options.fresh and (directory / RECORD).is_file():
+        console.print(f"moved the old run to {project.display_path(load_run(directory).move_to_trash())}")
+    if not directory.exists():
+        messages.new_identity(experiment, planned.identity, console)
+    text = planned.text
+    record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
+    run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights)
+    messages.kept_fields(run, experiment, console)
+    return _continue(run, experiment.train.steps, data, planned.settings, options, console, hooks or Hooks())
+
+
+def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None = None) -> Result:
+    """Resume a run from its stored spec, whatever the experiment's file says today.
+
+    Raises:
+        BadInputError: The text or the tokenizer has changed since the run began.
+    """
+    record = run.record
+    settings = resolve_settings(options.device, record.precision, Available.here())
+    if record.tokenizer_sha256 != tokenizer.TOKENIZER_SHA256:
+        raise BadInputError(
+            f"{run.id} was started with another tokenizer: sha256 {record.tokenizer_sha256}, now "
+            f"{tokenizer.TOKENIZER_SHA256}"
+        )
+    new_run = shell_command("run", record.spec.name, "--text", record.text.path)
+    text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
+    data = load_training_data(record.spec, text, record.seed)
+    steps = options.steps or run.history().target
+    return _continue(run, steps, data, settings, options, console, hooks or Hooks())
+
+
+def _continue(
+    run: Run, steps: int, data: TrainingData, settings: Settings, options: Options, console: Console, hooks: Hooks
+) -> Result:
+    """Train the run if it has fewer than `steps`."""
+    history = run.history()
+    if history.status == "diverged":
+        raise DivergedError(
+            f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or start again "
+            "with --fresh"
+        )
+    if history.status == "complete" and steps <= history.step:
+        messages.already_complete(run, history, steps, console)
+        return Result(run)
+    check_no_hard_links(run.directory)
+    with RunLock(run.directory) as lock, StopSignals() as signals:
+        run = load_run(run.directory)  # another process may have written the record first
+        remove_incomplete(run.directory)
+        remove_temporary_files(run.directory)
+        saved = read_newest_state(run.directory, run.record.spec.model, console.notice)
+        if saved and steps < saved.checkpoint.step:
+            messages.fewer_steps(run, steps, saved.checkpoint.step, console)
+            return Result(run)
+        console.log_to(run.directory / LOG)
+        check_space(run.directory, run.record.spec)
+        return _train(run, steps, saved, data, settings, options, lock, signals, console, hooks)
+
+
+def _train(
+    run: Run,
+    steps: int,
+    saved: SavedState | None,
+    data: TrainingData,
+    settings: Settings,
+    options: Options,
+    lock: RunLock,
+    signals: StopSignals,
+    console: Console,
+    hooks: Hooks,
+) -> Result:
+    """Connect an attempt with progress bar, W&B mirror, lock and signals, and train."""
+    if options.deterministic:
+        use_deterministic_kernels()
+    keep_freed_memory()
+    start_step = saved.checkpoint.step if saved else 0
+    mirror = Mirror(run, options.wandb or AUTO, console.notice)
+    source = provenance.working_tree()
+    facts = {
+        "from_step": start_step,
+        "steps": steps,
+        "deterministic": options.deterministic,
+        **settings.environment(),
+        **provenance.environment(),
+        **source.facts(),
+        "tags": list(options.tags),
+        "notes": options.notes,
+        "artifacts": options.artifacts,
+    }
+    messages.opening(run, start_step, steps, data, settings, mirror.mode(), console)
+    messages.changed_environment(run, facts, console)
+    train = run.record.spec.train
+    with (
+        StepProgress(console, start_step, steps, train.batch_size * train.sequence_length) as progress,
+        Profiler(run.directory, console.notice, enabled=options.profile) as profiler,
+    ):
+        all_hooks = Hooks(
+            on_start=[mirror.notify, *hooks.on_start],
+            on_step=[progress.update, lambda step, loss: profiler.step(), *hooks.on_step],
+            on_row=[
+                lambda row: console.print(messages.row_line(row)),
+                lambda row: mirror.notify(),
+                lambda row: lock.beat(),
+                *hooks.on_row,
+            ],
+            on_checkpoint=hooks.on_checkpoint,
+        )
+        try:
+            attempt = Attempt(run, saved, data, settings, all_hooks, console.notice)
+            outcome = attempt.train(steps, facts, source, lambda: _stop_requested(signals, console))
+        finally:
+            mirror.finish()
+    messages.closing(run, outcome, mirror.url, console)
+    return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
+
+
+def _stop_requested(signals: StopSignals, console: Console) -> bool:
+    if signals.received is None:
+        return False
+    console.notice(f"{signals.received.name}: saving, then stopping; a second one stops at once")
+    return True

@@ -1,0 +1,175 @@
+"""What `gptlab run` and `gptlab resume` print."""
+
+import math
+from typing import Any
+
+import torch
+
+from gptlab import project
+from gptlab.checkpoints.manifest import list_checkpoints
+from gptlab.identity import Identity, identity_fields
+from gptlab.spec import Experiment, flatten
+from gptlab.terminal.console import Console
+from gptlab.terminal.text import abbreviate_hash, format_duration, printable, shell_command
+from gptlab.tracking import provenance
+from gptlab.tracking.metrics import Row
+from gptlab.tracking.records import Outcome
+from gptlab.tracking.run import History, Run, all_runs
+from gptlab.training.settings import Settings
+from gptlab.training.training_data import TrainingData
+
+RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text"}
+
+
+def new_identity(experiment: Experiment, identity: Identity, console: Console) -> None:
+    """If runs of the same name exist, print which fields make this one a new run."""
+    others = [run for run in all_runs() if run.record.spec.name == experiment.name]
+    others = [run for run in others if run.record.identity != identity.content]
+    if not others:
+        return
+    newest = max(others, key=lambda run: run.record.created)
+    old = _facts(newest.record.spec, newest.record.identity)
+    new = _facts(experiment, identity.content)
+    differences = [
+        f"{key} {abbreviate_hash(old.get(key))} → {abbreviate_hash(new.get(key))}"
+        for key in old | new
+        if old.get(key) != new.get(key)
+    ]
+    console.print(f"a new run, not {newest.id}: {', '.join(differences)}")
+
+
+def kept_fields(run: Run, experiment: Experiment, console: Console) -> None:
+    """Print which fields an existing run keeps although the experiment has changed.
+
+    They are not part of the identity: when to log, validate and save is fixed when a run begins.
+    """
+    stored, today = (dict(flatten(spec.model_dump(exclude={"name", "why"}))) for spec in (run.record.spec, experiment))
+    kept = [f"{key}={stored[key]}" for key in stored if stored[key] != today[key] and key not in RESOLVED_EACH_TIME]
+    if kept:
+        console.notice(f"{run.id} keeps {', '.join(kept)} from its start; --fresh starts it again")
+
+
+def _facts(experiment: Experiment, content: dict[str, Any]) -> dict[str, Any]:
+    """Everything that enters an identity, including defaults, by dotted key."""
+    own = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    return own | dict(flatten(identity_fields(experiment)))
+
+
+def already_complete(run: Run, history: History, steps: int, console: Console) -> None:
+    """Print that the run has all requested steps already."""
+    done = history.step
+    more = f", more than the {steps} requested" if steps < done else ""
+    console.print(f"{run.id} is complete: {done} steps{more}; nothing changed", style="bold")
+    last = history.starts[-1:]
+    now = provenance.working_tree().facts()
+    if any(start.get(key) != now[key] for start in last for key in ("git_commit", "diff_sha256")):
+        console.notice("the code has changed since then; --fresh moves the run to the trash and starts it again")
+    _print_results(run, history, console)
+    _print_next_commands(run, history.step, console)
+
+
+def fewer_steps(run: Run, steps: int, done: int, console: Console) -> None:
+    """Print that an interrupted run has more steps already than requested."""
+    console.print(f"{run.id} has {done} steps already, more than the {steps} requested; nothing changed")
+    console.fact("resume", shell_command("resume", run.id, "--steps", str(run.history().target)))
+
+
+def opening(
+    run: Run, start: int, steps: int, data: TrainingData, settings: Settings, wandb: str, console: Console
+) -> None:
+    """Print what is about to be trained, on which text and device, and where."""
+    spec, text = run.record.spec, run.record.text
+    model, train, windows = spec.model, spec.train, data.windows
+    verb = "starts" if start == 0 else f"resumes from step {start}"
+    console.print(f"{run.id} {verb}", style="bold")
+    console.fact("question", spec.why)
+    console.fact(
+        "model",
+        f"{model.parameters:,} parameters · {model.n_layer} layers · {model.n_head} heads · width {model.n_embd} · "
+        f"context {model.context_length}",
+    )
+    console.fact(
+        "text",
+        f"{text.source} · {text.bytes:,} bytes · {len(windows.tokens):,} training and "
+        f"{len(data.val.tokens):,} validation tokens",
+    )
+    chosen = " (chosen by auto; part of the id)" if train.precision == "auto" else ""
+    threads = f" · {torch.get_num_threads()} threads" if settings.device == "cpu" else ""
+    console.fact("device", f"{settings.device_name()}{threads} · {settings.precision}{chosen}")
+    epochs = steps * train.batch_size / windows.per_epoch
+    console.fact(
+        "training",
+        f"{steps:,} steps of {train.batch_size} × {train.sequence_length} tokens · {epochs:.2f} epochs · "
+        f"AdamW at {train.learning_rate:g}",
+    )
+    console.fact("W&B", wandb)
+    console.fact("directory", project.display_path(run.directory))
+
+
+def changed_environment(run: Run, facts: dict[str, Any], console: Console) -> None:
+    """Print what has changed since the last attempt and may change the numbers."""
+    starts = run.history().starts
+    if not starts or not facts["from_step"]:
+        return
+    keys = ("device", "torch", "threads", "git_commit", "diff_sha256")
+    changed = [key for key in keys if starts[-1].get(key) != facts[key]]
+    if changed:
+        console.notice(
+            f"changed since the last attempt: {', '.join(changed)}; bitwise equal results are not guaranteed"
+        )
+
+
+def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> None:
+    """Print the result of the attempt, and what to do next."""
+    history = run.history()
+    step = history.step
+    console.print()
+    if outcome == "interrupted":
+        where = f"at step {step} and saved" if step else "before its first step"
+        console.print(f"{run.id} was interrupted {where}", style="bold yellow")
+        console.fact("resume", shell_command("resume", run.id))
+        return
+    elapsed_s = history.last("elapsed_s")
+    took = f" in {format_duration(elapsed_s)} of training" if elapsed_s is not None and math.isfinite(elapsed_s) else ""
+    console.print(f"{run.id} is complete: {step} steps{took}", style="bold green")
+    _print_results(run, history, console)
+    for line in run.samples()[-1:]:
+        console.fact("sample", printable(line["prompt"] + line["text"]).replace("\n", "\n" + " " * 13))
+    if url:
+        console.fact("W&B", url)
+    _print_next_commands(run, step, console)
+
+
+def row_line(row: Row) -> str:
+    """Return a row of metrics as one line."""
+    parts = [f"  step {row['step']:>6}"]
+    if "train/loss" in row:
+        parts.append(f"train loss {row['train/loss']:.4f}")
+    if "val/loss" in row:
+        parts.append(f"val loss {row['val/loss']:.4f} · {row['val/bpb']:.3f} bits/byte")
+    if "perf/tokens_per_s" in row:
+        parts.append(f"{row['perf/tokens_per_s']:,.0f} tokens/s")
+    return " · ".join(parts)
+
+
+def _print_results(run: Run, history: History, console: Console) -> None:
+    train, val, bpb = (_format_loss(history.last(column)) for column in ("train/loss", "val/loss", "val/bpb"))
+    se = history.last("val/loss_se")
+    console.fact("train loss", f"{train} nats/token")
+    console.fact("val loss", f"{val}{'' if se is None else f' ± {se:.4f}'} nats/token · {bpb} bits/byte")
+    console.fact("directory", project.display_path(run.directory))
+    for checkpoint in list_checkpoints(run.directory)[-1:]:
+        console.fact("checkpoint", f"checkpoints/{checkpoint.directory.name}")
+
+
+def _format_loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _print_next_commands(run: Run, step: int, console: Console) -> None:
+    console.print("next")
+    console.fact("extend", shell_command("resume", run.id, "--steps", str(2 * step)))
+    console.fact("sample", shell_command("sample", run.id, "--prompt", "The"))
+    console.fact("dashboard", shell_command("dashboard", run.id))
+    console.fact("report", "make report")
+    console.fact("compare", "make notebook")

@@ -1,0 +1,54 @@
+"""`gptlab sample`: continue a prompt with a run's model."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from gptlab.checkpoints.manifest import select_checkpoint
+from gptlab.checkpoints.read import load_model
+from gptlab.model.sample import samples
+from gptlab.terminal.text import printable
+from gptlab.tracking.run import Run
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Continuations of a prompt."""
+
+    run: str
+    prompt: str
+    texts: list[str]
+    """The new texts, without the prompt."""
+
+    def document(self) -> dict[str, Any]:
+        """Return what `gptlab sample --json` prints."""
+        return {"run": self.run, "prompt": self.prompt, "texts": self.texts}
+
+
+def sample(run: Run, step: int | None, prompt: str, count: int, **options: Any) -> Samples:
+    """Continue a prompt.
+
+    Args:
+        run: The run.
+        step: The checkpoint's step; the newest for None.
+        prompt: The beginning of each text.
+        count: Number of texts.
+        options: `max_tokens`, `temperature`, `top_k` and `seed` of `gptlab.model.sample.samples`.
+
+    Raises:
+        BadInputError: There is no such checkpoint, or prompt and new tokens do not fit.
+    """
+    spec = run.record.spec
+    model = load_model(select_checkpoint(run.directory, step), spec.model)
+    texts = samples(model, prompt, count, trained_length=spec.train.sequence_length, **options)
+    return Samples(run.id, prompt, texts)
+
+
+def render(result: Samples) -> None:
+    """Print the texts, numbered if there are several."""
+    count = len(result.texts)
+    for number, text in enumerate(result.texts, start=1):
+        if count > 1:
+            separator = "" if number == 1 else "\n"
+            sys.stdout.write(f"{separator}— {number} of {count} —\n")
+        sys.stdout.write(printable(result.prompt + text) + "\n")

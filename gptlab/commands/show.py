@@ -1,0 +1,121 @@
+"""`gptlab show`: an experiment or a run with its spec, identity and architecture."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from gptlab import catalog
+from gptlab.errors import AmbiguousRunError, BadInputError
+from gptlab.model.summary import layers
+from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, fields_of
+from gptlab.terminal.chart import Curve, chart
+from gptlab.terminal.console import Console
+from gptlab.terminal.tables import borderless
+from gptlab.terminal.text import printable
+from gptlab.tracking.run import Run, find_run
+from gptlab.training.plan import plan
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Description:
+    """An experiment with everything resolved that its identity depends on."""
+
+    experiment: Experiment
+    hash: str
+    identity: dict[str, Any]
+    precision: Precision
+    run: Run | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return what `gptlab show --json` prints."""
+        spec = self.experiment
+        return {
+            "name": spec.name,
+            "why": spec.why,
+            "spec": spec.model_dump(mode="json", include=set(SECTIONS)),
+            "parameters": spec.model.parameters,
+            "forward_flops_per_token": spec.model.forward_flops_per_token(spec.train.sequence_length),
+            "precision": self.precision,
+            "identity": {"hash": self.hash, "content": self.identity},
+            "run": self.run.id if self.run else None,
+        }
+
+
+def describe(name: str) -> Description:
+    """Describe the experiment of a name as it would run here now, else the run of an id.
+
+    Raises:
+        BadInputError: There is neither.
+    """
+    experiments = catalog.experiments()
+    if name in experiments:
+        planned = plan(experiments[name])
+        identity = planned.identity
+        return Description(planned.experiment, identity.hash, identity.content, planned.settings.precision)
+    try:
+        run = find_run(name)
+    except AmbiguousRunError:
+        raise
+    except BadInputError:
+        catalog.find(name)  # its message suggests the closest experiment
+        raise
+    record = run.record
+    return Description(record.spec, run.id.split("-")[-2], record.identity, record.precision, run)
+
+
+def render(description: Description) -> None:
+    """Print the description; for a run also its losses."""
+    console, experiment = Console(), description.experiment
+    name = description.run.id if description.run else experiment.name
+    console.rich.print(Text.assemble((name, "bold"), f" · {printable(experiment.why)}"))
+    console.print(f"identity {description.hash} · precision {description.precision}\n")
+    console.table(_spec_table(experiment))
+    console.print()
+    console.table(_layer_table(experiment))
+    console.print()
+    model, length = experiment.model, experiment.train.sequence_length
+    console.print(f"total parameters         {model.parameters:,} (all trainable)")
+    console.print(f"parameter size           {4 * model.parameters / MIB:,.2f} MiB in float32")
+    console.print(f"forward FLOPs per token  {model.forward_flops_per_token(length):,} at sequence length {length}")
+    if description.run:
+        _render_losses(console, description.run)
+
+
+def _render_losses(console: Console, run: Run) -> None:
+    history = run.history()
+    validated = [row for row in history.rows if "val/loss" in row]
+    trained = [row for row in history.rows if "train/loss" in row]
+    loss = f" · val loss {validated[-1]['val/loss']:.4f}" if validated else ""
+    console.print(f"\n{history.status} · step {history.step} of {history.target}{loss}")
+    curves = [
+        Curve("·", [row["step"] for row in trained], [row["train/loss"] for row in trained]),
+        Curve("●", [row["step"] for row in validated], [row["val/loss"] for row in validated]),
+    ]
+    if lines := chart(curves, min(console.chart_width, 100)):
+        console.print("\n".join(["loss in nats per token over steps: · training, ● validation", *lines]))
+
+
+def _spec_table(experiment: Experiment) -> Table:
+    table = borderless("field", "value", "", title="Spec")
+    for key, field in fields_of(type(experiment)):
+        if "." not in key:  # the name and the question are above
+            continue
+        value: Any = experiment
+        for part in key.split("."):
+            value = getattr(value, part)
+        marks = [mark for mark in (NOT_IDENTITY, RESOLVED) if mark in field.metadata]
+        marks += [f"default {field.default}"] if value != field.default else []
+        table.add_row(key, printable(str(value)), ", ".join(marks))
+    return table
+
+
+def _layer_table(experiment: Experiment) -> Table:
+    title = f"Architecture, for a batch of {experiment.train.sequence_length} tokens"
+    table = borderless("layer (type:depth-idx)", "output shape", "parameters", right=("parameters",), title=title)
+    for layer in layers(experiment.model, experiment.train.sequence_length):
+        table.add_row(layer.label, str(list(layer.output_shape)), f"{layer.parameters:,}")
+    return table

@@ -1,0 +1,50 @@
+"""`gptlab rm` and `gptlab gc`: move a run to the trash, and empty the trash."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptlab import project
+from gptlab.terminal.text import printable
+from gptlab.tracking.run import TRASH
+
+
+@dataclass(frozen=True)
+class TrashEntry:
+    """An entry of the trash: a run's directory, or anything else that was put there."""
+
+    path: Path
+    bytes: int
+
+    def remove(self) -> None:
+        """Delete it; of a symbolic link only the link itself."""
+        if self.path.is_dir() and not self.path.is_symlink():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink()
+
+    def line(self) -> str:
+        """Return size and name as one line."""
+        return f"{self.bytes / 2**20:>10,.1f} MiB  {printable(self.path.name)}"
+
+
+def list_trash() -> list[TrashEntry]:
+    """Return the entries of the trash by name; none if the trash itself is a symbolic link."""
+    trash = project.runs_directory() / TRASH
+    if trash.is_symlink() or not trash.is_dir():
+        return []
+    return [TrashEntry(path, _size(path)) for path in sorted(trash.iterdir())]
+
+
+def question(entries: list[TrashEntry]) -> str:
+    """Return what to ask before the entries are deleted."""
+    total = sum(entry.bytes for entry in entries)
+    return f"permanently delete {len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {total / 2**20:,.1f} MiB?"
+
+
+def _size(path: Path) -> int:
+    """Bytes of the files in a directory; symbolic links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)

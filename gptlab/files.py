@@ -1,0 +1,76 @@
+"""Write files so that a crash leaves the old content or the new one, never a mixture."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gptlab.untrusted import torn_bytes
+
+
+@contextmanager
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` that replaces it when the context ends without an error.
+
+    Args:
+        path: The file to replace; its directory must exist.
+        durable: Flush the content and the directory entry to the disk, so that a power failure cannot undo the write.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:  # never an existing file, nor the target of a link
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_directory(path.parent)
+
+
+def write_durably(path: Path, content: str | bytes) -> None:
+    """Replace a file's content atomically. It is on the disk when this returns."""
+    with atomic_write(path, durable=True) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one row to a JSON Lines file. It is on the disk when this returns."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    torn = torn_bytes(path)
+    with path.open("ab") as file:
+        if torn:  # a crash left half a line, which would corrupt this one
+            file.truncate(file.tell() - torn)
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove_temporary_files(directory: Path) -> None:
+    """Remove what `atomic_write` left in a directory when its process was killed. The caller must own the directory."""
+    for path in directory.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def fsync_file(path: Path) -> None:
+    """Flush a file's bytes to the disk."""
+    _fsync(path, os.O_RDONLY)
+
+
+def fsync_directory(path: Path) -> None:
+    """Flush a directory's entries to the disk, so that a rename in it survives a power failure."""
+    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

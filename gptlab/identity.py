@@ -1,0 +1,77 @@
+"""The identity of a run: everything that determines its numbers, and the hash that names it.
+
+Only fields that differ from their defaults are hashed, so identities outlive the code: a new field with a default
+renames no run.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, Section
+
+NUMERICS = 2
+"""Revision of the arithmetic; incremented whenever the same spec would compute other numbers."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run computes: the hash in its id, and the content of that hash."""
+
+    name: str
+    hash: str
+    """The first 8 hexadecimal digits of the sha256 of `content`."""
+    content: dict[str, Any]
+    """Numerics revision, precision, hashes of text and tokenizer, and the fields that differ from their defaults."""
+
+    def run_id(self, seed: int) -> str:
+        """Return `NAME-HASH8-sSEED`."""
+        return f"{self.name}-{self.hash}-s{seed}"
+
+
+def identify(
+    experiment: Experiment,
+    *,
+    precision: Precision,
+    text_sha256: str,
+    tokenizer_sha256: str,
+    initial_weights_sha256: str | None = None,
+) -> Identity:
+    """Return the identity of an experiment with a resolved precision and text.
+
+    The sha256 of the initial weights is part of it only for a warm start from another run.
+    """
+    content = {
+        "numerics": NUMERICS,
+        "precision": precision,
+        "text_sha256": text_sha256,
+        "tokenizer_sha256": tokenizer_sha256,
+        **({"initial_weights_sha256": initial_weights_sha256} if initial_weights_sha256 else {}),
+        **identity_fields(experiment, exclude_defaults=True),
+    }
+    return Identity(experiment.name, hash_of(content), content)
+
+
+def hash_of(content: dict[str, Any]) -> str:
+    """Return the hash of an identity's content."""
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:8]
+
+
+def identity_fields(experiment: Experiment, *, exclude_defaults: bool = False) -> dict[str, dict[str, Any]]:
+    """Return the fields that change what is computed, by section."""
+    return {name: _identity_fields(getattr(experiment, name), exclude_defaults) for name in SECTIONS}
+
+
+def _identity_fields(section: Section, exclude_defaults: bool) -> dict[str, Any]:
+    fields = {}
+    for name, value in section.model_dump(mode="json", exclude_defaults=exclude_defaults).items():
+        if not {NOT_IDENTITY, RESOLVED} & set(type(section).model_fields[name].metadata):
+            nested = getattr(section, name)
+            fields[name] = _identity_fields(nested, exclude_defaults) if isinstance(nested, Section) else value
+    return fields
+
+
+def canonical_json(document: Any) -> str:
+    """Serialize equal values to equal text: sorted keys, no spaces, no NaN."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,60 @@
+"""The progress bar of training."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from gptlab.terminal.console import Console
+
+
+class StepProgress:
+    """A context manager that shows steps, loss, tokens/s and ETA on a terminal, and nothing in a pipe."""
+
+    def __init__(self, console: Console, start: int, steps: int, batch_tokens: int) -> None:
+        """Create the bar.
+
+        Args:
+            console: Where to draw it.
+            start: Steps that are done already.
+            steps: Steps in total.
+            batch_tokens: Tokens per step.
+        """
+        self._bar = Progress(
+            TextColumn("  step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("loss {task.fields[loss]}"),
+            _TokensPerSecond(batch_tokens),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console.rich,
+            speed_estimate_period=60,
+            transient=True,
+            disable=not console.rich.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=steps, completed=start, loss="…")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, loss: float | None) -> None:
+        """Move the bar to a step; without a loss the last one stays."""
+        fields = {} if loss is None else {"loss": f"{loss:.4f}"}
+        self._bar.update(self._task, completed=step, **fields)
+
+
+class _TokensPerSecond(ProgressColumn):
+    def __init__(self, batch_tokens: int) -> None:
+        super().__init__()
+        self._batch_tokens = batch_tokens
+
+    def render(self, task: Any) -> Text:
+        return Text(f"{task.speed * self._batch_tokens:,.0f} tokens/s" if task.speed else "… tokens/s")

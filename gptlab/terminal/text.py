@@ -1,0 +1,43 @@
+"""Format values as text for terminals and reports."""
+
+import re
+import shlex
+import shutil
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from gptlab import project
+
+
+def printable(text: str) -> str:
+    """Replace the characters that control a terminal; newlines and tabs stay."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
+
+
+def abbreviate_hash(value: Any) -> str:
+    """Return the value as text; a sha1 or sha256 is cut to its first 8 digits."""
+    text = str(value)
+    return f"{text[:8]}…" if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
+
+
+def format_duration(seconds: float) -> str:
+    """Format seconds as `6 min 12 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def format_age(delta: timedelta) -> str:
+    """Format a time difference as `3 min`, `5 h` or `12 d`."""
+    minutes = max(int(delta.total_seconds()), 0) // 60
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h" if minutes < 2 * 1440 else f"{minutes // 1440} d"
+
+
+def shell_command(*words: str) -> str:
+    """Return a gptlab command that can be pasted into a shell, with the program's path if it is not on `PATH`."""
+    path = Path(sys.argv[0]).absolute()
+    program = "python -m gptlab" if path.name == "__main__.py" else shlex.quote(project.display_path(path))
+    program = "gptlab" if shutil.which("gptlab") else program
+    return " ".join([program, *map(shlex.quote, words)])

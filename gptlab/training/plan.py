@@ -1,0 +1,51 @@
+"""What an experiment comes to on this machine: device, precision, text and identity, resolved once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptlab import project
+from gptlab.data import text as texts
+from gptlab.data import tokenizer
+from gptlab.data.text import Text
+from gptlab.identity import Identity, identify
+from gptlab.spec import Experiment
+from gptlab.tracking.records import InitialWeights
+from gptlab.training.settings import Available, Settings, resolve_settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment and a seed with everything resolved that the identity depends on."""
+
+    experiment: Experiment
+    seed: int
+    settings: Settings
+    text: Text
+    identity: Identity
+    initial_weights: InitialWeights | None = None
+    """None if the weights are drawn from the seed."""
+
+    @property
+    def run_directory(self) -> Path:
+        """The directory of the run."""
+        return project.runs_directory() / self.identity.run_id(self.seed)
+
+
+def plan(
+    experiment: Experiment, seed: int = 0, device: str = "auto", initial_weights: InitialWeights | None = None
+) -> Plan:
+    """Resolve an experiment.
+
+    Raises:
+        BadInputError: The text cannot be found, or the device is not available or does not support the precision.
+    """
+    settings = resolve_settings(device, experiment.train.precision, Available.here())
+    text = texts.locate(experiment.data.text)
+    identity = identify(
+        experiment,
+        precision=settings.precision,
+        text_sha256=text.sha256,
+        tokenizer_sha256=tokenizer.TOKENIZER_SHA256,
+        initial_weights_sha256=initial_weights.sha256 if initial_weights else None,
+    )
+    return Plan(experiment, seed, settings, text, identity, initial_weights)

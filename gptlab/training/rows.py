@@ -1,0 +1,181 @@
+"""The rows of `metrics.jsonl`: running sums over the steps since the last row, and what a row is made of.
+
+Rows are on a grid: at multiples of `log_every` and `eval_every`, plus one with a validation at the last step. If a
+longer run would have no such last row, it leaves the sums unchanged, and an extension of the run drops it.
+"""
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from gptlab.data.windows import Windows
+from gptlab.errors import DivergedError
+from gptlab.spec import Experiment
+from gptlab.tracking.metrics import MetricsFile, Row
+from gptlab.training.evaluate import Evaluation
+from gptlab.training.settings import Settings, peak_flops
+from gptlab.training.state import TrainingState
+from gptlab.training.stopwatch import Stopwatch, peak_memory_gib
+
+
+class RowWriter:
+    """Collects losses and gradient norms, and writes their means as rows."""
+
+    def __init__(
+        self,
+        run: str,
+        attempt: int,
+        spec: Experiment,
+        windows: Windows,
+        settings: Settings,
+        metrics: MetricsFile,
+        state: TrainingState,
+    ) -> None:
+        """Continue from the sums of a checkpoint.
+
+        Args:
+            run: The run's id, for error messages.
+            attempt: Number of the attempt, from 1.
+            spec: The run's spec.
+            windows: The training windows.
+            settings: The device and its properties.
+            metrics: The file to append to.
+            state: Its `loop` holds the sums since the last row on the grid, and the best validation loss so far.
+        """
+        self._run, self._attempt, self._spec, self._windows = run, attempt, spec, windows
+        self._settings, self._metrics = settings, metrics
+        self._state = state
+        self.stopwatch = Stopwatch()
+        self.last_losses: dict[str, float | None] = {"train/loss": None}
+        """The newest training loss, and the validation loss if the newest step on the grid has one."""
+        self._pending: list[tuple[int, Tensor]] = []  # (loss, gradient norm) not yet read from the device
+
+    def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Add the result of the step after `step` others; on a CPU it is checked at once, elsewhere at the next row."""
+        self._pending.append((step, torch.stack([loss, norm])))
+        if not self._settings.asynchronous:
+            self.settle()
+
+    def settle(self) -> None:
+        """Read pending results from the device and add them to the sums.
+
+        Raises:
+            DivergedError: A loss or a gradient norm is not finite.
+        """
+        if not self._pending:
+            return
+        loop, max_norm = self._state.loop, self._spec.train.max_grad_norm
+        loss_sum, norm_sum, clipped = loop.loss_sum, loop.grad_norm_sum, loop.clipped
+        steps, results = zip(*self._pending, strict=True)
+        for step, (loss, norm) in zip(steps, torch.stack(results).tolist(), strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise DivergedError(
+                    f"{self._run} diverged: after step {step} the loss is {loss} and the gradient norm {norm}; "
+                    "try a smaller train.learning_rate",
+                    after_step=step,
+                    loss=str(loss),
+                    grad_norm=str(norm),
+                    window_starts=self._windows.starts(step).tolist(),
+                )
+            loss_sum, norm_sum, clipped = loss_sum + loss, norm_sum + norm, clipped + (norm > max_norm)
+            self.last_losses = {"train/loss": loss}
+        self._state.loop = loop.model_copy(
+            update={
+                "loss_sum": loss_sum,
+                "grad_norm_sum": norm_sum,
+                "clipped": clipped,
+                "steps_since_row": loop.steps_since_row + len(self._pending),
+            }
+        )
+        self._pending.clear()
+
+    def training_row(self, step: int) -> Row:
+        """Return the columns of a row that training determines."""
+        self.settle()
+        train, loop = self._spec.train, self._state.loop
+        batch_tokens = train.batch_size * train.sequence_length
+        row: Row = {
+            "step": step,
+            "tokens": step * batch_tokens,
+            "epoch": step * train.batch_size / self._windows.per_epoch,
+            "attempt": self._attempt,
+            "time": time.time(),
+            "elapsed_s": self.elapsed_s(),
+        }
+        if count := loop.steps_since_row:
+            row |= {
+                "train/loss": loop.loss_sum / count,
+                "optim/lr": train.learning_rate,
+                "optim/grad_norm": loop.grad_norm_sum / count,
+                "optim/clip_frac": loop.clipped / count,
+            }
+        row |= self.stopwatch.performance(batch_tokens, asynchronous=self._settings.asynchronous)
+        if "perf/tokens_per_s" in row and (peak := peak_flops(self._settings.device)):
+            flops = 3 * self._spec.model.forward_flops_per_token(train.sequence_length)
+            row["perf/mfu"] = row["perf/tokens_per_s"] * flops / peak
+        if step:
+            row["perf/peak_mem_gib"] = peak_memory_gib(self._settings.device)
+        return row
+
+    def validation_row(self, step: int, evaluation: Evaluation, seconds: float, *, on_grid: bool) -> Row:
+        """Return the columns of a row that a validation determines. On the grid it counts for the best loss.
+
+        Raises:
+            DivergedError: The validation loss is not finite.
+        """
+        if not math.isfinite(evaluation.loss):
+            raise DivergedError(
+                f"{self._run} diverged: at step {step} the validation loss is {evaluation.loss}; "
+                "try a smaller train.learning_rate",
+                after_step=step,
+                val_loss=str(evaluation.loss),
+            )
+        if on_grid:
+            self.last_losses["val/loss"] = evaluation.loss
+            best = self._state.loop.best_val_loss
+            if best is None or evaluation.loss < best:
+                update = {"best_val_loss": evaluation.loss, "best_step": step}
+                self._state.loop = self._state.loop.model_copy(update=update)
+        row: Row = {"val/loss": evaluation.loss}
+        if len(evaluation.window_losses) > 1:
+            row["val/loss_se"] = evaluation.loss_se
+        return row | {
+            "val/bpb": evaluation.bits_per_byte,
+            "val/yardstick": evaluation.yardstick,
+            "perf/eval_s": seconds,
+        }
+
+    def write(self, row: Row, *, starts_interval: bool) -> None:
+        """Append a row.
+
+        Args:
+            row: The row.
+            starts_interval: Whether the sums start again after it, as after every row that a longer run has too.
+        """
+        self._metrics.append(row)
+        if starts_interval:
+            self._state.loop = self._state.loop.model_copy(
+                update={
+                    "elapsed_s": row["elapsed_s"],
+                    "metrics_bytes": self._metrics.size,
+                    "loss_sum": 0.0,
+                    "grad_norm_sum": 0.0,
+                    "clipped": 0,
+                    "steps_since_row": 0,
+                }
+            )
+            self.stopwatch = Stopwatch()
+
+    def elapsed_s(self) -> float:
+        """Seconds of training over all attempts."""
+        return self._state.loop.elapsed_s + self.stopwatch.training_s()
+
+    def restart_stopwatch(self) -> None:
+        """Start the measurement of time anew, when preparations are over."""
+        self.stopwatch = Stopwatch()
+
+    def sync(self) -> None:
+        """Flush all rows to the disk."""
+        self._metrics.sync()

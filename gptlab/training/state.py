@@ -1,0 +1,87 @@
+"""What a checkpoint holds of training: weights, optimizer state, step and running sums. Restored and captured here."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, LoopState
+from gptlab.checkpoints.read import SavedState, model_from
+from gptlab.checkpoints.tensors import Tensors
+from gptlab.identity import identity_fields
+from gptlab.model.gpt import GPT
+from gptlab.tracking.records import RunRecord
+from gptlab.training import optimizer
+from gptlab.training.initial import initial_model
+from gptlab.training.settings import Settings
+
+
+@dataclass
+class TrainingState:
+    """The mutable state of a run in training."""
+
+    model: GPT
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    """Optimizer steps done."""
+    loop: LoopState = field(default_factory=LoopState)
+
+
+def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> TrainingState:
+    """Return the state of a checkpoint, or the state before the first step, on the settings' device."""
+    spec = record.spec
+    if saved is None:
+        model = initial_model(record).to(settings.device)
+        return TrainingState(model, optimizer.build(model, spec.train, fused=settings.fused))
+    model = model_from(saved.weights, spec.model).to(settings.device)
+    adamw = optimizer.build(model, spec.train, fused=settings.fused)
+    optimizer.load_state_tensors(model, adamw, saved.optimizer)
+    return TrainingState(model, adamw, saved.checkpoint.step, saved.checkpoint.manifest.progress)
+
+
+def on_host(state: TrainingState) -> bool:
+    """Whether the tensors are in host memory, so that they can be written without a copy."""
+    return next(state.model.parameters()).device.type == "cpu"
+
+
+def checkpoint_files(state: TrainingState, *, resumable: bool, copy: bool) -> dict[str, Tensors]:
+    """Return the tensors of each file of a checkpoint, on the CPU.
+
+    Args:
+        state: The state to save.
+        resumable: Whether to include the optimizer state.
+        copy: Whether to copy tensors that are on the CPU already.
+    """
+    files = {MODEL: _to_host(state.model.state_dict(), copy)}
+    if resumable:
+        files[OPTIMIZER] = _to_host(optimizer.state_tensors(state.model, state.optimizer), copy)
+    return files
+
+
+def checkpoint_header(record: RunRecord, step: int, losses: dict[str, float | None]) -> dict[str, Any]:
+    """Return the facts in the header of a checkpoint's files: nothing that an extension of the run changes."""
+    train = record.spec.train
+    return {
+        "run": record.run,
+        "step": step,
+        "tokens": step * train.batch_size * train.sequence_length,
+        "losses": losses,
+        "config": {**record.identity, **identity_fields(record.spec)},
+    }
+
+
+def manifest_fields(record: RunRecord, step: int, loop: LoopState) -> dict[str, Any]:
+    """Return the fields of a checkpoint's manifest except `files`."""
+    return {
+        "run": record.run,
+        "step": step,
+        "progress": loop,
+        "text_sha256": record.text.sha256,
+        "tokenizer_sha256": record.tokenizer_sha256,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _to_host(tensors: dict[str, torch.Tensor], copy: bool) -> Tensors:
+    return {name: tensor.detach().to("cpu", copy=copy) for name, tensor in tensors.items()}

@@ -1,0 +1,56 @@
+"""One optimizer step: forward pass, backward pass, gradient norm, clipping, AdamW."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gptlab.randomness import Purpose, random_bits
+from gptlab.spec import Experiment
+from gptlab.training import optimizer
+from gptlab.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """The step as a function of (model, optimizer, batch, step); it keeps no state of its own."""
+
+    model: nn.Module
+    """Called as `model(tokens, targets)` for the loss; possibly compiled."""
+    adamw: torch.optim.AdamW
+    spec: Experiment
+    seed: int
+    """The run's seed. With the step it determines dropout."""
+    settings: Settings
+
+    def __call__(
+        self, batch: Tensor, step: int, before_update: Callable[[], None] = lambda: None
+    ) -> tuple[Tensor, Tensor]:
+        """Train on one batch.
+
+        If the loss or the gradient norm is not finite, weights and moments stay as they are: on the CPU the update is
+        skipped, on other devices fused AdamW skips it without a synchronization.
+
+        Args:
+            batch: Tokens `(B, T + 1)` on the settings' device: the inputs, and the targets one position later.
+            step: Optimizer steps done before this one.
+            before_update: Called between the backward pass and the update.
+
+        Returns:
+            The loss in nats per token and the gradient norm before clipping, scalars on the device.
+        """
+        if self.spec.model.dropout:
+            torch.manual_seed(int(random_bits(self.seed, Purpose.STEP, step)[0]))
+        with self.settings.autocast():
+            loss = self.model(batch[:, :-1], batch[:, 1:])
+        loss.backward()
+        loss, norm = loss.detach(), optimizer.gradient_norm(cast(Any, self.model)).detach()
+        finite = loss.isfinite() & norm.isfinite()
+        if self.settings.asynchronous and self.settings.fused:
+            cast(Any, self.adamw).found_inf = (~finite).float()
+        if self.settings.asynchronous or finite:
+            before_update()
+            optimizer.clipped_update(self.adamw, norm, self.spec.train.max_grad_norm)
+        return loss, norm

@@ -1,0 +1,186 @@
+"""Read the files of a run, which may be untrusted.
+
+A run may have come out of somebody's archive. Its content is data and stays data: `check_tree` rejects links, pipes and
+devices, and the readers follow no link, block on no pipe, bound the memory that they use and validate every value. What
+does not fit is an error that names the file.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from gptlab.errors import GptlabError
+from gptlab.validation import explain
+
+MAX_DOCUMENT_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 20
+MAX_ROWS_BYTES = 1 << 30
+MIN_ROW_COST = 512
+"""Bytes that each row counts for at least: the shortest row takes as much in memory."""
+
+NEVER_WRITTEN_IN_PLACE = ("checkpoints", "wandb")
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""A number of steps, tokens or bytes that fits in 64 bits."""
+
+Document = TypeVar("Document", bound=BaseModel)
+Row = TypeVar("Row")
+
+_ANY_ROW: TypeAdapter[Any] = TypeAdapter(dict[str, Any])
+
+
+def check_tree(directory: Path) -> None:
+    """Check that a run's directory holds only regular files and folders.
+
+    W&B's own links are allowed: they stay inside `wandb/`, except for one that is never opened.
+
+    Raises:
+        GptlabError: The directory holds a link, pipe, socket or device; the message names it.
+    """
+    if not directory.name.isprintable():
+        raise GptlabError(f"the name of {str(directory)!a} is not printable; rename it")
+    if directory.is_symlink():
+        raise GptlabError(f"{directory} is a symbolic link; pass the directory that it points to")
+    for entry in _entries(directory):
+        if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
+            continue
+        path = Path(entry.path)
+        with suppress(FileNotFoundError):  # removed in the meantime
+            if not stat.S_ISLNK(path.lstat().st_mode):
+                raise GptlabError(f"{path} is neither a file nor a folder; remove it")
+            if not _is_wandb_link(path, directory):
+                raise GptlabError(f"{path} is a symbolic link, which a run must not contain; remove it")
+
+
+def check_no_hard_links(directory: Path) -> None:
+    """Check that no file that is written in place has a second name, possibly outside of the run.
+
+    Raises:
+        GptlabError: A file has one; the message names it.
+    """
+    for entry in _entries(directory):
+        path = Path(entry.path)
+        if path.relative_to(directory).parts[0] in NEVER_WRITTEN_IN_PLACE or entry.is_dir(follow_symlinks=False):
+            continue
+        with suppress(FileNotFoundError):
+            if path.lstat().st_nlink > 1:
+                raise GptlabError(f"{path} has a hard link elsewhere; resume from a copy made with: cp -r")
+
+
+def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
+    """Everything below a directory, at any depth. Entries that disappear meanwhile are skipped."""
+    folders = [str(directory)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    yield entry
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise GptlabError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _is_wandb_link(link: Path, directory: Path) -> bool:
+    target = link.readlink()
+    inward = not target.is_absolute() and ".." not in target.parts
+    return link.relative_to(directory).parts[0] == "wandb" and (inward or link.name == "debug-core.log")
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        GptlabError: It is not a regular file or cannot be read; the message names it.
+    """
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # checked first: opening a device can have an effect
+            raise GptlabError(f"{path} is not a regular file")
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise GptlabError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_document(path: Path, kind: type[Document]) -> Document:
+    """Read a JSON file as a pydantic model.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        GptlabError: The content is too long or invalid; the message names the file.
+    """
+    with open_regular(path) as file:
+        content = file.read(MAX_DOCUMENT_BYTES + 1)
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise GptlabError(f"{path} is longer than {MAX_DOCUMENT_BYTES:,} bytes")
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise GptlabError(f"{path} is damaged: {explain(error)}") from None
+
+
+def read_json_lines(path: Path, kind: TypeAdapter[Row] = _ANY_ROW) -> Iterator[Row]:
+    """Read the rows of a JSON Lines file; none if the file does not exist. A torn last line is skipped.
+
+    Raises:
+        GptlabError: A line is invalid, or the file is too long; the message names file and line.
+    """
+    for row, _ in read_json_lines_from(path, 0, kind):
+        yield row
+
+
+def read_json_lines_from(path: Path, start: int, kind: TypeAdapter[Row]) -> Iterator[tuple[Row, int]]:
+    """Read the rows from byte `start` on, each with its length in bytes. Error messages count lines from there."""
+    remaining = MAX_ROWS_BYTES
+    try:
+        with open_regular(path) as file:
+            file.seek(start)
+            for number in count(1):
+                line = file.readline(MAX_LINE_BYTES + 1)
+                remaining -= max(len(line), MIN_ROW_COST)
+                if len(line) > MAX_LINE_BYTES or remaining < 0:
+                    raise GptlabError(f"{path}:{number}: the line or the file is too long to read")
+                if not line.endswith(b"\n"):
+                    return
+                yield _parse(path, number, line, kind), len(line)
+    except FileNotFoundError:
+        return
+
+
+def _parse(path: Path, number: int, line: bytes, kind: TypeAdapter[Row]) -> Row:
+    try:
+        return kind.validate_json(line)
+    except ValidationError as error:
+        raise GptlabError(f"{path}:{number}: {explain(error)}; fix or remove this line") from None
+
+
+def torn_bytes(path: Path) -> int:
+    """Count the bytes after the last complete line, which a crash left.
+
+    Raises:
+        GptlabError: There are more than a line can have.
+    """
+    try:
+        with open_regular(path) as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - MAX_LINE_BYTES - 1, 0))
+            tail = file.read(MAX_LINE_BYTES + 1)
+    except FileNotFoundError:
+        return 0
+    torn = len(tail) - (tail.rfind(b"\n") + 1)
+    if torn > MAX_LINE_BYTES:
+        raise GptlabError(f"{path} ends with a line that is too long to read")
+    return torn

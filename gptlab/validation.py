@@ -1,0 +1,48 @@
+"""Validation errors as one line of text."""
+
+import difflib
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
+MAX_ERRORS = 5
+MAX_LENGTH = 200
+"""Characters of a key, a message or an input that are quoted. Files may come from elsewhere and hold anything."""
+
+
+def explain(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
+    """Describe a pydantic error in one line: each wrong field, what is wrong, and what was given.
+
+    Args:
+        error: The error.
+        known_keys: Valid dotted keys, for a "did you mean" on an unknown one.
+    """
+    parts = []
+    details = error.errors(include_url=False)
+    for detail in details[:MAX_ERRORS]:
+        where = ".".join(map(str, detail["loc"]))
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            message = f"there is no such field{did_you_mean(where, [key for key in known_keys if key != where])}"
+        elif detail["type"] == "missing":
+            message = "is required"
+        elif detail["type"] not in {"value_error", "json_invalid"}:
+            message = f"{message[0].lower()}{message[1:]:.{MAX_LENGTH}}, not {_quoted(detail['input'])}"
+        parts.append(f"{where:.{MAX_LENGTH}}: {message}" if where else message)
+    if len(details) > MAX_ERRORS:
+        parts.append(f"and {len(details) - MAX_ERRORS} more")
+    return "; ".join(parts)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the closest known word, or an empty string."""
+    known = list(known)
+    nearest = difflib.get_close_matches(word[:MAX_LENGTH], known, n=1, cutoff=0.5)
+    if not nearest:  # `learning_rate` for `train.learning_rate`
+        nearest = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]]
+    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def _quoted(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}…"

@@ -1,0 +1,248 @@
+"""A damaged checkpoint is named and passed over; nothing in it reaches a model."""
+
+import json
+import math
+import os
+import shutil
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from strategies import as_json, damaged, oddly
+
+from gptlab.checkpoints.manifest import CHECKPOINTS, MANIFEST, MODEL, OPTIMIZER, compute_digest, list_checkpoints
+from gptlab.checkpoints.read import load_model, read_newest_state
+from gptlab.errors import GptlabError
+
+
+@pytest.fixture
+def kept(long_run, tmp_path):
+    """A copy of the long run's checkpoints, of the steps 30 and 40; returns the directory of the newest."""
+    shutil.copytree(long_run.directory / CHECKPOINTS, tmp_path / CHECKPOINTS)
+    assert [c.step for c in list_checkpoints(tmp_path) if c.resumable] == [30, 40]
+    return list_checkpoints(tmp_path)[-1].directory
+
+
+@pytest.fixture
+def restored(micro, kept):
+    """`restored()` → (step of the checkpoint that is used, notices)."""
+
+    def restore():
+        notices = []
+        state = read_newest_state(kept.parents[1], micro.model, notices.append)
+        return state.checkpoint.step, notices
+
+    return restore
+
+
+def commit(directory):
+    """Write a manifest that vouches for whatever the files hold now."""
+    manifest = json.loads((directory / MANIFEST).read_text())
+    manifest["files"] = {name: compute_digest(directory / name).model_dump() for name in (MODEL, OPTIMIZER)}
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_the_newest_whole_checkpoint_is_used_without_a_word(restored):
+    assert restored() == (40, [])
+
+
+@pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "longer", "missing", "a directory"])
+def test_a_file_of_another_size_is_named_and_the_older_checkpoint_used(kept, restored, name, damage):
+    path = kept / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a directory":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes({"empty": b"", "truncated": content[:-1], "longer": content + b"0"}[damage])
+    step, notices = restored()
+    assert step == 30
+    assert len(notices) == 1
+    assert str(path) in notices[0]
+
+
+@settings(max_examples=settings.default.max_examples // 2)
+@given(name=st.sampled_from([MODEL, OPTIMIZER]), where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_noticed(kept, restored, name, where, bit):
+    path = kept / name
+    offset = int(where * path.stat().st_size)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1 << bit]))
+        file.flush()
+        step, notices = restored()
+        file.seek(offset)
+        file.write(bytes([byte]))
+    assert step == 30
+    assert str(path) in notices[0]
+    assert "checksum" in notices[0]
+
+
+def test_where_all_manifests_are_damaged_nothing_begins_again_by_itself(kept, micro):
+    for path in (kept.parent).glob("*/manifest.json"):
+        path.write_text("{")
+    with pytest.raises(GptlabError, match="no checkpoint is whole.*manifest.json is missing or damaged"):
+        read_newest_state(kept.parents[1], micro.model, lambda notice: None)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"step": 40}', b"\xff\xfe"])
+def test_a_directory_whose_manifest_is_damaged_is_no_checkpoint(kept, restored, content):
+    (kept / MANIFEST).write_bytes(content)
+    step, notices = restored()
+    assert step == 30
+    assert len(notices) == 1
+    assert str(kept / MANIFEST) in notices[0]
+
+
+def test_a_manifest_of_another_step_is_no_checkpoint(kept, restored):
+    shutil.copy(kept.parent / "step-00000030" / MANIFEST, kept / MANIFEST)
+    assert restored()[0] == 30
+
+
+@pytest.mark.parametrize("size", [10 << 30, 1_000])
+def test_a_file_that_is_not_as_long_as_the_models_tensors_is_not_even_read(kept, restored, size):
+    os.truncate(kept / MODEL, size)
+    manifest = json.loads((kept / MANIFEST).read_text())
+    manifest["files"][MODEL]["bytes"] = size
+    (kept / MANIFEST).write_text(json.dumps(manifest))
+    step, notices = restored()
+    assert step == 30
+    assert f"{kept / MODEL} is another model's: {size:,} bytes" in notices[0]
+
+
+def without(tensors):
+    del tensors["final_norm.weight"]
+
+
+def with_more(tensors):
+    tensors["../../etc/passwd"] = torch.zeros(1)
+
+
+def reshaped(tensors):
+    tensors["final_norm.weight"] = tensors["final_norm.weight"].view(2, 4)
+
+
+def relabelled(tensors):
+    tensors["final_norm.weight"] = tensors["final_norm.weight"].view(torch.int32)
+
+
+def halved(tensors):
+    tensors["final_norm.weight"] = tensors["final_norm.weight"].half()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without, "lacks the tensor final_norm.weight"),
+        (with_more, "has a tensor ../../etc/passwd, which this model has not"),
+        (reshaped, "has final_norm.weight as [2, 4] F32, but this model's is [8] F32"),
+        (relabelled, "has final_norm.weight as [8] I32"),
+        (halved, "has final_norm.weight as [8] F16"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named_even_under_a_valid_manifest(kept, restored, change, message):
+    tensors = {name: tensor.clone() for name, tensor in load_file(kept / MODEL).items()}
+    change(tensors)
+    save_file(tensors, kept / MODEL)
+    commit(kept)
+    step, notices = restored()
+    assert step == 30
+    assert message in notices[0]
+
+
+def header(document, length=None):
+    encoded = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return struct.pack("<Q", len(encoded) if length is None else length) + encoded
+
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header({}, length=2**63),
+        header({}, length=2**40),
+        header(b"not json"),
+        header(b"[]"),
+        header({"a": F32}),
+        header({"a": F32, "b": F32}) + bytes(8),
+        header({"a": {**F32, "data_offsets": [8, 16]}}) + bytes(16),
+        header({"a": {**F32, "data_offsets": [8, 0]}}) + bytes(8),
+        header({"a": {**F32, "dtype": "PICKLE"}}) + bytes(8),
+        header({"a": {**F32, "shape": [2**62, 2**62]}}) + bytes(8),
+        header({"__metadata__": F32}) + bytes(8),
+        header({"__metadata__": {"gptlab": 7}, "a": F32}) + bytes(8),
+        header({"../../x": F32}) + bytes(8),
+        header(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],'
+               b'"data_offsets":[0,8]}}') + bytes(8),
+    ],
+)  # fmt: skip
+def test_a_hostile_header_is_an_error_that_names_the_file_even_under_a_valid_manifest(kept, restored, content):
+    (kept / MODEL).write_bytes(content)
+    commit(kept)
+    step, notices = restored()
+    assert step == 30
+    assert str(kept / MODEL) in notices[0]
+
+
+@given(data=st.data())
+def test_whatever_a_manifest_says_it_is_a_checkpoints_or_there_is_none(kept, micro, data):
+    document = json.loads((kept / MANIFEST).read_text())
+    changed = oddly(document).map(as_json) | damaged(as_json(document))
+    (kept / MANIFEST).write_bytes(data.draw(changed))
+    try:
+        state = read_newest_state(kept.parents[1], micro.model, lambda notice: None)
+    finally:
+        (kept / MANIFEST).write_text(json.dumps(document))
+    assert state.checkpoint.step in {30, 40}
+    progress = state.checkpoint.manifest.progress
+    assert 0 <= progress.metrics_bytes < 2**63
+    assert math.isfinite(progress.loss_sum)
+
+
+def test_where_no_checkpoint_is_whole_the_error_says_so(kept, micro):
+    for checkpoint in list_checkpoints(kept.parents[1]):
+        (checkpoint.directory / OPTIMIZER).write_bytes(b"")
+    with pytest.raises(GptlabError, match="no checkpoint is whole.*--fresh"):
+        read_newest_state(kept.parents[1], micro.model, lambda notice: None)
+
+
+def test_weights_alone_are_nothing_to_go_on_from(kept, restored):
+    manifest = json.loads((kept / MANIFEST).read_text())
+    del manifest["files"][OPTIMIZER]
+    (kept / MANIFEST).write_text(json.dumps(manifest))
+    assert restored() == (30, [])
+
+
+def test_without_a_checkpoint_there_is_no_state(tmp_path, micro):
+    assert read_newest_state(tmp_path, micro.model, pytest.fail) is None
+
+
+def test_tensors_are_read_as_they_were_saved_and_do_not_change_with_the_file(kept, micro):
+    state = read_newest_state(kept.parents[1], micro.model, pytest.fail)
+    saved = {name: tensor.numpy().copy() for name, tensor in load_file(kept / MODEL).items()}
+    (kept / MODEL).write_bytes(bytes((kept / MODEL).stat().st_size))
+    assert state.weights.keys() == saved.keys()
+    for name, tensor in state.weights.items():
+        np.testing.assert_array_equal(tensor.numpy(), saved[name])
+
+
+def test_a_damaged_file_gives_no_model(kept, micro):
+    newest = list_checkpoints(kept.parents[1])[-1]
+    (kept / MODEL).write_bytes(bytes((kept / MODEL).stat().st_size))
+    with pytest.raises(GptlabError, match="damaged"):
+        load_model(newest, micro.model)
+
+
+def test_a_model_of_another_shape_is_refused(kept, micro):
+    wider = micro.with_changes({"model.n_embd": 16}).model
+    with pytest.raises(GptlabError, match="is another model's"):
+        load_model(list_checkpoints(kept.parents[1])[-1], wider)

@@ -1,0 +1,162 @@
+"""`gptlab diff`: what could be the reason first, then what came of it, and only what differs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import run_attempt
+
+from gptlab import cli
+from gptlab.commands import diff as diff_command
+from gptlab.commands.diff import compare, current_side, recorded_side
+from gptlab.files import append_json_line
+from gptlab.tracking.metrics import METRICS, read_metrics
+from gptlab.tracking.run import ATTEMPTS, Run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def diff(monkeypatch, capsys):
+    """`diff(RUN…)` → what the command prints on stdout."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["gptlab", "diff", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def edited(run: Run, file: str, change) -> None:
+    """Change the rows of one of a run's files."""
+    path = run.directory / file
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    for row in rows:
+        change(row)
+        append_json_line(path, row)
+
+
+@pytest.fixture
+def run(micro) -> Run:
+    return run_attempt(micro, steps=20).run
+
+
+def test_only_what_differs_is_shown_reasons_before_results(diff, micro, run):
+    other = run_attempt(micro.with_changes({"train.learning_rate": 1e-3}), seed=1, steps=20).run
+    lines = diff(run.id, other.id).splitlines()
+    sections = [line.strip() for line in lines if line and not line.startswith((" ", "note"))]
+    assert sections == ["spec", "results"]
+    assert next(line.split() for line in lines if "learning_rate" in line)[1:] == ["0.01", "0.001", "-0.009"]
+    assert next(line.split() for line in lines if " seed" in line)[1:] == ["0", "1"]
+    assert "batch_size" not in "".join(lines)
+    ours, theirs = (read_metrics(r.directory)[-1]["val/loss"] for r in (run, other))
+    assert f"{theirs - ours:+.4g}" in next(line for line in lines if "val/loss at step 20" in line)
+
+
+def test_the_document_has_every_section(diff, micro, run):
+    other = run_attempt(micro.with_changes({"model.tied": True}), steps=20).run
+    document = json.loads(diff(run.id, other.id, "--json"))
+    assert list(document) == ["a", "b", "spec", "code", "data", "environment", "results", "files", "notes"]
+    assert document["spec"] == {"model.tied": {"a": False, "b": True}}
+    assert (document["a"], document["b"]) == (run.id, other.id)
+
+
+def test_a_run_and_itself_do_not_differ(diff, run):
+    out = diff(run.id, run.id)
+    assert f"nothing differs between {run.id} and {run.id}" in out
+    assert "equal in all 5 rows that both have, up to step 20" in out
+
+
+def test_the_first_row_that_differs_is_named(run, micro, monkeypatch, tmp_path):
+    monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / "again"))
+    again = run_attempt(micro, steps=20).run
+    edited(again, METRICS, lambda row: row.update({"optim/grad_norm": 7.0} if row["step"] == 15 else {}))
+    assert compare(recorded_side(run), recorded_side(again)).notes == [
+        "their metrics first differ at step 15, in optim/grad_norm"
+    ]
+
+
+def test_validations_on_different_windows_are_said_not_to_compare(run, micro):
+    other = run_attempt(micro.with_changes({"data.val_windows": 3}), steps=20).run
+    assert any("do not compare" in note for note in compare(recorded_side(run), recorded_side(other)).notes)
+
+
+def test_another_text_is_data_and_other_threads_are_environment(run, micro, text_file, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text(text_file.read_text() + "One more line.\n")
+    other = run_attempt(micro.with_changes({"data.text": str(mine)}), steps=20).run
+    edited(other, ATTEMPTS, lambda row: row.update({"threads": 7} if row["event"] == "start" else {}))
+    sections = compare(recorded_side(run), recorded_side(other)).sections
+    assert sections["data"].keys() == {"text.source", "text.bytes", "text.sha256"}
+    assert sections["environment"] == {"threads": (1, 7)}
+    assert sections["spec"] == {}
+
+
+def test_an_environment_that_changed_between_attempts_is_told_in_order(run, micro):
+    run_attempt(micro, steps=30)
+    edited(run, ATTEMPTS, lambda row: row.update({"threads": 5} if row.get("from_step") == 20 else {}))
+    assert recorded_side(run).environment["threads"] == [1, 5]
+    other = run_attempt(micro, seed=1, steps=20).run
+    assert compare(recorded_side(run), recorded_side(other)).sections["environment"] == {"threads": ([1, 5], 1)}
+    assert diff_command._format([1, 5]) == "1, then 5"
+
+
+def in_project(project: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "gptlab", "diff", *arguments]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_run_is_compared_with_the_working_tree(project, micro):
+    run = run_attempt(micro).run
+    assert f"nothing differs between {run.id} and here and now" in in_project(project, run.id)
+    source = project / "experiments" / "micro.py"
+    source.write_text(source.read_text() + "micro = micro.with_changes({'train.steps': 99})\n")
+    out = in_project(project, run.id, "--patch")
+    assert next(line.split() for line in out.splitlines() if "train.steps" in line) == ["train.steps", "40", "99"]
+    assert "experiments/micro.py" in out
+    assert "+micro = micro.with_changes" in out
+
+
+def test_an_experiment_that_is_gone_and_a_text_that_has_changed_are_said(project, micro, text_file, tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text(text_file.read_text())
+    run = run_attempt(micro.with_changes({"data.text": str(mine), "name": "other"})).run
+    mine.write_text(text_file.read_text() + "more")
+    first, second = current_side(run).notes
+    assert first == "there is no experiment 'other' any more"
+    assert "has changed" in second
+
+
+@pytest.mark.parametrize("field", ["git_commit", "diff_sha256"])
+def test_a_commit_that_is_an_option_and_a_hash_that_is_a_path_are_refused(run, field, monkeypatch, capsys):
+    edited(run, ATTEMPTS, lambda row: row.update({field: "--output=x/../../../y"}))
+    monkeypatch.setattr(sys, "argv", ["gptlab", "diff", run.id, run.id])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert f"attempts.jsonl:1: {field}" in capsys.readouterr().err.replace("start.", "")
+
+
+def test_what_a_stranger_wrote_does_not_steer_the_terminal(diff, run):
+    edited(run, ATTEMPTS, lambda row: row.update({"host": "\x1b[31mred"} if row["event"] == "start" else {}))
+    assert "\x1b" not in diff(run.id, run.id)
+    other = recorded_side(run)
+    assert "�[31mred" in diff_command._format(other.environment["host"])
+
+
+def test_two_runs_are_compared_without_torch(run):
+    script = (
+        "import sys; sys.argv = ['gptlab', 'diff', *sys.argv[1:]]\n"
+        "from gptlab import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as exit_: assert not exit_.code\n"
+        "assert not {'torch', 'wandb', 'pandas'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", script, run.id, run.id], cwd=ROOT, check=True, capture_output=True)

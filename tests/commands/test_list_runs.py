@@ -1,0 +1,87 @@
+"""The list of runs and the curve of one, in a terminal."""
+
+import math
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from gptlab.commands import list_runs
+from gptlab.terminal import sparkline
+from gptlab.terminal.chart import Curve, chart
+from gptlab.terminal.text import format_age
+
+SUMMARY = {"run": "tiny-28bba255-s0", "status": "complete", "step": 100, "steps": 100, "val_loss": 5.25}
+
+
+def line(**changes: object) -> list_runs.RunSummary:
+    created = datetime.now(UTC) - timedelta(hours=5, minutes=1)
+    return list_runs.RunSummary({**SUMMARY, **changes}, [9.0, 7.0, 5.0], 83.4, created)
+
+
+def test_a_run_is_a_line_with_status_loss_course_age_and_cost(capfd: pytest.CaptureFixture[str]) -> None:
+    list_runs.render([line(), line(run="x" * 90, status="running", step=7, val_loss=None)])
+    heading, first, second = capfd.readouterr().out.splitlines()
+    assert heading.split("  ")[0] == "run"
+    assert first.split() == ["tiny-28bba255-s0", "complete", "100", "5.2500", "█▅▁", "5", "h", "1", "min", "23", "s"]
+    assert second.split()[:6] == ["x" * 90, "running", "7", "of", "100", "–"]
+
+
+def test_numbers_that_are_nobodys_leave_the_line_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    odd = list_runs.RunSummary({**SUMMARY, "val_loss": 1e308}, [1e308, -1e308], 1e308, datetime.now(UTC))
+    list_runs.render([odd, list_runs.RunSummary({**SUMMARY, "val_loss": math.inf}, [], 0.0, datetime.now(UTC))])
+    first, second = capfd.readouterr().out.splitlines()[1:]
+    assert first.split() == ["tiny-28bba255-s0", "complete", "100", "1e+308", "█▁", "0", "min", "–"]
+    assert second.split()[3] == "inf"
+
+
+def test_on_a_narrow_terminal_no_line_is_longer_than_it(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    list_runs.render([line()])
+    assert all(len(text) <= 80 for text in capfd.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("minutes", "words"), [(-5, "0 min"), (0.5, "0 min"), (59, "59 min"), (60, "1 h"), (2879, "47 h"), (2880, "2 d")]
+)
+def test_ages_are_in_the_unit_that_one_thinks_in(minutes: float, words: str) -> None:
+    assert format_age(timedelta(minutes=minutes)) == words
+
+
+def test_a_sparkline_goes_from_the_lowest_to_the_highest_and_crosses_what_is_not_finite() -> None:
+    assert sparkline.bars([8, 4, 1]) == "█▄▁"
+    assert sparkline.bars([1, 1, math.inf, math.nan]) == "▁▁××"
+    assert sparkline.bars([1e308, -1e308]) == "█▁"
+    assert sparkline.bars([5], low=0, high=10) == sparkline.BARS[4]
+    assert sparkline.bars([]) == ""
+
+
+def test_more_values_than_fit_are_averaged() -> None:
+    assert sparkline.resample([1, 3, 5, 7], 2) == [2, 6]
+    assert sparkline.resample([1, 3], 5) == [1, 3]
+    assert len(sparkline.resample(range(1000), 16)) == 16
+    assert math.isnan(sparkline.resample([1, math.inf, 5, 7], 2)[0])
+
+
+def test_a_chart_has_its_highest_value_on_top_and_its_last_step_on_the_right() -> None:
+    lines = chart([Curve("·", [0, 50, 100], [10.0, 7.5, 5.0]), Curve("●", [100], [5.0])], width=30, height=5)
+    assert lines[0].startswith("10 ┤·")
+    assert lines[4].startswith(" 5 ┤")
+    assert lines[4].endswith("●")
+    assert len(lines[4]) == len(lines[5]) == 30
+    assert lines[2].index("·") == pytest.approx(17, abs=1)
+    assert lines[6].split() == ["0", "100"]
+
+
+@pytest.mark.parametrize("ys", [[], [5.0], [5.0, 5.0], [math.nan, math.inf], [1e308, -1e308], [5.0, math.inf]])
+def test_any_numbers_have_a_chart_or_none(ys: list[float]) -> None:
+    lines = chart([Curve("·", [0] * len(ys), ys)], width=40)
+    assert not lines or all(len(text) <= 40 for text in lines)
+
+
+def test_what_cannot_be_drawn_leaves_no_chart() -> None:
+    assert chart([Curve("·", [1], [5.0])], 40) == []
+    assert chart([Curve("·", [1, 2], [math.nan, math.inf])], 40) == []

@@ -1,0 +1,82 @@
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptlab.errors import GptlabError
+from gptlab.files import append_json_line, write_durably
+from gptlab.untrusted import read_json_lines, torn_bytes
+
+ROWS = st.lists(
+    st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text(), max_size=3), max_size=5
+)
+
+
+@given(rows=ROWS)
+def test_rows_are_read_as_they_were_written(rows, tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    for row in rows:
+        append_json_line(path, row)
+    assert list(read_json_lines(path)) == rows
+
+
+@given(rows=ROWS.filter(bool), data=st.data())
+def test_a_file_cut_anywhere_gives_its_whole_rows(rows, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cut") / "rows.jsonl"
+    for row in rows:
+        append_json_line(path, row)
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:cut])
+    assert list(read_json_lines(path)) == rows[: whole[:cut].count(b"\n")]
+    assert torn_bytes(path) == cut - (whole[:cut].rfind(b"\n") + 1)
+
+
+@given(rows=ROWS.filter(bool), data=st.data())
+def test_a_torn_line_never_swallows_the_row_that_is_added_after_it(rows, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("torn") / "rows.jsonl"
+    for row in rows:
+        append_json_line(path, row)
+    whole = path.read_bytes()
+    cut = data.draw(st.integers(0, len(whole)))
+    path.write_bytes(whole[:cut])
+    append_json_line(path, {"new": 1})
+    assert list(read_json_lines(path)) == [*rows[: whole[:cut].count(b"\n")], {"new": 1}]
+
+
+def test_a_file_that_is_not_there_has_no_rows(tmp_path):
+    assert list(read_json_lines(tmp_path / "nothing")) == []
+    assert torn_bytes(tmp_path / "nothing") == 0
+
+
+@pytest.mark.parametrize("line", ["{torn", "[1]", "7", ""])
+def test_a_damaged_line_elsewhere_is_named(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n' + line + '\n{"b": 2}\n')
+    with pytest.raises(GptlabError, match=r"rows\.jsonl:2: "):
+        list(read_json_lines(path))
+
+
+def test_nan_is_not_written_as_invalid_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        append_json_line(tmp_path / "rows.jsonl", {"a": float("nan")})
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_what_lies_in_the_way_of_writing_is_replaced_and_never_written_to(tmp_path, link):
+    other = tmp_path / "other"
+    other.write_text("precious")
+    link(other, tmp_path / "a.json")
+    write_durably(tmp_path / "a.json", "new")
+    assert (other.read_text(), (tmp_path / "a.json").read_text()) == ("precious", "new")
+    assert not (tmp_path / "a.json").is_symlink()
+
+
+def test_a_file_is_replaced_at_once(tmp_path):
+    path = tmp_path / "a.json"
+    write_durably(path, "old")
+    write_durably(path, json.dumps({"new": 1}))
+    assert path.read_text() == '{"new": 1}'
+    assert list(tmp_path.iterdir()) == [path]
