@@ -289,12 +289,12 @@ def sync(
     as_json: JsonOption = False,
 ) -> None:
     """Bring W&B up to date with runs, whatever became of earlier attempts to."""
-    from gptlab.tracking import synced
+    from gptlab.mirror.sync import pending_runs, sync_run
     from gptlab.tracking.run import find
 
     results = []
-    for found in [find(run) for run in runs] if runs else synced.behind():
-        result = synced.sync(found)
+    for found in [find(run) for run in runs] if runs else pending_runs():
+        result = sync_run(found)
         typer.echo(result.line(), err=as_json or not result.synced)
         results.append(result)
     if as_json:
@@ -310,7 +310,7 @@ def dashboard(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids, unique prefixes of them, or directories.")],
 ) -> None:
     """Open W&B's terminal dashboard of one run or several."""
-    from gptlab.tracking import dashboard
+    from gptlab.commands import dashboard
     from gptlab.tracking.run import find
 
     code = dashboard.show([find(run) for run in runs], notice=lambda message: typer.echo(f"note: {message}", err=True))

@@ -17,6 +17,8 @@ from gptlab.data import tokenizer, tokens
 from gptlab.data.text import Text
 from gptlab.data.windows import Windows, validation_starts
 from gptlab.errors import BadInputError, DivergedError, GptlabError
+from gptlab.mirror.mirror import Mirror
+from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
 from gptlab.model.gpt import GPT
 from gptlab.model.sample import samples
 from gptlab.spec import Experiment, identify
@@ -25,7 +27,6 @@ from gptlab.tracking import run as runs
 from gptlab.tracking.checkpoints import Progress
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import MetricsFile, Row, last_value, read_metrics, torn_metrics
-from gptlab.tracking.mirror import AUTO, Mirror, Mode, check_wandb_mode
 from gptlab.tracking.reading import check_files_are_its_own
 from gptlab.tracking.records import InitialWeights, Outcome, TextRecord
 from gptlab.tracking.run import LOG, Run
@@ -254,7 +255,7 @@ def _train(
         attempt = run.start_attempt(**facts)
         code.keep_patch(run.directory)
         run.drop_samples_after(min(begin, steps - 1))
-        mirror.nudge()
+        mirror.notify()
         trainer = Trainer(
             run,
             model,
@@ -314,7 +315,7 @@ class _Watchers:
 
     def row(self, row: Row) -> None:
         self._display.row(row)
-        self._mirror.nudge()
+        self._mirror.notify()
         self._lock.beat()
 
 

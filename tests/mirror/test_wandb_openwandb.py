@@ -19,7 +19,7 @@ from contextlib import closing
 import pytest
 from support import eventually, run_attempt
 
-from gptlab.tracking import synced
+from gptlab.mirror import sync
 from gptlab.tracking.metrics import read_metrics
 
 PROGRAM = os.environ.get("GPTLAB_OPENWANDB")
@@ -30,13 +30,13 @@ def openwandb(tmp_path, monkeypatch):
     """The server's database; this process and those that it starts have a key."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    said = tmp_path / "openwandb.log"
+    log_path = tmp_path / "openwandb.log"
     command = [PROGRAM, "serve", "--host", "127.0.0.1", "-p", str(port), "--data-dir", str(tmp_path / "openwandb")]
     environment = {**os.environ, "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    with said.open("w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
-        eventually(lambda: "Uvicorn running" in said.read_text())
+    with log_path.open("w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process:
+        eventually(lambda: "Uvicorn running" in log_path.read_text())
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("WANDB_API_KEY", re.search(r"WANDB_API_KEY=(\S+)", said.read_text())[1])
+        monkeypatch.setenv("WANDB_API_KEY", re.search(r"WANDB_API_KEY=(\S+)", log_path.read_text())[1])
         yield tmp_path / "openwandb" / "openwandb.db"
         process.terminate()
 
@@ -53,7 +53,7 @@ def test_a_server_of_other_make_shows_one_curve_as_well(openwandb, curve, killed
     run_attempt(curve, steps=60, wandb="online")
     run = run_attempt(curve, steps=80, wandb="offline").run
     for _ in range(2):
-        assert synced.sync(run).step == 80
+        assert sync.sync_run(run).step == 80
     assert asked(openwandb, "SELECT run_id, display_name FROM runs") == [(run.record.wandb_id, "curve-s0")]
     for column in ("tokens", "train/loss", "val/loss"):
         ours = [(row["step"], row[column]) for row in read_metrics(run.directory) if column in row]

@@ -7,7 +7,7 @@ import pytest
 from support import run_attempt
 
 from gptlab import cli
-from gptlab.tracking import mirror
+from gptlab.mirror import mirror
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def sync(monkeypatch, capsys):
 def test_each_run_is_synced_by_itself_and_one_that_fails_is_said_and_tried_again(
     server, micro, sync, capsys, monkeypatch
 ):
-    monkeypatch.setattr(mirror, "FINISH_S", 20.0)
+    monkeypatch.setattr(mirror, "FINISH_TIMEOUT_S", 20.0)
     first, second = (run_attempt(micro, seed, steps=10, wandb="offline").run for seed in (0, 1))
     private = run_attempt(micro, 2, steps=10, wandb="off").run
     capsys.readouterr()

@@ -7,7 +7,7 @@ import sys
 from support import eventually, run_attempt
 from wandb_server import Server
 
-from gptlab.tracking import synced
+from gptlab.mirror import sync
 from gptlab.tracking.metrics import read_metrics
 
 OWN = {"_runtime", "_step", "_timestamp", "time"}
@@ -71,22 +71,22 @@ def test_offline_a_killed_and_resumed_run_is_one_curve_for_every_reader_and_one_
         for name, value in another.environment.items():
             patch.setenv(name, value)
         (segment,) = (run.directory / "wandb").glob("offline-run-*")
-        sync = [sys.executable, "-m", "wandb", "sync", str(segment)]
-        subprocess.run(sync, cwd=tmp_path, check=True, capture_output=True)
+        command = [sys.executable, "-m", "wandb", "sync", str(segment)]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
         assert without_times(another.run().history) == rows(run)
 
-    result = synced.sync(run)
+    result = sync.sync_run(run)
     assert (result.synced, result.step, result.problem) == (True, 60, None)
     assert without_times(server.run().history) == rows(run)
     assert server.run().exit_code == 0
-    assert synced.behind() == []
+    assert sync.pending_runs() == []
 
     run_attempt(curve, steps=80, wandb="offline")
-    assert synced.behind() == [run]
+    assert sync.pending_runs() == [run]
     assert offline_history(run) == rows(run)
     run_attempt(curve, steps=100, wandb="online")
     assert not list((run.directory / "wandb").glob("offline-run-*"))  # or W&B's own program would take the run back
-    assert synced.behind() == []
-    assert synced.sync(run).step == 100
+    assert sync.pending_runs() == []
+    assert sync.sync_run(run).step == 100
     assert steps(server.run().history) == list(range(0, 105, 5))
     assert server.run().sent == 21

@@ -7,11 +7,12 @@ import sys
 import pytest
 from support import run_attempt
 
+from gptlab.commands import dashboard
 from gptlab.errors import BadInputError
-from gptlab.tracking import dashboard, synced
+from gptlab.mirror import sync
+from gptlab.mirror.mirror import Mirror
 from gptlab.tracking.checkpoints import MODEL, directory_of, list_checkpoints
 from gptlab.tracking.metrics import read_metrics
-from gptlab.tracking.mirror import Mirror
 
 
 def records(path):
@@ -88,7 +89,7 @@ def test_checkpoints_are_artifacts_on_request_and_lie_once_on_the_disk(server, c
     for path in (run.directory / "wandb").rglob("*"):
         assert not path.is_file() or path.stat().st_size < len(weights) / 10, path
 
-    assert synced.sync(run).synced
+    assert sync.sync_run(run).synced
     uploaded = server.artifacts[-1]
     assert {alias["alias"] for alias in uploaded["aliases"]} == {"latest", "step-50"}
     run_attempt(curve, steps=60, wandb="online")
@@ -108,10 +109,10 @@ class Leet:
         return 0
 
 
-def test_the_dashboard_shows_runs_whole_wherever_they_were_mirrored(curve, run_micro, monkeypatch):
+def test_the_dashboard_shows_runs_whole_wherever_they_were_mirrored(curve, micro, monkeypatch):
     whole = run_attempt(curve, steps=60, wandb="off").run
-    other = run_micro(steps=20)
-    monkeypatch.setattr(dashboard, "_open", Leet)
+    other = run_attempt(micro, steps=20).run
+    monkeypatch.setattr(dashboard, "_open_leet", Leet)
     dashboard.show([whole, other], pytest.fail)
     shown = {found["run"][0]["run_id"]: found for found in Leet.found}
     for run in (whole, other):
@@ -120,25 +121,25 @@ def test_the_dashboard_shows_runs_whole_wherever_they_were_mirrored(curve, run_m
         assert not (run.directory / "wandb").exists()
 
 
-def test_a_run_that_was_never_trained_has_no_dashboard(run_micro):
-    run = run_micro()
+def test_a_run_that_was_never_trained_has_no_dashboard(micro):
+    run = run_attempt(micro, steps=10).run
     (run.directory / "attempts.jsonl").unlink()
     with pytest.raises(BadInputError, match="was never trained"):
         dashboard.show([run], pytest.fail)
 
 
-def test_off_is_off(run_micro):
-    run = run_micro(wandb="off")
+def test_off_is_off(micro):
+    run = run_attempt(micro, steps=10, wandb="off").run
     assert not (run.directory / "wandb").exists()
     mirrored = Mirror(run, "off", pytest.fail)
-    mirrored.nudge()
+    mirrored.notify()
     mirrored.finish()
-    assert mirrored.mode() == "off (as asked)"
+    assert mirrored.mode() == "off (requested)"
 
 
-def test_nothing_is_left_where_temporary_files_go(run_micro, tmp_path, monkeypatch):
+def test_nothing_is_left_where_temporary_files_go(micro, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))  # of the process for W&B: this one knows its own already
-    run = run_micro(wandb="offline")
+    run = run_attempt(micro, steps=10, wandb="offline").run
     assert list(segment(run).glob("files/media/table/samples_*.json"))
     assert not list((tmp_path / "temporary").iterdir())
