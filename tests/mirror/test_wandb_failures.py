@@ -1,4 +1,4 @@
-"""W&B is never in training's way: whatever fails, all rows are there, one line says so, and syncing mends it."""
+"""Whatever fails in W&B, training has all its rows, one line reports the failure, and a sync repairs it."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ STEPS = list(range(0, 65, 5))
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """W&B has two seconds at the end."""
+    """W&B has two seconds to finish."""
     monkeypatch.setattr(mirror, "FINISH_TIMEOUT_S", 2.0)
     monkeypatch.setattr(mirror, "EXIT_GRACE_S", 1.0)
 
@@ -36,8 +36,8 @@ def notices(captured):
     return [line for line in captured.err.splitlines() if "W&B is incomplete" in line]
 
 
-def mend_and_sync(server, run):
-    """What the notice proposes, once the cause is gone: the server has every row once."""
+def repair_and_sync(server, run):
+    """Remove the cause and sync, as the notice suggests; the server has every row exactly once."""
     server.fault = None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mirror, "FINISH_TIMEOUT_S", 60.0)
@@ -47,35 +47,35 @@ def mend_and_sync(server, run):
     assert server.run().sent == len(STEPS)
 
 
-def the_run_was_not_disturbed(result, captured):
+def assert_training_was_unaffected(result, captured):
     assert result.run.status() == "complete"
     assert steps(read_metrics(result.run.directory)) == STEPS
     (notice,) = notices(captured)
     assert f"gptlab sync {result.run.id}" in notice
 
 
-def test_a_server_that_dies_mid_run_costs_one_line(server, curve, at_row, impatient, capsys):
+def test_a_server_that_fails_during_a_run_costs_one_line(server, curve, at_row, impatient, capsys):
     def die(mirrored):
         mirrored.wait_for("url")
         server.fault = 503
 
     at_row(20, die)
     result = run_attempt(curve, steps=60, wandb="online")
-    the_run_was_not_disturbed(result, capsys.readouterr())
-    mend_and_sync(server, result.run)
+    assert_training_was_unaffected(result, capsys.readouterr())
+    repair_and_sync(server, result.run)
 
 
 @pytest.mark.parametrize("fault", [500, 401, "stall"])
-def test_a_server_that_fails_while_rows_come_costs_one_line_and_gets_the_others_later(
+def test_a_server_that_fails_during_an_upload_costs_one_line_and_gets_the_rest_later(
     server, curve, impatient, capsys, fault
 ):
     server.fault_after_rows = (6, fault)
     result = run_attempt(curve, steps=60, wandb="online")
-    the_run_was_not_disturbed(result, capsys.readouterr())
+    assert_training_was_unaffected(result, capsys.readouterr())
     assert steps(server.run().history) == STEPS[:6]
-    server.run().summary["step"] = 60  # as if it had everything
+    server.run().summary["step"] = 60  # wrong: the summary says that it has everything
     server.fault_after_rows = None
-    mend_and_sync(server, result.run)
+    repair_and_sync(server, result.run)
 
 
 SMALL_DISK = """
@@ -112,14 +112,14 @@ def test_a_disk_that_fills_up_under_wandb_costs_one_line_and_training_goes_on(se
 
 
 def core_of(mirrored):
-    """W&B's service."""
+    """The process id of W&B's service."""
     (core,) = (pid for pid, name in descendants(mirrored._process.pid).items() if name == "wandb-core")
     return core
 
 
 @pytest.mark.parametrize("victim", [core_of, lambda mirrored: mirrored._process.pid], ids=["wandb-core", "the mirror"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_whatever_process_is_killed_or_hangs_training_goes_on_and_ends(
+def test_training_completes_when_a_process_of_wandb_is_killed_or_hangs(
     server, curve, at_row, impatient, capsys, victim, number
 ):
     hit = []
@@ -131,13 +131,13 @@ def test_whatever_process_is_killed_or_hangs_training_goes_on_and_ends(
 
     at_row(20, strike)
     result = run_attempt(curve, steps=60, wandb="online")
-    the_run_was_not_disturbed(result, capsys.readouterr())
+    assert_training_was_unaffected(result, capsys.readouterr())
     if number == signal.SIGSTOP and victim is core_of:
-        os.kill(hit[0], signal.SIGCONT)  # it ends by itself: its parent is gone
-    mend_and_sync(server, result.run)
+        os.kill(hit[0], signal.SIGCONT)  # it exits by itself because its parent is gone
+    repair_and_sync(server, result.run)
 
 
-def test_no_key_and_a_wrong_key_and_no_server_are_offline_in_one_word_and_synced_later(server, curve, monkeypatch):
+def test_a_rejected_key_means_offline_and_the_run_is_synced_later(server, curve, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "9" * 40)
     run = run_attempt(curve, steps=60, wandb=None).run
     log = (run.directory / "log.txt").read_text()
@@ -145,7 +145,7 @@ def test_no_key_and_a_wrong_key_and_no_server_are_offline_in_one_word_and_synced
     assert sync.sync_run(run).problem == f"{server.url} rejects the API key"
     assert not server.runs
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    mend_and_sync(server, run)
+    repair_and_sync(server, run)
 
 
 @pytest.mark.parametrize(
@@ -158,17 +158,17 @@ def test_no_key_and_a_wrong_key_and_no_server_are_offline_in_one_word_and_synced
         ("stall", "does not respond"),
     ],
 )
-def test_the_probe_says_what_a_server_does(server, fault, reason):
+def test_the_probe_reports_why_a_server_is_unavailable(server, fault, reason):
     server.fault = fault
     expected = reason and f"{server.url} {reason}"
     assert Server(server.url, KEY).unavailable_reason() == expected
 
 
-def test_the_probe_says_that_there_is_no_server():
+def test_the_probe_reports_a_closed_port():
     assert Server("http://127.0.0.1:9", KEY).unavailable_reason() == "http://127.0.0.1:9 does not respond"
 
 
-def test_the_probe_waits_neither_for_names_nor_for_a_slow_drip_of_bytes(monkeypatch):
+def test_the_probe_is_bounded_for_name_resolution_and_slow_responses(monkeypatch):
     forever = threading.Event()  # without a bound the test would never end
     with monkeypatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", lambda *arguments, **options: forever.wait())
@@ -196,7 +196,7 @@ def test_wandb_mode_is_honoured(monkeypatch, value, mode):
 
 
 def test_settings_that_lie_in_a_run_are_not_those_of_the_client(micro, monkeypatch):
-    """wandb reads them where its process stands (wandb/sdk/lib/settings_file.py)."""
+    """wandb reads settings in its working directory (wandb/sdk/lib/settings_file.py)."""
     run = run_attempt(micro, steps=10).run
     monkeypatch.chdir(run.directory)
     mirrored = mirror.Mirror(run, "offline", pytest.fail)

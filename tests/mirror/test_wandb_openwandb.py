@@ -1,12 +1,12 @@
-"""The same curve on a server that others wrote: openwandb, from PyPI, where it is installed.
+"""The same curve on another W&B-compatible server: openwandb from PyPI, if it is installed.
 
-It is no dependency (its licence is non-commercial), so it wants an environment of its own:
+It is not a dependency, because its license is non-commercial. Install it in an environment of its own:
 
     python -m venv ELSEWHERE && ELSEWHERE/bin/pip install openwandb
     GPTLAB_OPENWANDB=ELSEWHERE/bin/openwandb make test
 
-Known of it (0.5.25): it ignores offsets, so rows that are sent again are there twice; it tells neither the last row of
-a run nor that a run has begun, so the client takes each resumed run for a new one.
+Version 0.5.25 ignores offsets, so that rows sent again are duplicated. It reports neither a run's last row nor that a
+run has begun, so that the client takes each resumed run for a new one.
 """
 
 import os
@@ -27,7 +27,7 @@ PROGRAM = os.environ.get("GPTLAB_OPENWANDB")
 
 @pytest.fixture
 def openwandb(tmp_path, monkeypatch):
-    """The server's database; this process and those that it starts have a key."""
+    """The server's database; this process and its children have a key."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     log_path = tmp_path / "openwandb.log"
@@ -41,21 +41,21 @@ def openwandb(tmp_path, monkeypatch):
         process.terminate()
 
 
-def asked(database, question):
+def query(database, statement):
     with closing(sqlite3.connect(database)) as connection:
-        return connection.execute(question).fetchall()
+        return connection.execute(statement).fetchall()
 
 
-@pytest.mark.skipif(not PROGRAM, reason="GPTLAB_OPENWANDB does not say where openwandb is installed")
-def test_a_server_of_other_make_shows_one_curve_as_well(openwandb, curve, killed):
+@pytest.mark.skipif(not PROGRAM, reason="GPTLAB_OPENWANDB is not set to the path of openwandb")
+def test_a_compatible_server_shows_one_curve(openwandb, curve, killed):
     killed(curve, at=50, steps=60, wandb="online")
-    eventually(lambda: asked(openwandb, "SELECT 1 FROM runs WHERE state IN ('finished', 'failed', 'crashed')"))
+    eventually(lambda: query(openwandb, "SELECT 1 FROM runs WHERE state IN ('finished', 'failed', 'crashed')"))
     run_attempt(curve, steps=60, wandb="online")
     run = run_attempt(curve, steps=80, wandb="offline").run
     for _ in range(2):
         assert sync.sync_run(run).step == 80
-    assert asked(openwandb, "SELECT run_id, display_name FROM runs") == [(run.record.wandb_id, "curve-s0")]
+    assert query(openwandb, "SELECT run_id, display_name FROM runs") == [(run.record.wandb_id, "curve-s0")]
     for column in ("tokens", "train/loss", "val/loss"):
         ours = [(row["step"], row[column]) for row in read_metrics(run.directory) if column in row]
-        theirs = asked(openwandb, f"SELECT step, value FROM metrics WHERE key = '{column}' ORDER BY id")  # noqa: S608
+        theirs = query(openwandb, f"SELECT step, value FROM metrics WHERE key = '{column}' ORDER BY id")  # noqa: S608
         assert theirs == ours
