@@ -258,12 +258,19 @@ def sync(
     as_json: JsonOption = False,
 ) -> None:
     """Upload whatever W&B is missing."""
+    from dataclasses import asdict
+
     from gptlab.commands import sync
     from gptlab.tracking.run import find_run
 
-    results = sync.sync_runs([find_run(run) for run in runs] if runs else None, as_json=as_json)
+    selected = [find_run(run) for run in runs] if runs else None
+    results = sync.sync_runs(
+        selected, report=lambda result: typer.echo(result.line(), err=as_json or not result.synced)
+    )
     if as_json:
-        _print_json([result.document() for result in results])
+        _print_json([asdict(result) for result in results])
+    elif not results:
+        typer.echo("W&B has everything of the mirrored runs")
     if not all(result.synced for result in results):
         raise typer.Exit(EXIT_FAILED)
 
@@ -276,7 +283,8 @@ def dashboard(
     from gptlab.commands import dashboard
     from gptlab.tracking.run import find_run
 
-    raise typer.Exit(dashboard.show([find_run(run) for run in runs]))
+    selected = [find_run(run) for run in runs]
+    raise typer.Exit(dashboard.show(selected, notice=lambda message: typer.echo(f"note: {message}", err=True)))
 
 
 @app.command()

@@ -309,7 +309,7 @@ def test_training_begins_and_goes_on_without_what_only_others_need(text_file):
 
 def test_specs_tracking_and_data_start_without_torch():
     script = (
-        "import sys, gptlab, gptlab.spec, gptlab.catalog, gptlab.tracking.run, gptlab.tracking.synced\n"
+        "import sys, gptlab, gptlab.spec, gptlab.catalog, gptlab.tracking.run, gptlab.mirror.sync\n"
         "import gptlab.tracking.provenance, gptlab.data.tokens, gptlab.data.windows, gptlab.data.text\n"
         "loaded = {'torch', 'wandb', 'pandas'} & sys.modules.keys()\n"
         "assert not loaded, loaded\n"

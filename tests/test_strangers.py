@@ -26,9 +26,9 @@ from watched import Watch, in_child
 from analysis import load as tables
 from analysis import report
 from gptlab import cli
+from gptlab.commands import dashboard
 from gptlab.errors import GptlabError
 from gptlab.spec import Experiment
-from gptlab.tracking import dashboard
 from gptlab.tracking.metrics import NewRows
 from gptlab.tracking.run import RECORD, Run
 from gptlab.training import initial

@@ -1,21 +1,21 @@
-"""A W&B server on loopback that keeps what the real client sends, and fails as it is told to.
+"""A loopback W&B server that stores what the real client sends, and fails on request.
 
-What it answers is what `wandb-core` 0.31 was seen to ask for in a recorded exchange, and what W&B's source makes of it
-(paths below are those of the repository wandb/wandb):
+It answers the requests of `wandb-core` 0.31, as recorded and as its source reads (paths are those of the repository
+wandb/wandb):
 
-- A run is asked for by `RunResumeStatus` and written by `UpsertBucket` (recorded). It has begun once `wandbConfig` is
-  not null and has `t` (seen: without it the client takes the run for a new one, and yet sends rows from the offset
-  `historyLineCount` of `UpsertBucket` on); the next step is `_step` of the first line of `historyTail` plus one, and
-  rows are sent from the offset `historyLineCount` on (core/internal/runresume/runresume.go: RunHasStarted,
+- `RunResumeStatus` reads a run and `UpsertBucket` writes it (recorded). A run has begun if `wandbConfig` is not null
+  and has `t`. Without it the client takes the run for a new one, but still sends rows from the offset
+  `historyLineCount` of `UpsertBucket` (observed). The next step is `_step` of the first line of `historyTail` plus one,
+  and rows are sent from the offset `historyLineCount` (core/internal/runresume/runresume.go: RunHasStarted,
   updateHistory, update).
 - Rows are POSTed to `/files/ENTITY/PROJECT/RUN/file_stream` as `{"files": {NAME: {"offset", "content"}}, "complete",
   "exitcode"}` (core/internal/filestream/filestreamimpl.go: FsTransmitData); a line's place is offset plus index.
-- 400, 401, 403, 404, 409 and 410 end the stream for good, other errors are tried again
+- 400, 401, 403, 404, 409 and 410 end the stream; other errors are retried
   (core/internal/filestream/retry_policy.go: RetryPolicy).
-- `CreateRunFiles` gives an upload URL for each file (recorded; without one wandb-core dies of a nil pointer in
-  core/internal/runfiles/uploader.go), and the client PUTs the content there.
-- An artifact goes through `CreateArtifact`, `CreateArtifactManifest`, `CreateArtifactFiles` and `CommitArtifact`
-  (recorded; core/internal/artifacts/saver.go: Save).
+- `CreateRunFiles` returns an upload URL for each file, to which the client PUTs the content (recorded; without a URL
+  wandb-core crashes with a nil pointer in core/internal/runfiles/uploader.go).
+- An artifact takes `CreateArtifact`, `CreateArtifactManifest`, `CreateArtifactFiles` and `CommitArtifact` (recorded;
+  core/internal/artifacts/saver.go: Save).
 """
 
 import base64
@@ -31,46 +31,46 @@ KEY = "0123456789" * 4
 
 @dataclass
 class StoredRun:
-    """A run as the server has it."""
+    """A run as the server stores it."""
 
     lines: dict[int, str] = field(default_factory=dict)
-    """Lines of the history by their place."""
+    """Lines of the history by place."""
     summary: dict[str, Any] = field(default_factory=dict)
     upserts: list[dict[str, Any]] = field(default_factory=list)
     """The variables of each `UpsertBucket`."""
     exit_code: int | None = None
     sent: int = 0
-    """Rows that were sent, those that replaced one among them."""
+    """Number of rows received, including those that replaced one."""
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The rows in order of their place, which has no gap."""
+        """The rows by place; there is no gap."""
         assert sorted(self.lines) == list(range(len(self.lines)))
         return [json.loads(self.lines[place]) for place in sorted(self.lines)]
 
     def facts(self) -> dict[str, Any]:
-        """What any upsert said of it."""
+        """The fields of all upserts; later ones override earlier ones."""
         return {key: value for upsert in self.upserts for key, value in upsert.items() if value is not None}
 
 
 class Server:
-    """The server; use it as a context manager."""
+    """The server, a context manager."""
 
     def __init__(self, port: int = 0) -> None:
         self.runs: dict[str, StoredRun] = {}
         self.artifacts: list[dict[str, Any]] = []
         self.uploads: dict[str, bytes] = {}
-        """What was PUT, by path."""
+        """PUT contents by path."""
         self.unknown: list[str] = []
-        """Questions that it has no answer to."""
+        """Queries that it cannot answer."""
         self.fault: int | Literal["stall"] | None = None
-        """An error's status for every request, or no answer at all."""
+        """Fail every request: the HTTP status, or no answer at all."""
         self.fault_after_rows: tuple[int, int | Literal["stall"]] | None = None
-        """How many rows of a run it stores before it fails, amid a request, and how it fails."""
+        """Number of rows of a run to store before failing, in the middle of a request, and the `fault`."""
         self.refused: set[str] = set()
-        """Runs whose rows it takes for nobody's."""
+        """Runs whose rows it rejects with 404."""
         self.knows_beginnings = True
-        """Whether it says that runs have begun."""
+        """Whether its answers show that runs have begun."""
         self._released = threading.Event()
         server = self
 
@@ -106,11 +106,11 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes a client use it."""
+        """The environment variables with which a client uses it."""
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
 
     def run(self) -> StoredRun:
-        """The only run that it has."""
+        """Its only run."""
         (run,) = self.runs.values()
         return run
 
@@ -231,7 +231,7 @@ class Server:
 
 
 def _described(artifact: dict[str, Any]) -> dict[str, Any]:
-    """An artifact with what the client asks for once it is committed (recorded)."""
+    """A committed artifact with the fields that the client queries (recorded)."""
     project = {"id": "UHJv", "internalId": "1", "name": artifact["projectName"], "entity": {"name": "somebody"}}
     collection = {"__typename": "ArtifactSequence", "name": artifact["artifactCollectionName"], "project": project}
     return {

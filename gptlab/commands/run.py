@@ -14,7 +14,8 @@ from gptlab.commands import run_messages as messages
 from gptlab.data import tokenizer
 from gptlab.errors import BadInputError, DivergedError
 from gptlab.files import remove_temporary_files
-from gptlab.mirror.mirror import AUTO, Mirror, Mode, check_wandb_mode
+from gptlab.mirror.mirror import Mirror
+from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.terminal.progress import StepProgress

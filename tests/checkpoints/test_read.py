@@ -140,8 +140,8 @@ def halved(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without, "lacks the tensor final_norm.weight"),
-        (with_more, "has a tensor ../../etc/passwd, which this model has not"),
+        (without, "has no tensor final_norm.weight"),
+        (with_more, "has a tensor ../../etc/passwd, which this model does not have"),
         (reshaped, "has final_norm.weight as [2, 4] F32, but this model's is [8] F32"),
         (relabelled, "has final_norm.weight as [8] I32"),
         (halved, "has final_norm.weight as [8] F16"),

@@ -15,8 +15,10 @@ from strategies import as_json, damaged, oddly
 
 from gptlab.checkpoints import tensors as module
 from gptlab.checkpoints.manifest import MIB, compute_digest
-from gptlab.checkpoints.tensors import METADATA, pieces, read_tensors, write_tensors
+from gptlab.checkpoints.tensors import pieces, read_tensors, write_tensors
 from gptlab.errors import GptlabError
+
+METADATA = "__metadata__"
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(lambda name: name != METADATA)
 FILES = st.dictionaries(NAMES, st.lists(st.integers(0, 4), max_size=4), max_size=6)
@@ -76,7 +78,7 @@ def test_only_float32_can_be_written(tmp_path, tensor):
 
 def test_a_file_that_exists_is_never_written_over(tmp_path):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(GptlabError, match="file cannot be written: File exists"):
+    with pytest.raises(GptlabError, match="file cannot be written: it exists"):
         write_tensors(tmp_path / "file", {}, {"gptlab": "{}"})
     assert (tmp_path / "file").read_text() == "precious"
 

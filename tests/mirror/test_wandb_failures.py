@@ -1,4 +1,4 @@
-"""W&B is never in training's way: whatever fails, all rows are there, one line says so, and syncing mends it."""
+"""Whatever fails in W&B, training has all its rows, one line reports the failure, and a sync repairs it."""
 
 import os
 import signal
@@ -13,19 +13,19 @@ from support import PATIENCE_S, descendants, run_attempt
 from wandb_server import KEY
 
 from gptlab import project
-from gptlab.tracking import mirror, synced
+from gptlab.mirror import mirror, sync
+from gptlab.mirror.server import Server
+from gptlab.mirror.wandb_run import choose_mode
 from gptlab.tracking.metrics import read_metrics
-from gptlab.tracking.wandb_run import choose_mode
-from gptlab.tracking.wandb_server import Server as Asked
 
 STEPS = list(range(0, 65, 5))
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """W&B has two seconds at the end."""
-    monkeypatch.setattr(mirror, "FINISH_S", 2.0)
-    monkeypatch.setattr(mirror, "STOPPED_S", 1.0)
+    """W&B has two seconds to finish."""
+    monkeypatch.setattr(mirror, "FINISH_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(mirror, "EXIT_GRACE_S", 1.0)
 
 
 def steps(rows):
@@ -33,49 +33,48 @@ def steps(rows):
 
 
 def notices(captured):
-    return [line for line in captured.err.splitlines() if "W&B is behind" in line]
+    return [line for line in captured.err.splitlines() if "W&B is incomplete" in line]
 
 
-def mend_and_sync(server, run):
-    """What the notice proposes, once the cause is gone: the server has every row once."""
+def repair_and_sync(server, run):
+    """Remove the cause and sync, as the notice suggests; the server has every row exactly once."""
     server.fault = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mirror, "FINISH_S", 60.0)
-        result = synced.sync(run)
+        patch.setattr(mirror, "FINISH_TIMEOUT_S", 60.0)
+        result = sync.sync_run(run)
     assert (result.synced, result.step) == (True, 60), result.problem
     assert steps(server.run().history) == STEPS
     assert server.run().sent == len(STEPS)
 
 
-def the_run_was_not_disturbed(result, captured):
-    assert result.run.status() == "complete"
+def assert_training_was_unaffected(result, captured):
+    assert result.run.history().status == "complete"
     assert steps(read_metrics(result.run.directory)) == STEPS
     (notice,) = notices(captured)
     assert f"gptlab sync {result.run.id}" in notice
 
 
-def test_a_server_that_dies_mid_run_costs_one_line(server, curve, at_row, impatient, capsys):
+def test_a_server_that_fails_during_a_run_costs_one_line(server, curve, at_row, impatient, capsys):
     def die(mirrored):
         mirrored.wait_for("url")
         server.fault = 503
 
-    at_row(20, die)
-    result = run_attempt(curve, steps=60, wandb="online")
-    the_run_was_not_disturbed(result, capsys.readouterr())
-    mend_and_sync(server, result.run)
+    result = run_attempt(curve, steps=60, wandb="online", hooks=at_row(20, die))
+    assert_training_was_unaffected(result, capsys.readouterr())
+    repair_and_sync(server, result.run)
 
 
 @pytest.mark.parametrize("fault", [500, 401, "stall"])
-def test_a_server_that_fails_while_rows_come_costs_one_line_and_gets_the_others_later(
+def test_a_server_that_fails_during_an_upload_costs_one_line_and_gets_the_rest_later(
     server, curve, impatient, capsys, fault
 ):
     server.fault_after_rows = (6, fault)
     result = run_attempt(curve, steps=60, wandb="online")
-    the_run_was_not_disturbed(result, capsys.readouterr())
+    assert_training_was_unaffected(result, capsys.readouterr())
     assert steps(server.run().history) == STEPS[:6]
-    server.run().summary["step"] = 60  # as if it had everything
+    server.run().summary["step"] = 60  # wrong: the summary says that it has everything
     server.fault_after_rows = None
-    mend_and_sync(server, result.run)
+    repair_and_sync(server, result.run)
 
 
 SMALL_DISK = """
@@ -84,7 +83,7 @@ mount -t tmpfs -o size=6m tmpfs "$RUN/wandb"
 "$@" > "$OUT/out" 2> "$OUT/err" &
 while ! ls "$RUN"/wandb/*/*.wandb > "$OUT/seen" 2>&1; do sleep 0.1; done
 head -c 10m /dev/zero > "$RUN/wandb/filler" 2> "$OUT/filler.err"
-while ! grep -q 'W&B is behind' "$OUT/out"; do sleep 0.1; done
+while ! grep -q 'W&B is incomplete' "$OUT/out"; do sleep 0.1; done
 kill -TERM $!
 wait $!; echo $? > "$OUT/rc"
 """
@@ -101,25 +100,25 @@ def test_a_disk_that_fills_up_under_wandb_costs_one_line_and_training_goes_on(se
     environment = {**os.environ, "RUN": str(run.directory), "OUT": str(tmp_path)}
     script = ["unshare", "-rm", "bash", "-c", SMALL_DISK, "bash", *resume]
     subprocess.run(script, env=environment, cwd=project.root(), check=True, timeout=PATIENCE_S)
-    said = (tmp_path / "out").read_text()
-    assert (tmp_path / "rc").read_text() == f"{128 + signal.SIGTERM}\n", said
-    assert said.count("W&B is behind (the disk of") == 1
-    assert run.outcome() == "interrupted"
+    output = (tmp_path / "out").read_text()
+    assert (tmp_path / "rc").read_text() == f"{128 + signal.SIGTERM}\n", output
+    assert output.count("W&B is incomplete (the disk of") == 1
+    assert run.history().outcome == "interrupted"
     rows = read_metrics(run.directory)
     assert steps(rows) == list(range(0, 5 * len(rows), 5))
-    assert synced.sync(run).synced
+    assert sync.sync_run(run).synced
     assert steps(server.run().history) == steps(rows)
 
 
 def core_of(mirrored):
-    """W&B's service."""
+    """The process id of W&B's service."""
     (core,) = (pid for pid, name in descendants(mirrored._process.pid).items() if name == "wandb-core")
     return core
 
 
 @pytest.mark.parametrize("victim", [core_of, lambda mirrored: mirrored._process.pid], ids=["wandb-core", "the mirror"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_whatever_process_is_killed_or_hangs_training_goes_on_and_ends(
+def test_training_completes_when_a_process_of_wandb_is_killed_or_hangs(
     server, curve, at_row, impatient, capsys, victim, number
 ):
     hit = []
@@ -129,50 +128,50 @@ def test_whatever_process_is_killed_or_hangs_training_goes_on_and_ends(
         hit.append(victim(mirrored))
         os.kill(hit[0], number)
 
-    at_row(20, strike)
-    result = run_attempt(curve, steps=60, wandb="online")
-    the_run_was_not_disturbed(result, capsys.readouterr())
+    result = run_attempt(curve, steps=60, wandb="online", hooks=at_row(20, strike))
+    assert_training_was_unaffected(result, capsys.readouterr())
     if number == signal.SIGSTOP and victim is core_of:
-        os.kill(hit[0], signal.SIGCONT)  # it ends by itself: its parent is gone
-    mend_and_sync(server, result.run)
+        os.kill(hit[0], signal.SIGCONT)  # it exits by itself because its parent is gone
+    repair_and_sync(server, result.run)
 
 
-def test_no_key_and_a_wrong_key_and_no_server_are_offline_in_one_word_and_synced_later(server, curve, monkeypatch):
+def test_a_rejected_key_means_offline_and_the_run_is_synced_later(server, curve, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "9" * 40)
     run = run_attempt(curve, steps=60, wandb=None).run
     log = (run.directory / "log.txt").read_text()
-    assert f"W&B         offline ({server.url} refuses the API key)" in log
-    assert synced.sync(run).problem == f"{server.url} refuses the API key"
+    assert f"W&B         offline ({server.url} rejects the API key)" in log
+    assert sync.sync_run(run).problem == f"{server.url} rejects the API key"
     assert not server.runs
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    mend_and_sync(server, run)
+    repair_and_sync(server, run)
 
 
 @pytest.mark.parametrize(
-    ("fault", "objection"),
+    ("fault", "reason"),
     [
         (None, None),
-        (401, "refuses the API key"),
-        (403, "refuses the API key"),
-        (500, "answers with error 500"),
-        ("stall", "does not answer"),
+        (401, "rejects the API key"),
+        (403, "rejects the API key"),
+        (500, "returned HTTP error 500"),
+        ("stall", "does not respond"),
     ],
 )
-def test_the_probe_says_what_a_server_does(server, fault, objection):
+def test_the_probe_reports_why_a_server_is_unavailable(server, fault, reason):
     server.fault = fault
-    said = Asked(server.url, KEY).objection()
-    assert said == (objection and f"{server.url} {objection}")
+    expected = reason and f"{server.url} {reason}"
+    assert Server(server.url, KEY).unavailable_reason() == expected
 
 
-def test_the_probe_says_that_there_is_no_server():
-    assert Asked("http://127.0.0.1:9", KEY).objection() == "http://127.0.0.1:9 does not answer"
+def test_the_probe_reports_a_closed_port():
+    assert Server("http://127.0.0.1:9", KEY).unavailable_reason() == "http://127.0.0.1:9 does not respond"
 
 
-def test_the_probe_waits_neither_for_names_nor_for_a_slow_drip_of_bytes(monkeypatch):
+def test_the_probe_is_bounded_for_name_resolution_and_slow_responses(monkeypatch):
     forever = threading.Event()  # without a bound the test would never end
     with monkeypatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", lambda *arguments, **options: forever.wait())
-        assert Asked("http://somewhere.invalid", KEY).objection() == "http://somewhere.invalid does not answer"
+        reason = Server("http://somewhere.invalid", KEY).unavailable_reason()
+        assert reason == "http://somewhere.invalid does not respond"
     with socket.create_server(("127.0.0.1", 0)) as dripping:
 
         def drip():
@@ -183,20 +182,20 @@ def test_the_probe_waits_neither_for_names_nor_for_a_slow_drip_of_bytes(monkeypa
 
         threading.Thread(target=drip, daemon=True).start()
         url = f"http://127.0.0.1:{dripping.getsockname()[1]}"
-        assert Asked(url, KEY).objection() == f"{url} does not answer"
+        assert Server(url, KEY).unavailable_reason() == f"{url} does not respond"
     forever.set()
 
 
 @pytest.mark.parametrize(("value", "mode"), [("disabled", "off"), ("offline", "offline"), ("online", "online")])
 def test_wandb_mode_is_honoured(monkeypatch, value, mode):
     monkeypatch.setenv("WANDB_MODE", value)
-    assert choose_mode(None) == (mode, "as WANDB_MODE says")
-    assert choose_mode("off") == ("off", "as asked")
+    assert choose_mode(None) == (mode, "set by WANDB_MODE")
+    assert choose_mode("off") == ("off", "requested")
 
 
-def test_settings_that_lie_in_a_run_are_not_those_of_the_client(run_micro, monkeypatch):
-    """wandb reads them where its process stands (wandb/sdk/lib/settings_file.py)."""
-    run = run_micro()
+def test_settings_that_lie_in_a_run_are_not_those_of_the_client(micro, monkeypatch):
+    """wandb reads settings in its working directory (wandb/sdk/lib/settings_file.py)."""
+    run = run_attempt(micro, steps=10).run
     monkeypatch.chdir(run.directory)
     mirrored = mirror.Mirror(run, "offline", pytest.fail)
     assert Path(f"/proc/{mirrored._process.pid}/cwd").readlink() == project.root()

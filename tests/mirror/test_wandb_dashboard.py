@@ -1,17 +1,18 @@
-"""What W&B shows of a run without any further work: facts, metrics, best values, samples, checkpoints."""
+"""What W&B displays of a run: names, config, metrics, best values, samples and checkpoints."""
 
 import json
 import subprocess
 import sys
 
 import pytest
-from support import run_attempt
+from support import eventually, run_attempt
 
+from gptlab.checkpoints.manifest import MODEL, checkpoint_directory, list_checkpoints
+from gptlab.commands import dashboard
 from gptlab.errors import BadInputError
-from gptlab.tracking import dashboard, synced
-from gptlab.tracking.checkpoints import MODEL, directory_of, list_checkpoints
+from gptlab.mirror import sync
+from gptlab.mirror.mirror import Mirror
 from gptlab.tracking.metrics import read_metrics
-from gptlab.tracking.mirror import Mirror
 
 
 def records(path):
@@ -32,7 +33,7 @@ def segment(run):
     return path
 
 
-def test_a_run_is_filed_and_described_and_gives_no_secret_away(micro, monkeypatch):
+def test_wandb_receives_names_config_and_summary_and_no_secrets(micro, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "c0ffee" * 7)
     monkeypatch.setenv("CANARY", "a-secret-in-the-environment")
     monkeypatch.setattr(sys, "argv", ["gptlab", "--password", "a-secret-on-the-command-line"])
@@ -48,7 +49,7 @@ def test_a_run_is_filed_and_described_and_gives_no_secret_away(micro, monkeypatc
     assert config["train"]["learning_rate"] == 0.01
     assert config["text_sha256"] == run.record.text.sha256
     assert config["run"] == run.id
-    assert config["git_sha"] == run.starts()[0]["git_commit"]
+    assert config["git_sha"] == run.history().starts[0]["git_commit"]
     assert {"dirty", "tokenizer_sha256", "parameters", "precision", "seed"} <= config.keys()
 
     metrics = [(m.get("name"), m.get("glob_name"), m.get("step_metric")) for m in found["metric"]]
@@ -66,7 +67,7 @@ def test_a_run_is_filed_and_described_and_gives_no_secret_away(micro, monkeypatc
         assert not any(secret in content for secret in (b"c0ffee", b"a-secret-")), path
 
 
-def test_checkpoints_are_artifacts_on_request_and_lie_once_on_the_disk(server, curve):
+def test_requested_checkpoints_are_artifacts_without_a_copy_on_the_disk(server, curve):
     run = run_attempt(curve, steps=40, wandb="online", artifacts="best").run
     newest = list_checkpoints(run.directory)[-1]
     best = newest.manifest.progress.best_step
@@ -76,19 +77,19 @@ def test_checkpoints_are_artifacts_on_request_and_lie_once_on_the_disk(server, c
     assert metadata["text_sha256"] == run.record.text.sha256
     assert metadata["step"] == best
     assert {alias["alias"] for alias in artifact["aliases"]} >= {"best", f"step-{best}"}
-    weights = (directory_of(run.directory, best) / MODEL).read_bytes()
+    weights = (checkpoint_directory(run.directory, best) / MODEL).read_bytes()
     assert server.uploads[f"/artifact/{artifact['id']}/{MODEL}"] == weights
 
-    run_attempt(curve, steps=50, wandb="offline", artifacts="final")  # step 50 is on no grid, so never the best
+    run_attempt(curve, steps=50, wandb="offline", artifacts="final")  # step 50 is not on the grid, so never the best
     found = [a for a in records(segment(run))["artifact"] if a["type"] == "model"]
     (offline,) = found
     assert set(offline["aliases"]) == {"latest", "step-50"}
     places = {entry["path"]: entry["local_path"] for entry in offline["manifest"]["contents"]}
-    assert places[MODEL] == str(directory_of(run.directory, 50) / MODEL)
+    assert places[MODEL] == str(checkpoint_directory(run.directory, 50) / MODEL)
     for path in (run.directory / "wandb").rglob("*"):
         assert not path.is_file() or path.stat().st_size < len(weights) / 10, path
 
-    assert synced.sync(run).synced
+    assert sync.sync_run(run).synced
     uploaded = server.artifacts[-1]
     assert {alias["alias"] for alias in uploaded["aliases"]} == {"latest", "step-50"}
     run_attempt(curve, steps=60, wandb="online")
@@ -96,7 +97,7 @@ def test_checkpoints_are_artifacts_on_request_and_lie_once_on_the_disk(server, c
 
 
 class Leet:
-    """Stands for W&B's program, and reads what it is given."""
+    """A stand-in for W&B's program that reads the files it is given."""
 
     found: list
     returncode = 0
@@ -108,10 +109,10 @@ class Leet:
         return 0
 
 
-def test_the_dashboard_shows_runs_whole_wherever_they_were_mirrored(curve, run_micro, monkeypatch):
+def test_the_dashboard_displays_every_row_whatever_was_mirrored(curve, micro, monkeypatch):
     whole = run_attempt(curve, steps=60, wandb="off").run
-    other = run_micro(steps=20)
-    monkeypatch.setattr(dashboard, "_open", Leet)
+    other = run_attempt(micro, steps=20).run
+    monkeypatch.setattr(dashboard, "_open_leet", Leet)
     dashboard.show([whole, other], pytest.fail)
     shown = {found["run"][0]["run_id"]: found for found in Leet.found}
     for run in (whole, other):
@@ -120,25 +121,25 @@ def test_the_dashboard_shows_runs_whole_wherever_they_were_mirrored(curve, run_m
         assert not (run.directory / "wandb").exists()
 
 
-def test_a_run_that_was_never_trained_has_no_dashboard(run_micro):
-    run = run_micro()
+def test_a_run_that_was_never_trained_has_no_dashboard(micro):
+    run = run_attempt(micro, steps=10).run
     (run.directory / "attempts.jsonl").unlink()
     with pytest.raises(BadInputError, match="was never trained"):
         dashboard.show([run], pytest.fail)
 
 
-def test_off_is_off(run_micro):
-    run = run_micro(wandb="off")
+def test_off_starts_no_process(micro):
+    run = run_attempt(micro, steps=10, wandb="off").run
     assert not (run.directory / "wandb").exists()
     mirrored = Mirror(run, "off", pytest.fail)
-    mirrored.nudge()
+    mirrored.notify()
     mirrored.finish()
-    assert mirrored.mode() == "off (as asked)"
+    assert mirrored.mode() == "off (requested)"
 
 
-def test_nothing_is_left_where_temporary_files_go(run_micro, tmp_path, monkeypatch):
+def test_no_temporary_files_remain(micro, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))  # of the process for W&B: this one knows its own already
-    run = run_micro(wandb="offline")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))  # for the mirror process; this one has read it already
+    run = run_attempt(micro, steps=10, wandb="offline").run
     assert list(segment(run).glob("files/media/table/samples_*.json"))
-    assert not list((tmp_path / "temporary").iterdir())
+    eventually(lambda: not list((tmp_path / "temporary").iterdir()))  # W&B's service exits after its parent

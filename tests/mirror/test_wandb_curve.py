@@ -1,4 +1,4 @@
-"""One run in W&B and one row per logged step, however often it is killed, resumed, extended and synced."""
+"""W&B has one run and one row per logged step, however often the run is killed, resumed, extended and synced."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 from support import eventually, run_attempt
 from wandb_server import Server
 
-from gptlab.tracking import synced
+from gptlab.mirror import sync
 from gptlab.tracking.metrics import read_metrics
 
 OWN = {"_runtime", "_step", "_timestamp", "time"}
@@ -22,7 +22,7 @@ def rows(run):
 
 
 def records(run):
-    """The records of the run's offline file, of which there is one."""
+    """The records of the run's only offline file."""
     (segment,) = (run.directory / "wandb").glob("offline-run-*/*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
     lines = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
@@ -37,29 +37,29 @@ def steps(history):
     return [row["step"] for row in history]
 
 
-def test_online_a_killed_and_resumed_run_is_one_curve_and_an_extension_appends_to_it(server, curve, killed):
+def test_online_a_resumed_run_is_one_curve_and_an_extension_appends_to_it(server, curve, killed):
     killed(curve, at=50, steps=60, wandb="online")
-    eventually(lambda: server.runs and server.run().exit_code == 1)  # the mirror lives on, and ends by itself
+    eventually(lambda: server.runs and server.run().exit_code == 1)  # the mirror goes on uploading and exits by itself
     assert steps(server.run().history) == list(range(0, 55, 5))
 
-    server.run().summary["step"] = 999  # a summary may be ahead of the rows, or behind
+    server.run().summary["step"] = 999  # a summary may differ from the rows
     run = run_attempt(curve, steps=60, wandb="online").run
-    assert run.starts()[-1]["from_step"] == 40
+    assert run.history().starts[-1]["from_step"] == 40
     history = server.run().history
     assert steps(history) == list(range(0, 65, 5))
     assert server.run().sent == len(history)
     assert [row["attempt"] for row in history] == [1] * 11 + [2] * 2
     assert server.run().exit_code == 0
 
-    server.knows_beginnings = False  # as when its first attempt ended before it had begun
+    server.knows_beginnings = False  # as if the first attempt had ended before W&B noticed its start
     run = run_attempt(curve, steps=73, wandb="online").run
-    run = run_attempt(curve, steps=80, wandb="online").run  # 73 is on no grid, so the run's own rows have it no more
+    run = run_attempt(curve, steps=80, wandb="online").run  # step 73 is not on the grid, so the run's own rows lose it
     assert steps(server.run().history) == [*range(0, 75, 5), 73, 75, 80]
     assert server.run().sent == 18
     assert server.run().summary["best/val_loss"] == min(row["val/loss"] for row in rows(run) if "val/loss" in row)
 
 
-def test_offline_a_killed_and_resumed_run_is_one_curve_for_every_reader_and_one_run_once_synced(
+def test_offline_a_resumed_run_is_one_curve_for_every_reader_and_after_sync(
     server, curve, killed, tmp_path, monkeypatch
 ):
     killed(curve, at=50, steps=60, wandb="offline")
@@ -67,26 +67,26 @@ def test_offline_a_killed_and_resumed_run_is_one_curve_for_every_reader_and_one_
     assert offline_history(run) == rows(run)
     assert not server.runs
 
-    with Server() as another, monkeypatch.context() as patch:  # with W&B's own program
+    with Server() as another, monkeypatch.context() as patch:  # with W&B's own command
         for name, value in another.environment.items():
             patch.setenv(name, value)
         (segment,) = (run.directory / "wandb").glob("offline-run-*")
-        sync = [sys.executable, "-m", "wandb", "sync", str(segment)]
-        subprocess.run(sync, cwd=tmp_path, check=True, capture_output=True)
+        command = [sys.executable, "-m", "wandb", "sync", str(segment)]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
         assert without_times(another.run().history) == rows(run)
 
-    result = synced.sync(run)
+    result = sync.sync_run(run)
     assert (result.synced, result.step, result.problem) == (True, 60, None)
     assert without_times(server.run().history) == rows(run)
     assert server.run().exit_code == 0
-    assert synced.behind() == []
+    assert sync.pending_runs() == []
 
     run_attempt(curve, steps=80, wandb="offline")
-    assert synced.behind() == [run]
+    assert sync.pending_runs() == [run]
     assert offline_history(run) == rows(run)
     run_attempt(curve, steps=100, wandb="online")
-    assert not list((run.directory / "wandb").glob("offline-run-*"))  # or W&B's own program would take the run back
-    assert synced.behind() == []
-    assert synced.sync(run).step == 100
+    assert not list((run.directory / "wandb").glob("offline-run-*"))  # or W&B's own command would upload old rows
+    assert sync.pending_runs() == []
+    assert sync.sync_run(run).step == 100
     assert steps(server.run().history) == list(range(0, 105, 5))
     assert server.run().sent == 21

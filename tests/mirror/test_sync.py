@@ -1,4 +1,4 @@
-"""`gptlab sync`: each run by itself, an honest line for each, and nothing twice."""
+"""`gptlab sync`: runs are independent, each has a line with its result, and no row is sent twice."""
 
 import json
 import sys
@@ -7,12 +7,12 @@ import pytest
 from support import run_attempt
 
 from gptlab import cli
-from gptlab.tracking import mirror
+from gptlab.mirror import mirror
 
 
 @pytest.fixture
 def sync(monkeypatch, capsys):
-    """`sync(…)` gives the command's exit code, what it prints and what it says on stderr."""
+    """`sync(…)` returns the command's exit code, stdout and stderr."""
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["gptlab", "sync", *words])
@@ -23,14 +23,14 @@ def sync(monkeypatch, capsys):
     return run
 
 
-def test_each_run_is_synced_by_itself_and_one_that_fails_is_said_and_tried_again(
+def test_runs_are_synced_independently_and_a_failed_one_is_reported_and_retried(
     server, micro, sync, capsys, monkeypatch
 ):
-    monkeypatch.setattr(mirror, "FINISH_S", 20.0)
+    monkeypatch.setattr(mirror, "FINISH_TIMEOUT_S", 20.0)
     first, second = (run_attempt(micro, seed, steps=10, wandb="offline").run for seed in (0, 1))
     private = run_attempt(micro, 2, steps=10, wandb="off").run
     capsys.readouterr()
-    server.refused = {first.record.wandb_id}  # the client drops the rows, and says that all is well
+    server.refused = {first.record.wandb_id}  # the client drops the rows and reports success
     code, out, err = sync("--json")
     assert code == 1
     refused, done = json.loads(out)
@@ -47,7 +47,7 @@ def test_each_run_is_synced_by_itself_and_one_that_fails_is_said_and_tried_again
     assert [len(server.runs[run.record.wandb_id].history) for run in (first, second)] == [3, 3]
     assert private.record.wandb_id not in server.runs
 
-    assert sync() == (0, "W&B has everything of the runs that it was given\n", "")
+    assert sync() == (0, "W&B has everything of the mirrored runs\n", "")
     code, out, _ = sync("micro", private.id)
     assert code == 2
     code, out, _ = sync(private.id)
@@ -55,7 +55,7 @@ def test_each_run_is_synced_by_itself_and_one_that_fails_is_said_and_tried_again
     assert len(server.runs[private.record.wandb_id].history) == 3
 
 
-def test_without_a_key_syncing_says_so(micro, sync, capsys):
+def test_sync_without_a_key_is_an_error(micro, sync, capsys):
     run = run_attempt(micro, steps=10, wandb="off").run
     capsys.readouterr()
     code, out, err = sync(run.id)

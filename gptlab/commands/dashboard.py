@@ -1,0 +1,82 @@
+"""W&B's terminal dashboard, `wandb leet`, of one run or several; it needs no account and no network.
+
+leet reads W&B's own files. Those in a run may be partial (written online after a resume, or on a full disk) or absent
+(W&B was off). So the dashboard displays temporary files that the mirror writes from `metrics.jsonl`.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from gptlab import project
+from gptlab.errors import BadInputError, GptlabError
+from gptlab.mirror.mirror import Mirror
+from gptlab.tracking.run import Run
+
+REFRESH_S = 1.0
+
+
+def show(runs: list[Run], notice: Callable[[str], None]) -> int:
+    """Open the dashboard and wait until it is closed. Runs that are training are updated.
+
+    Returns:
+        The exit code of W&B's program.
+
+    Raises:
+        BadInputError: A run was never trained.
+        GptlabError: W&B does not work.
+    """
+    for run in runs:
+        if not run.history().starts:
+            raise BadInputError(f"{run.id} was never trained, so there is nothing to see yet")
+    with tempfile.TemporaryDirectory(prefix="gptlab-dashboard-") as folder:
+        wandb_parent = Path(folder)
+        training = _mirror(runs, wandb_parent, notice)
+        leet = _open_leet(path_to_open(wandb_parent))
+        while _is_open(leet):
+            for mirror in training:
+                mirror.notify()
+        for mirror in training:
+            mirror.finish()
+        return leet.returncode
+
+
+def path_to_open(wandb_parent: Path) -> Path:
+    """The path for leet: the one run's folder below `wandb/`, or `wandb/` itself if there are several.
+
+    Raises:
+        GptlabError: The mirror wrote no file.
+    """
+    folders = [path.parent for path in wandb_parent.glob("wandb/*/*.wandb")]
+    if not folders:
+        raise GptlabError("W&B wrote no file that the dashboard could display")
+    return folders[0] if len(folders) == 1 else wandb_parent / "wandb"
+
+
+def _mirror(runs: list[Run], wandb_parent: Path, notice: Callable[[str], None]) -> list[Mirror]:
+    """Mirror the runs offline; return the mirrors of those that are training, which are still open."""
+    mirrors = [Mirror(run, "offline", notice, wandb_parent) for run in runs]
+    for mirror in mirrors:
+        mirror.notify()
+    training = [mirror for mirror, run in zip(mirrors, runs, strict=True) if run.history().status == "running"]
+    for mirror in mirrors:
+        if mirror not in training:
+            mirror.finish()
+    for mirror in training:
+        mirror.wait_for("url")
+    return training
+
+
+def _open_leet(path: Path) -> subprocess.Popen[bytes]:
+    # `-m` imports from the working directory, and wandb reads settings there: never in a run, which may be untrusted.
+    return subprocess.Popen([sys.executable, "-m", "wandb", "leet", str(path)], cwd=project.root())
+
+
+def _is_open(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(REFRESH_S)
+    except subprocess.TimeoutExpired:
+        return True
+    return False

@@ -1,0 +1,33 @@
+"""The modes of the mirror, and what `WANDB_MODE` selects."""
+
+import os
+from typing import Literal
+
+from gptlab.errors import BadInputError
+from gptlab.validation import did_you_mean
+
+Mode = Literal["online", "offline", "off"]
+
+WANDB_MODES: dict[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "off",
+}
+"""The values of `WANDB_MODE` and the mode that each selects."""
+
+AUTO, SYNC = "auto", "sync"
+"""Requests beside the modes: `AUTO` lets the user's settings and the server decide, `SYNC` is online or an error."""
+
+
+def check_wandb_mode() -> None:
+    """Check that `WANDB_MODE`, if set, names a mode.
+
+    Raises:
+        BadInputError: It names none.
+    """
+    value = os.environ.get("WANDB_MODE")
+    if value and value not in WANDB_MODES:
+        hint = did_you_mean(value, WANDB_MODES) or f"; available: {', '.join(WANDB_MODES)}"
+        raise BadInputError(f"there is no WANDB_MODE '{value}'{hint}")

@@ -1,0 +1,118 @@
+"""The mirror process: copies one run to W&B, so that W&B can neither delay nor end the training process.
+
+    python -m gptlab.mirror.process RUN_DIRECTORY WANDB_PARENT MODE FINISH_TIMEOUT_S
+
+It reads the run's directory and nothing else. A line on standard input means that the directory has changed. The end of
+standard input means that the attempt is over, finished or killed: the process uploads the rest and exits.
+
+It reports on standard output, one JSON object per line: `mode` and `reason` first, `url` once W&B is connected, then
+`step`, the last one, when everything is uploaded, or `error`.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from filelock import FileLock
+
+from gptlab.errors import EXIT_FAILED, GptlabError
+from gptlab.mirror.mirror import total_timeout_s, upload_timeout_s
+from gptlab.mirror.modes import AUTO, SYNC, Mode
+from gptlab.mirror.sync import SyncedSizes
+from gptlab.mirror.wandb_run import WandbRun, choose_mode, configured_server
+from gptlab.tracking import run as runs
+from gptlab.tracking.metrics import NewRows
+from gptlab.tracking.run import Run
+
+
+def main() -> None:
+    """Mirror a run until standard input ends."""
+    directory, wandb_parent, requested, finish_timeout_s = sys.argv[1:]
+    for received in (signal.SIGINT, signal.SIGTERM):  # meant for the training process, which closes standard input
+        signal.signal(received, signal.SIG_IGN)
+    output = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards whatever W&B prints
+
+    def report(**fields: Any) -> None:
+        with suppress(OSError):  # the training process is gone
+            os.write(output, json.dumps(fields).encode() + b"\n")
+
+    # W&B removes temporary files in exit hooks, which do not run here.
+    with TemporaryDirectory(prefix="gptlab-wandb-", ignore_cleanup_errors=True) as tempfile.tempdir:
+        try:
+            _mirror(runs.load_run(Path(directory)), Path(wandb_parent), requested, float(finish_timeout_s), report)
+        except Exception as error:
+            report(error=_describe(error))
+    os._exit(0)  # W&B's exit hooks would wait for its service without a bound
+
+
+def _mirror(run: Run, wandb_parent: Path, requested: str, finish_timeout_s: float, report: Callable[..., None]) -> None:
+    mode, reason = _resolve_mode(requested)
+    report(mode=mode, reason=reason)
+    if mode == "off" or not _wait_for_change():
+        return
+    wandb_directory = wandb_parent / "wandb"
+    wandb_directory.mkdir(exist_ok=True)
+    # The mirror of an earlier attempt may still be uploading.
+    with FileLock(wandb_directory / f"{run.id}.lock", fallback_to_soft=False):
+        in_run = wandb_parent == run.directory
+        training_pid = os.getppid() if in_run and requested != SYNC else None
+        mirrored = WandbRun(run, wandb_parent, mode, upload_timeout_s(run, finish_timeout_s), training_pid)
+        report(url=mirrored.url)
+        rows = NewRows(run.directory)
+        mirrored.log_rows(rows)
+        while _wait_for_change():
+            mirrored.log_rows(rows)
+        signal.alarm(math.ceil(total_timeout_s(run, finish_timeout_s)))
+        sizes = SyncedSizes.of(run)
+        mirrored.log_rows(rows)
+        errors = [_error_of(mirrored.log_samples)]
+        if in_run:
+            errors.append(_error_of(mirrored.log_artifact))
+        mirrored.finish(0 if run.history().outcome == "complete" else EXIT_FAILED)
+        if any(errors):
+            raise GptlabError("; ".join(filter(None, errors)))
+        if mode == "online":
+            sizes.save(run)
+        report(step=rows.last_step)
+
+
+def _resolve_mode(requested: str) -> tuple[Mode, str]:
+    if requested != SYNC:
+        return choose_mode(None if requested == AUTO else cast(Mode, requested))
+    server = configured_server()
+    reason = server.unavailable_reason() if server else "there is no API key; `wandb login` sets one"
+    if server is None or reason:
+        raise GptlabError(str(reason))
+    return "online", server.url
+
+
+def _wait_for_change() -> bool:
+    """Wait for a notification from the training process; return False when standard input has ended."""
+    return bool(os.read(0, 1 << 16))
+
+
+def _error_of(action: Callable[[], None]) -> str | None:
+    try:
+        action()
+    except Exception as error:
+        return _describe(error)
+    return None
+
+
+def _describe(error: Exception) -> str:
+    """The error on one line, with its type unless it is one of ours."""
+    kind = "" if isinstance(error, GptlabError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Runs of which W&B is missing something, and uploading it: `gptlab sync`.
+
+A run's directory has everything that W&B should have. So syncing a run is mirroring it online without training: W&B
+returns its last row and receives the later ones.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel
+
+from gptlab.errors import GptlabError
+from gptlab.files import write_durably
+from gptlab.mirror.mirror import Mirror
+from gptlab.mirror.modes import SYNC
+from gptlab.tracking.metrics import METRICS
+from gptlab.tracking.run import ATTEMPTS, Run, all_runs, skip_unreadable
+from gptlab.untrusted import Count, read_document
+
+SYNCED = "wandb/synced.json"
+
+
+class SyncedSizes(BaseModel):
+    """Sizes of a run's files when W&B last had everything; a run whose files have other sizes now is pending."""
+
+    attempts_bytes: Count
+    metrics_bytes: Count
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """The current sizes."""
+        return cls(attempts_bytes=_size(run.directory / ATTEMPTS), metrics_bytes=_size(run.directory / METRICS))
+
+    def save(self, run: Run) -> None:
+        """Record in the run's directory that W&B has this much."""
+        write_durably(run.directory / SYNCED, self.model_dump_json() + "\n")
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """The outcome of syncing one run."""
+
+    run: str
+    synced: bool
+    step: int | None = None
+    """The last step that W&B has now."""
+    url: str | None = None
+    problem: str | None = None
+
+    def line(self) -> str:
+        """The result on one line, for display."""
+        if not self.synced:
+            return f"{self.run}  not synced: {self.problem}"
+        return f"{self.run}  synced up to step {self.step}: {self.url}"
+
+
+def pending_runs() -> list[Run]:
+    """The runs that were mirrored before, are not training, and of which W&B is missing something."""
+    return [run for run, pending in skip_unreadable(lambda run: (run, _is_pending(run)), all_runs()) if pending]
+
+
+def sync_run(run: Run) -> SyncResult:
+    """Upload whatever W&B is missing of a run."""
+    if not run.history().starts:
+        return SyncResult(run.id, synced=False, problem="it was never trained")
+    if run.history().status == "running":
+        return SyncResult(run.id, synced=False, problem="it is still training; sync it when training has ended")
+    mirror = Mirror(run, SYNC, notice=lambda _: None)
+    mirror.notify()
+    mirror.finish()
+    report = mirror.report
+    return SyncResult(run.id, "step" in report, report.get("step"), report.get("url"), report.get("error"))
+
+
+def _is_pending(run: Run) -> bool:
+    if not (run.directory / "wandb").is_dir() or run.history().status == "running":
+        return False
+    try:
+        return read_document(run.directory / SYNCED, SyncedSizes) != SyncedSizes.of(run)
+    except (FileNotFoundError, GptlabError):
+        return True
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

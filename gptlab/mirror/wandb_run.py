@@ -1,0 +1,232 @@
+"""A run in Weights & Biases: its name, config, rows, samples and artifacts. All calls of `wandb` are in this module."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from gptlab.checkpoints.manifest import MANIFEST, MODEL, Checkpoint, list_checkpoints
+from gptlab.errors import GptlabError
+from gptlab.mirror.modes import WANDB_MODES, Mode
+from gptlab.mirror.server import Server
+from gptlab.tracking.metrics import Row
+from gptlab.tracking.records import Start
+from gptlab.tracking.run import Run
+
+SETTINGS = {
+    "init_timeout": 15,
+    "finish_timeout_raises": True,
+    "x_transaction_log_flush_interval": 1,
+    "console": "off",
+    "silent": True,
+    # The run's directory records code, machine and packages. W&B gets no command line and no environment.
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+}
+"""Settings of the client; those that the installed version does not have are left out."""
+POLL_INTERVAL_S = 0.5
+MIN_FREE_BYTES = 1 << 20
+
+
+def import_wandb() -> Any:
+    """Import wandb with its error reporting off."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    return wandb
+
+
+def configured_server() -> Server | None:
+    """The server and API key of the user's settings; None without a key."""
+    wandb = import_wandb()
+    if not wandb.login(prompt=False, verify=False):
+        return None
+    settings = wandb.setup().settings
+    return Server(settings.base_url.rstrip("/"), settings.api_key or "")
+
+
+def choose_mode(requested: Mode | None) -> tuple[Mode, str]:
+    """Return the mode and its reason: the requested one, else online if a server accepts the key, else offline."""
+    if requested is not None:
+        return requested, "requested"
+    if mode := WANDB_MODES.get(os.environ.get("WANDB_MODE", "")):
+        return mode, "set by WANDB_MODE"
+    try:
+        server = configured_server()
+    except Exception as error:  # a broken installation or setting may raise anything
+        return "off", f"wandb does not work: {error}"
+    if server is None:
+        return "offline", "no API key; `wandb login` sets one"
+    reason = server.unavailable_reason()
+    return ("offline", reason) if reason else ("online", server.url)
+
+
+class WandbRun:
+    """A run that is open in W&B.
+
+    Online, the W&B run with the same id is resumed: rows that it has stay, and only later ones are sent. Offline, a new
+    segment begins with all rows. In both modes older offline segments are moved aside, so that every reader and
+    `wandb sync` see one curve.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        wandb_parent: Path,
+        mode: Literal["online", "offline"],
+        finish_timeout_s: float,
+        training_pid: int | None,
+    ) -> None:
+        """Connect to W&B.
+
+        Args:
+            run: The run.
+            wandb_parent: The directory in which W&B's own files are kept, in `wandb/`.
+            mode: Online or offline.
+            finish_timeout_s: Time for uploads at the end.
+            training_pid: The training process, whose system metrics W&B records; None records none.
+        """
+        self._source, self._best_loss, self._last_sent = run, float("inf"), -1
+        self._directory = wandb_parent / "wandb"
+        self._directory.mkdir(exist_ok=True)
+        os.environ |= {"WANDB_DATA_DIR": str(self._directory), "WANDB_CACHE_DIR": str(self._directory / "cache")}
+        _move_segments_aside(self._directory, run.record.wandb_id)
+        wandb = import_wandb()
+        self._server = configured_server() if mode == "online" else None  # `init` removes the key from the settings
+        settings = SETTINGS | {"finish_timeout": finish_timeout_s, "x_disable_stats": training_pid is None}
+        settings |= {"x_stats_pid": training_pid} if training_pid else {}
+        record, start = run.record, run.history().starts[-1]
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "gptlab"),
+            id=record.wandb_id,
+            name=f"{record.spec.name}-s{record.seed}",
+            group=run.id.removesuffix(f"-s{record.seed}"),
+            job_type="train",
+            notes=start.get("notes") or record.spec.why,
+            tags=start.get("tags"),
+            config=_config(run, start),
+            dir=wandb_parent,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(**{k: v for k, v in settings.items() if k in wandb.Settings.model_fields}),
+        )
+        self._resumed_from = max(self._run.starting_step - 1, self._last_step_on_server())
+        """The step of the last row that the server has.
+
+        W&B's step counter is ours and continues after the server's last row. But W&B does not always recognize a run
+        whose first attempt ended early, so the server is asked as well, for its last row: its summary may be stale.
+        """
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+
+    @property
+    def url(self) -> str | None:
+        """The run's URL, if online."""
+        return self._run.url or None
+
+    def log_rows(self, rows: Iterable[Row]) -> None:
+        """Send the rows that the server does not have, and the best validation loss so far to the summary.
+
+        Raises:
+            GptlabError: The disk is full. W&B itself does not report that.
+        """
+        if shutil.disk_usage(self._directory).free < MIN_FREE_BYTES:
+            raise GptlabError(f"the disk of {self._directory} is full")
+        for row in rows:
+            step = row["step"]
+            if step > max(self._resumed_from, self._last_sent):
+                self._run.log({"_timestamp" if k == "time" else k: v for k, v in row.items()}, step=step, commit=True)
+            self._last_sent = step
+            if "val/loss" in row and step % self._source.record.spec.train.eval_every == 0:
+                self._update_best(row["val/loss"], step)
+
+    def _update_best(self, loss: float, step: int) -> None:
+        if loss < self._best_loss:
+            self._best_loss = loss
+            self._run.summary.update({"best/val_loss": loss, "best/step": step})
+
+    def log_samples(self) -> None:
+        """Add the model's samples as a table to the summary; in the history they would need a row of their own."""
+        if samples := self._source.samples():
+            data = [[sample["step"], sample["prompt"], sample["text"]] for sample in samples]
+            self._run.summary["samples"] = import_wandb().Table(columns=["step", "prompt", "text"], data=data)
+
+    def log_artifact(self) -> None:
+        """Upload the checkpoint that the attempt requested, from its place and without a copy."""
+        requested = self._source.history().starts[-1].get("artifacts")
+        checkpoints = list_checkpoints(self._source.directory)
+        if not requested or not checkpoints:
+            return
+        newest = checkpoints[-1]
+        best_step = newest.manifest.progress.best_step
+        step = best_step if requested == "best" else newest.step
+        for checkpoint in (c for c in checkpoints if c.step == step):
+            aliases = {"best": step == best_step, "latest": step == newest.step, f"step-{step}": True}
+            metadata = _artifact_metadata(self._source, checkpoint)
+            artifact = import_wandb().Artifact(self._source.id, type="model", metadata=metadata)
+            for name in (MODEL, MANIFEST):
+                artifact.add_file(str(checkpoint.directory / name), policy="immutable", skip_cache=True)
+            logged = self._run.log_artifact(artifact, aliases=[name for name, applies in aliases.items() if applies])
+            if self.url:
+                logged.wait(int(self._run.settings.finish_timeout))
+
+    def _last_step_on_server(self) -> int:
+        if not self._server or not self._server.key:
+            return -1
+        return self._server.last_step(self._run.entity, self._run.project, self._run.id)
+
+    def finish(self, exit_code: int) -> None:
+        """Close the run and check that the server has every row.
+
+        Raises:
+            TimeoutError: The upload takes too long.
+            GptlabError: Rows are missing.
+        """
+        timeout = self._run.settings.finish_timeout
+        self._run.finish(exit_code=exit_code)
+        if not self._server or not self._server.key:
+            return
+        # The client silently drops rows that a server rejects, so only the server knows.
+        deadline = time.monotonic() + timeout / 6  # rows may appear some seconds late
+        while (last := self._last_step_on_server()) < self._last_sent:
+            if time.monotonic() > deadline:
+                raise GptlabError(f"{self._server.url} has {'no row' if last < 0 else f'no row after step {last}'}")
+            time.sleep(POLL_INTERVAL_S)
+
+
+def _config(run: Run, start: Start) -> dict[str, Any]:
+    record = run.record
+    return {
+        **record.spec.model_dump(mode="json", include={"model", "data", "train"}),
+        "run": run.id,
+        "seed": record.seed,
+        "precision": record.precision,
+        "parameters": record.spec.model.parameters,
+        "git_sha": start.get("git_commit"),
+        "dirty": start.get("git_dirty"),
+        "text_sha256": record.text.sha256,
+        "tokenizer_sha256": record.tokenizer_sha256,
+    }
+
+
+def _artifact_metadata(run: Run, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    return {
+        "run": run.id,
+        "step": checkpoint.step,
+        "best_step": checkpoint.manifest.progress.best_step,
+        "best_val_loss": checkpoint.manifest.progress.best_val_loss,
+        "text_sha256": checkpoint.manifest.text_sha256,
+        "tokenizer_sha256": checkpoint.manifest.tokenizer_sha256,
+    }
+
+
+def _move_segments_aside(wandb_directory: Path, wandb_id: str) -> None:
+    for segment in wandb_directory.glob(f"offline-run-*-{wandb_id}"):
+        replaced = wandb_directory / "replaced"
+        replaced.mkdir(exist_ok=True)
+        shutil.move(segment, replaced / segment.name)
