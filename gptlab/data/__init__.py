@@ -1,1 +1,1 @@
-"""From a `.txt` to the windows of batch t: text → tokens → windows."""
+"""From a `.txt` file to training batches: text, tokens, windows."""

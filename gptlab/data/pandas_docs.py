@@ -1,6 +1,6 @@
-"""The text `pandas-docs`: every docstring of the installed pandas, its tests left out.
+"""The text `pandas-docs`: all docstrings of the installed pandas except those of its tests.
 
-Technical English with a structure that a model learns to imitate early, on every machine, without a download.
+Technical English with a regular structure that a model picks up early, available on every machine without a download.
 """
 
 import ast
@@ -12,14 +12,14 @@ from gptlab.errors import BadInputError
 
 
 def pandas_docs() -> str:
-    """The docstrings in sorted file order and source order, a blank line between them."""
+    """The docstrings, by sorted file name and in source order, separated by blank lines."""
     spec = importlib.util.find_spec("pandas")
     if spec is None or not spec.submodule_search_locations:
-        raise BadInputError("the text 'pandas-docs' is made from pandas, which is not installed: pip install pandas")
+        raise BadInputError("the text 'pandas-docs' needs pandas: pip install pandas")
     package = Path(spec.submodule_search_locations[0])
     files = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
-    texts = [files[name].read_text(encoding="utf-8") for name in sorted(files) if "tests" not in name.split("/")]
-    return "\n\n".join(docstring for text in texts for docstring in _docstrings(ast.parse(text))) + "\n"
+    sources = [files[name].read_text(encoding="utf-8") for name in sorted(files) if "tests" not in name.split("/")]
+    return "\n\n".join(docstring for source in sources for docstring in _docstrings(ast.parse(source))) + "\n"
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Which text an experiment reads: a named one, or the path of any UTF-8 `.txt`.
+"""The text that an experiment trains on: a named one, or any UTF-8 `.txt` file.
 
-A text is its bytes: nothing is normalised. A byte-order mark, CR LF line ends and NUL characters are tokenised as they
-stand.
+A text is its bytes. Nothing is normalized: a byte-order mark, CR LF line endings and NUL characters are tokenized as
+they are.
 """
 
 import hashlib
@@ -33,19 +33,20 @@ SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/da
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_BYTES = 1_115_394
 
-REMEMBERED_BYTES = 1 << 24
-SETTLED_NS = 2_000_000_000
-"""A file that changed just now could change again without another time of change: clocks of file systems are coarse."""
+HASH_CACHE_MIN_BYTES = 1 << 24
+"""Hashes of smaller files are not cached."""
+HASH_CACHE_MIN_AGE_NS = 2_000_000_000
+"""A file modified more recently could change again with the same mtime: file system clocks are coarse."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Text:
-    """A file of text, named by its content."""
+    """A text file and the hash of its content."""
 
     source: str
-    """As the spec names it."""
+    """The name or path given in the spec."""
     path: Path
     size: int
     """Bytes."""
@@ -53,12 +54,12 @@ class Text:
 
 
 def locate(source: str) -> Text:
-    """The text of that name or path, made or downloaded first where it is a named one that is not there yet.
+    """Find a text by name or path; a named text that is not in the cache is created or downloaded.
 
-    Relative paths are looked up in the working directory, then in the project's root.
+    Relative paths are resolved against the working directory, then against the project's root.
 
     Raises:
-        BadInputError: There is no such text, or it cannot be had.
+        BadInputError: The text does not exist, or cannot be read, created or downloaded.
     """
     if source == "pandas-docs":
         path = _pandas_docs_file()
@@ -73,23 +74,23 @@ def locate(source: str) -> Text:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's sha256, in hexadecimal; a big file's is remembered for as long as nothing about it changes."""
+    """The file's sha256 in hexadecimal; that of a big file is cached until the file's size, mtime or ctime changes."""
     with path.open("rb") as file:
-        facts = os.fstat(file.fileno())
-        if facts.st_size < REMEMBERED_BYTES:
+        stat = os.fstat(file.fileno())
+        if stat.st_size < HASH_CACHE_MIN_BYTES:
             return hashlib.file_digest(file, "sha256").hexdigest()
-        note = project.cache_directory() / "sha256" / f"{facts.st_dev}-{facts.st_ino}.json"
-        state = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
+        entry = project.cache_directory() / "sha256" / f"{stat.st_dev}-{stat.st_ino}.json"
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         try:
-            document = json.loads(note.read_bytes())
+            document = json.loads(entry.read_bytes())
             if document["state"] == state:
                 return str(document["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # not remembered
+            pass  # not cached
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time_ns() - max(state[1:]) > SETTLED_NS:
-        with _published(note) as remembered:
-            remembered.write(json.dumps({"state": state, "sha256": digest}).encode())
+    if time.time_ns() - max(state[1:]) > HASH_CACHE_MIN_AGE_NS:
+        with _atomic_write(entry) as file:
+            file.write(json.dumps({"state": state, "sha256": digest}).encode())
     return digest
 
 
@@ -97,7 +98,7 @@ def _user_file(source: str) -> Path:
     try:
         given = Path(source).expanduser()
         path = next((path for path in (given.absolute(), project.root() / given) if path.exists()), None)
-    except (OSError, RuntimeError):  # a name that is too long, a home that nobody has
+    except (OSError, RuntimeError):  # a name that is too long, an unknown user's home
         path = None
     if path is None:
         if "/" not in source and not source.endswith(".txt") and (hint := did_you_mean(source, list(NAMED))):
@@ -114,21 +115,23 @@ def _pandas_docs_file() -> Path:
     try:
         version = importlib.metadata.version("pandas")
     except importlib.metadata.PackageNotFoundError:
-        raise BadInputError("the text 'pandas-docs' is made from pandas: pip install pandas") from None
+        raise BadInputError("the text 'pandas-docs' needs pandas: pip install pandas") from None
     path = project.cache_directory() / "texts" / f"pandas-docs-{version}.txt"
     expected = PANDAS_DOCS_SHA256 if version == PANDAS_VERSION else None
     if not path.is_file() or (expected and sha256_of(path) != expected):
-        with _published(path) as file:
+        with _atomic_write(path) as file:
             file.write(pandas_docs().encode())
         if expected and sha256_of(path) != expected:
             path.unlink()
             raise BadInputError(
-                f"the installed pandas {version} has been changed: its docstrings are not the released ones; "
+                f"the installed pandas {version} was modified: its docstrings differ from the release; "
                 f"reinstall it: pip install --force-reinstall --no-deps pandas=={version}"
             )
     if expected is None:
         logger.warning(
-            "pandas %s makes another text than pandas %s: runs on it have ids of their own", version, PANDAS_VERSION
+            "pandas-docs of pandas %s differs from that of pandas %s: runs on it have different ids",
+            version,
+            PANDAS_VERSION,
         )
     return path
 
@@ -138,10 +141,10 @@ def _shakespeare_file() -> Path:
     if path.is_file() and sha256_of(path) == SHAKESPEARE_SHA256:
         return path
     try:
-        with _published(path) as file:
+        with _atomic_write(path) as file:
             if _download(SHAKESPEARE_URL, file) != SHAKESPEARE_SHA256:
                 raise BadInputError(
-                    f"{SHAKESPEARE_URL} is not the text that was expected (its sha256 differs); "
+                    f"{SHAKESPEARE_URL} is not the expected text (its sha256 differs); "
                     "pass the path of your own copy: --text shakespeare.txt"
                 )
     except (OSError, http.client.HTTPException) as error:
@@ -153,7 +156,7 @@ def _shakespeare_file() -> Path:
 
 
 def _download(url: str, file: BinaryIO) -> str:
-    """Write what the URL has; returns its sha256."""
+    """Download the URL into the file and return the sha256 of the content."""
     from rich.console import Console
     from rich.progress import wrap_file
 
@@ -168,8 +171,8 @@ def _download(url: str, file: BinaryIO) -> str:
 
 
 @contextmanager
-def _published(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under `path` at once and whole, or not at all."""
+def _atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, renamed to `path` at the end; after an error `path` is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(descriptor, "wb") as file:

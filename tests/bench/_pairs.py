@@ -1,6 +1,6 @@
-"""Two ways of doing the same, measured in turns: machines are shared, and no single time means much.
+"""Interleaved measurement of alternatives: on a shared machine, a single time means little.
 
-Each side lives in a process of its own, which sleeps while the other works: so their memory can be compared too.
+Where memory is compared, each side runs in its own process, which sleeps while the other one works.
 """
 
 import multiprocessing
@@ -13,65 +13,65 @@ from pathlib import Path
 from typing import Any
 
 Work = Callable[[], Any]
-"""One unit of work; a number that it returns is kept as `Spent.value`."""
+"""One unit of work; a number that it returns is stored in `Cost.value`."""
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What one unit of work took."""
+class Cost:
+    """The cost of one unit of work."""
 
     wall_s: float
     cpu_s: float
-    """Of the process, over all its threads."""
+    """Of all threads of the process."""
     peak_mib: float
-    """The largest resident memory of the process so far."""
+    """Peak resident memory of the process so far."""
     value: float | None
 
 
-def timed(work: Work) -> Spent:
-    """Do it once, in this process."""
+def timed(work: Work) -> Cost:
+    """Run the work once, in this process."""
     wall, cpu = time.perf_counter(), time.process_time()
     value = work()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-    return Spent(wall_s, cpu_s, status_mib("VmHWM"), value if isinstance(value, (int, float)) else None)
+    return Cost(wall_s, cpu_s, status_mib("VmHWM"), value if isinstance(value, (int, float)) else None)
 
 
 def status_mib(name: str) -> float:
-    """A size in MiB that Linux has of this process; `ru_maxrss` would begin at that of the process which started it."""
+    """A size from `/proc/self/status` in MiB; `ru_maxrss` would include the peak of the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def in_turns(sides: dict[str, Work], pairs: int) -> dict[str, list[Spent]]:
-    """Every side once per pair, in this process, each first in every second pair."""
-    spent: dict[str, list[Spent]] = {name: [] for name in sides}
+def interleave(sides: dict[str, Work], pairs: int) -> dict[str, list[Cost]]:
+    """Run each side once per pair, in this process, in reverse order in every second pair."""
+    costs: dict[str, list[Cost]] = {name: [] for name in sides}
     for pair in range(pairs):
         for name in _order(list(sides), pair):
-            spent[name].append(timed(sides[name]))
-    return spent
+            costs[name].append(timed(sides[name]))
+    return costs
 
 
-def processes_in_turns(
+def interleave_processes(
     sides: dict[str, Callable[..., Work]], arguments: Sequence[Any], pairs: int, *, warm_up: int = 1
-) -> dict[str, list[Spent]]:
-    """As `in_turns`, each side in a process of its own.
+) -> dict[str, list[Cost]]:
+    """Like `interleave`, with each side in its own process.
 
     Args:
-        sides: By name, a function of a module that makes everything ready and returns the work to be timed.
-        arguments: For these functions.
-        pairs: How often.
-        warm_up: Units of work before the first that counts.
+        sides: By name, a module-level function that sets everything up and returns the work to time.
+        arguments: Arguments of these functions.
+        pairs: Number of measurements per side.
+        warm_up: Number of unmeasured repetitions before them.
     """
-    spent: dict[str, list[Spent]] = {name: [] for name in sides}
+    costs: dict[str, list[Cost]] = {name: [] for name in sides}
     with ExitStack() as stack:
         pipes = {name: stack.enter_context(_process(make, arguments)) for name, make in sides.items()}
         for pair in range(-warm_up, pairs):
             for name in _order(list(sides), pair):
                 pipes[name].send("go")
-                found = Spent(**pipes[name].recv())
+                cost = Cost(**pipes[name].recv())
                 if pair >= 0:
-                    spent[name].append(found)
-    return spent
+                    costs[name].append(cost)
+    return costs
 
 
 def _order(names: list[str], pair: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""One part of the benchmark, in a process of its own: parts leave memory, processes and settings behind."""
+"""One part of the benchmark. Each runs in a new process, because parts change settings and leave memory behind."""
 
 import importlib
 import traceback
@@ -7,10 +7,10 @@ from _table import Growth, Row
 
 
 def measure(part: str) -> tuple[list[Row | Growth], str]:
-    """What a part measured, and the error that ended it, if one did."""
+    """The rows of a part, and the traceback of its error or an empty string."""
     measured: list[Row | Growth] = []
     try:
-        measured.extend(importlib.import_module(part).rows())  # what came before an error is kept
+        measured.extend(importlib.import_module(part).rows())  # keeps the rows before an error
     except Exception:
         return measured, traceback.format_exc()
     return measured, ""

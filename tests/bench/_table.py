@@ -1,4 +1,4 @@
-"""What a benchmark says: rows of ours beside theirs, each measured in turns, with the ratio of every pair."""
+"""The benchmark's tables: our measurements and the reference's, with the ratio of each interleaved pair."""
 
 import itertools
 import json
@@ -16,33 +16,33 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that a user waits for, or pays with memory."""
+    """One comparison of time, speed or memory with a reference."""
 
     part: str
     what: str
-    peer: str
-    """Beside what it was measured."""
+    reference: str
+    """The implementation or operation compared with."""
     unit: str
-    """Of `ours` and `theirs`, such as `tokens/s`, `s` or `MiB`."""
+    """Unit of `ours` and `theirs`, such as `tokens/s`, `s` or `MiB`."""
     ours: Sequence[float] = ()
-    """One value per pair; none where it cannot be measured here."""
+    """One value per pair; empty if this machine cannot measure it."""
     theirs: Sequence[float] = ()
     target: str = ""
-    """What the median ratio should be, such as `>= 1.4`; with a unit, what the median of ours should be: `<= 0.5 s`."""
+    """Bound on the median ratio, such as `>= 1.4`, or with a unit on the median of `ours`, such as `<= 0.5 s`."""
     limit: float | None = None
-    """Ours as a share of what the hardware allows, where that is known."""
+    """Our speed as a fraction of the hardware's limit, if known."""
     clock: str = "wall"
-    """What seconds are counted by: `wall` or `cpu`."""
+    """`wall` or `cpu`."""
     note: str = ""
 
     @property
     def ratios(self) -> list[float]:
-        """Ours over theirs, pair by pair."""
+        """`ours` / `theirs` of each pair."""
         return [ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None without one or without a measurement."""
+        """Whether the target is met; None without a target or a measurement."""
         if not self.target or not self.ours:
             return None
         sign, bound, *unit = self.target.split()
@@ -51,7 +51,7 @@ class Row:
         return {"<=": operator.le, ">=": operator.ge}[sign](found, float(bound))
 
     def document(self) -> dict[str, Any]:
-        """As it is written to JSON and Parquet."""
+        """The row as written to JSON and Parquet."""
         ratios = self.ratios
         return {
             "part": self.part,
@@ -59,7 +59,7 @@ class Row:
             "unit": self.unit,
             "ours": statistics.median(self.ours) if ratios else None,
             "theirs": statistics.median(self.theirs) if ratios else None,
-            "peer": self.peer,
+            "reference": self.reference,
             "ratio_min": min(ratios, default=None),
             "ratio_median": statistics.median(ratios) if ratios else None,
             "ratio_max": max(ratios, default=None),
@@ -74,11 +74,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Growth:
-    """How something grows: a value for each of several sizes."""
+    """How a cost grows with size."""
 
     what: str
     by: str
-    """What the sizes count."""
+    """What `sizes` counts."""
     unit: str
     sizes: Sequence[float]
     values: Sequence[float]
@@ -86,12 +86,12 @@ class Growth:
     note: str = ""
 
     def exponents(self) -> list[float]:
-        """e of value ∝ sizeᵉ between each two neighbours: where it is 1, twice the size takes twice as much."""
+        """The exponent e of value ∝ sizeᵉ between neighboring sizes; 1 is linear growth."""
         points = list(zip(self.sizes, self.values, strict=True))
         return [math.log(b / a) / math.log(n / m) for (m, a), (n, b) in itertools.pairwise(points)]
 
     def documents(self) -> list[dict[str, Any]]:
-        """A row for each size, as it is written to JSON and Parquet."""
+        """One row per size, as written to JSON and Parquet."""
         facts = {"what": self.what, "by": self.by, "unit": self.unit, "clock": self.clock, "note": self.note or None}
         return [
             {**facts, "size": size, "value": value, "exponent": exponent}
@@ -100,8 +100,8 @@ class Growth:
 
 
 def growth_table(found: Iterable[Growth]) -> Table:
-    """The points for a terminal; the exponent is that of the largest two, where constant costs matter least."""
-    shown = Table("what", "by", "unit", "sizes", "values", "exponent at the end", box=None)
+    """The growth table for the terminal, with the exponent between the two largest sizes."""
+    shown = Table("what", "by", "unit", "sizes", "values", "last exponent", box=None)
     for growth in found:
         shown.add_row(
             growth.what + (f" ({growth.note})" if growth.note else ""),
@@ -114,15 +114,15 @@ def growth_table(found: Iterable[Growth]) -> Table:
 
 
 def table(rows: Iterable[Row]) -> Table:
-    """The rows for a terminal, or for a page."""
-    shown = Table("what", "unit", "ours", "theirs", "ratio: min / median / max", "target", "of the limit", box=None)
+    """The table of comparisons for the terminal."""
+    shown = Table("what", "unit", "ours", "theirs", "ratio: min / median / max", "target", "of limit", box=None)
     for row in rows:
         d = row.document()
-        ratio = "not measured here"
+        ratio = "not measured"
         if d["pairs"]:
             ratio = " / ".join(f"{d[f'ratio_{name}']:.3g}" for name in ("min", "median", "max"))
         shown.add_row(
-            f"{row.what}, beside {row.peer}",
+            f"{row.what}, vs. {row.reference}",
             row.unit + (" (CPU)" if row.clock == "cpu" else ""),
             *("" if d[name] is None else f"{d[name]:,.4g}" for name in ("ours", "theirs")),
             ratio,
@@ -133,7 +133,7 @@ def table(rows: Iterable[Row]) -> Table:
 
 
 def write(documents: list[dict[str, Any]], folder: Path, name: str) -> list[Path]:
-    """A table as `NAME.json` and `NAME.parquet`."""
+    """Write a table as `NAME.json` and `NAME.parquet`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.json", folder / f"{name}.parquet"]
     paths[0].write_text(json.dumps(documents, indent=2) + "\n")

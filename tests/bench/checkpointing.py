@@ -1,4 +1,4 @@
-"""What a checkpoint of the reference model costs: how long training waits for it, and how long to go on from it."""
+"""Checkpoints of `baseline`: how long training waits for a save, and how long resuming takes."""
 
 import os
 import tempfile
@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from _pairs import Work, in_turns, processes_in_turns, status_mib
+from _pairs import Work, interleave, interleave_processes, status_mib
 from _table import Row
 
 from gptlab import catalog
@@ -27,19 +27,19 @@ from gptlab.training.settings import keep_freed_memory
 
 PART = "checkpointing"
 PAIRS = 5
-PEER = "torch.save, then fsync"
+REFERENCE = "torch.save, then fsync"
 
 
 def rows() -> Iterator[Row]:
-    """Saving, resuming, and the memory that saving takes."""
+    """Saving, its memory, and resuming."""
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, GPTLAB_RUNS=folder):
         directory, saving = _saving(Path(folder))
         yield from saving
         resuming: dict[str, list[float]] = {"ours": [], "theirs": []}
-        for _ in range(PAIRS):  # in new processes, as a run resumes: memory that was used before is had for less
+        for _ in range(PAIRS):  # in new processes, as when a run resumes: reused memory is faster
             sides = {"ours": _resume, "theirs": _read}
-            for side, spent in processes_in_turns(sides, [directory], 1, warm_up=0).items():
-                resuming[side].append(spent[0].wall_s)
+            for side, costs in interleave_processes(sides, [directory], 1, warm_up=0).items():
+                resuming[side].append(costs[0].wall_s)
         yield Row(
             PART,
             "resuming",
@@ -47,12 +47,12 @@ def rows() -> Iterator[Row]:
             "s",
             **resuming,
             target="<= 1.2",
-            note="from a warm page cache into model and optimizer, once in a new process that has imported everything",
+            note="from the page cache into model and optimizer, in a new process, after imports",
         )
 
 
 def _saving(folder: Path) -> tuple[Path, list[Row]]:
-    """The run's directory, and the rows about saving; what they took is given back."""
+    """The run's directory and the rows about saving; a function of its own so that its memory is freed."""
     keep_freed_memory()
     spec = catalog.find("baseline")
     train = spec.train
@@ -74,7 +74,7 @@ def _saving(folder: Path) -> tuple[Path, list[Row]]:
         saver = stack.enter_context(Saver(run, model, adamw, metrics))
 
         def step() -> float:
-            """One step of training; the seconds that its update waited."""
+            """One training step; returns the seconds that its update waited."""
             nonlocal done
             model(batch[:, :-1], batch[:, 1:]).backward()
             waited_s = _seconds(saver.until_read)
@@ -93,7 +93,7 @@ def _saving(folder: Path) -> tuple[Path, list[Row]]:
         def save_synchronously() -> None:
             path = folder / f"{done}.pt"
             with path.open("wb") as file:
-                # The peer, whose file nobody reads.
+                # The reference; its file is never read.
                 torch.save({"model": model.state_dict(), "adamw": adamw.state_dict()}, file)  # noqa: TID251
                 file.flush()
                 os.fsync(file.fileno())
@@ -111,8 +111,8 @@ def _saving(folder: Path) -> tuple[Path, list[Row]]:
 
         for _ in range(2):
             step()
-        whole = in_turns({"ours": ours, "theirs": theirs}, PAIRS)
-        memory = in_turns(
+        whole = interleave({"ours": ours, "theirs": theirs}, PAIRS)
+        memory = interleave(
             {"ours": lambda: _extra_mib(save_and_finish), "theirs": lambda: _extra_mib(save_synchronously)}, 3
         )
     parameters = f"{spec.model.parameters:,} parameters with AdamW's moments"
@@ -120,26 +120,26 @@ def _saving(folder: Path) -> tuple[Path, list[Row]]:
         Row(
             PART,
             f"training waits for a save of {parameters}",
-            PEER,
+            REFERENCE,
             "s",
             **blocked,
             target="<= 0.3",
-            note="all that the training thread waits, the wait before the next update included",
+            note="total wait of the training thread, including the wait before the next update",
         ),
         Row(
             PART,
-            "a save and a step, until both are done and the file is on the disk",
-            PEER,
+            "a save and a step, until the file is on disk",
+            REFERENCE,
             "s",
-            **{side: [one.wall_s for one in spent] for side, spent in whole.items()},
+            **{side: [one.wall_s for one in costs] for side, costs in whole.items()},
         ),
         Row(
             PART,
-            "memory that a save takes beside the state",
-            PEER,
+            "memory of a save, in addition to the state",
+            REFERENCE,
             "MiB",
-            **{side: [one.value or 0.0 for one in spent] for side, spent in memory.items()},
-            note="peak resident memory; less than one MiB counts as one",
+            **{side: [one.value or 0.0 for one in costs] for side, costs in memory.items()},
+            note="peak resident memory; at least 1 MiB",
         ),
     ]
 
@@ -151,8 +151,8 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _extra_mib(work: Callable[[], object]) -> float:
-    """By how much the largest resident memory while working exceeds that before, on Linux."""
-    Path("/proc/self/clear_refs").write_text("5")  # begin a new peak
+    """How much the peak resident memory during the work exceeds that before it (Linux only)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = status_mib("VmRSS")
     work()
     return max(status_mib("VmHWM") - before, 1.0)
@@ -160,7 +160,7 @@ def _extra_mib(work: Callable[[], object]) -> float:
 
 def _resume(directory: Path) -> Work:
     spec = catalog.find("baseline")
-    weight_shapes(spec.model)  # for the first model on the meta device PyTorch imports much
+    weight_shapes(spec.model)  # the first model on the meta device imports much of PyTorch
 
     def resume() -> None:
         state = newest_state(directory, spec.model, print)
@@ -175,7 +175,7 @@ def _read(directory: Path) -> Work:
     newest = list_checkpoints(directory)[-1].directory
 
     def read() -> None:
-        kept = [(newest / name).read_bytes() for name in (MODEL, OPTIMIZER)]  # both at once, as a state is
+        kept = [(newest / name).read_bytes() for name in (MODEL, OPTIMIZER)]  # both in memory at once, as when resuming
         assert len(kept) == 2
 
     return read

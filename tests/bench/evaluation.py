@@ -1,11 +1,11 @@
-"""The loss of held-out windows beside evaluating them as they are trained on: batch by batch, with all logits."""
+"""Validation loss vs. evaluating the windows as in training: batch by batch, with full logits."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _pairs import processes_in_turns
+from _pairs import interleave_processes
 from _table import Row
 
 from gptlab import catalog
@@ -16,26 +16,26 @@ from gptlab.training.evaluate import evaluate
 from gptlab.training.settings import Available, keep_freed_memory, resolve
 
 CASES = {"baseline": 160, "tiny": 512}
-"""Windows, by experiment."""
+"""Number of windows by experiment."""
 PAIRS = 5
 
 
 def rows() -> Iterator[Row]:
     """Speed and memory."""
     for name, windows in CASES.items():
-        spent = processes_in_turns({"ours": ours, "theirs": theirs}, (name, windows), PAIRS)
+        costs = interleave_processes({"ours": ours, "theirs": theirs}, (name, windows), PAIRS)
         tokens = windows * catalog.find(name).train.sequence_length
-        what, peer = f"{name}'s validation, {windows} windows", "full logits in training's batches"
+        what, reference = f"validation of {name}, {windows} windows", "full logits, training batch size"
         for clock in ("wall", "cpu"):
-            speeds = {side: [tokens / getattr(one, f"{clock}_s") for one in took] for side, took in spent.items()}
-            yield Row("evaluation", what, peer, "tokens/s", **speeds, clock=clock)
+            speeds = {side: [tokens / getattr(one, f"{clock}_s") for one in took] for side, took in costs.items()}
+            yield Row("evaluation", what, reference, "tokens/s", **speeds, clock=clock)
         yield Row(
-            "evaluation", what, peer, "MiB at most", **{side: [took[-1].peak_mib] for side, took in spent.items()}
+            "evaluation", what, reference, "peak MiB", **{side: [took[-1].peak_mib] for side, took in costs.items()}
         )
 
 
 def ours(name: str, windows: int) -> Callable[[], None]:
-    """As training and `gptlab eval` do it."""
+    """As in training and `gptlab eval`."""
     keep_freed_memory()
     train = catalog.find(name).train
     model, val = gpt.build(catalog.find(name).model, seed=0), _split(train.sequence_length * windows + 1)
@@ -49,7 +49,7 @@ def ours(name: str, windows: int) -> Callable[[], None]:
 
 
 def theirs(name: str, windows: int) -> Callable[[], None]:
-    """The plain way."""
+    """Full logits, in batches of the training batch size."""
     keep_freed_memory()
     train = catalog.find(name).train
     model, val = gpt.build(catalog.find(name).model, seed=0).eval(), _split(train.sequence_length * windows + 1)

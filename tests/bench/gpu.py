@@ -1,10 +1,10 @@
-"""A training step on a CUDA device as `gptlab run` takes it, beside Hugging Face's GPT-2 in the same precision."""
+"""A training step of `gptlab run` on a CUDA device vs. Hugging Face's GPT-2 in the same precision."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from _pairs import processes_in_turns, timed
+from _pairs import interleave_processes, timed
 from _table import Row
 from training import hugging_face
 
@@ -16,34 +16,34 @@ from gptlab.training.settings import Available, be_deterministic, resolve
 
 B, T, STEPS, PAIRS = 32, 1024, 10, 7
 MATMUL = 8192
-CASE = f"reference model, {B} × {T}, bfloat16"
+CASE = f"baseline, {B} × {T}, bfloat16"
 
 
 def rows() -> Iterator[Row]:
-    """Speed, memory and what `--deterministic` costs; empty without a device."""
+    """Speed, memory and the cost of `--deterministic`; not measured without a CUDA device."""
     if not torch.cuda.is_available():
-        note = "wants a CUDA device"
+        note = "needs a CUDA device"
         yield Row("GPU", CASE, "transformers", "tokens/s", note=note)
-        yield Row("GPU", CASE, "transformers", "MiB at most", note=note)
-        yield Row("GPU", f"{CASE}, deterministic", "ours by default", "tokens/s", note=note)
+        yield Row("GPU", CASE, "transformers", "peak MiB", note=note)
+        yield Row("GPU", f"{CASE}, deterministic", "ours, not deterministic", "tokens/s", note=note)
         return
     sides = {"ours": ours, "transformers": transformers, "deterministic": deterministic, "matmul": matmul}
-    spent = processes_in_turns(sides, (), PAIRS, warm_up=3)
+    costs = interleave_processes(sides, (), PAIRS, warm_up=3)
     flops = 3 * catalog.find("baseline").model.forward_flops_per_token(T) * B * T * STEPS
-    tokens_per_s = {side: [STEPS * B * T / one.wall_s for one in took] for side, took in spent.items()}
+    tokens_per_s = {side: [STEPS * B * T / one.wall_s for one in took] for side, took in costs.items()}
     shares = sorted(
         flops / one.wall_s / (2 * MATMUL**3 / product.value)
-        for one, product in zip(spent["ours"], spent["matmul"], strict=True)
+        for one, product in zip(costs["ours"], costs["matmul"], strict=True)
     )
     mine, theirs, strict = (tokens_per_s[side] for side in ("ours", "transformers", "deterministic"))
     yield Row("GPU", CASE, "transformers", "tokens/s", mine, theirs, limit=shares[len(shares) // 2])
-    peaks = [[took[-1].value] for took in (spent["ours"], spent["transformers"])]
-    yield Row("GPU", CASE, "transformers", "MiB at most", *peaks)
-    yield Row("GPU", f"{CASE}, deterministic", "ours by default", "tokens/s", strict, mine)
+    peaks = [[took[-1].value] for took in (costs["ours"], costs["transformers"])]
+    yield Row("GPU", CASE, "transformers", "peak MiB", *peaks)
+    yield Row("GPU", f"{CASE}, deterministic", "ours, not deterministic", "tokens/s", strict, mine)
 
 
 def ours() -> Callable[[], float]:
-    """Ten steps; returns the most memory that was in use, in MiB."""
+    """Ten steps; returns the peak memory in MiB."""
     settings = resolve("cuda", "auto", Available.here())
     spec = catalog.find("baseline")
     model = gpt.build(spec.model, seed=0).to("cuda")
@@ -66,7 +66,7 @@ def deterministic() -> Callable[[], float]:
 
 
 def transformers() -> Callable[[], float]:
-    """Hugging Face's GPT-2 with the same optimizer, compiled too."""
+    """Hugging Face's GPT-2 with the same optimizer, also compiled."""
     settings = resolve("cuda", "auto", Available.here())
     spec = catalog.find("baseline")
     model = hugging_face(spec.model).train().to("cuda")
@@ -85,7 +85,7 @@ def transformers() -> Callable[[], float]:
 
 
 def matmul() -> Callable[[], float]:
-    """What the device can do: seconds of one product of two square bfloat16 matrices."""
+    """Seconds of one product of two square bfloat16 matrices: the device's limit."""
     left, right = torch.randn(2, MATMUL, MATMUL, dtype=torch.bfloat16, device="cuda")
 
     def product() -> None:

@@ -1,6 +1,6 @@
-"""How time and memory grow with the model, the sequence, the text and the number of runs, and with what exponent.
+"""How time and memory grow with model size, sequence length, text size and number of runs.
 
-Every point is a process of its own; its time is the CPU's, because other work on the machine adds nothing to that.
+Each point is a new process. Times are CPU seconds, which other processes on the machine affect less.
 """
 
 import json
@@ -16,7 +16,7 @@ from _table import Growth
 ROOT = Path(__file__).parents[2]
 GPTLAB = str(Path(sys.executable).with_name("gptlab"))
 MODELS = {"1 M": (8, 1, 1), "7 M": (64, 2, 2), "29 M": (256, 4, 4), "163 M": (768, 12, 12), "838 M": (1280, 36, 20)}
-"""Width, layers and heads; a model of 1.5 B takes 24 GB with gradients and moments."""
+"""Width, layers and heads; a 1.5 B model needs 24 GB with gradients and moments."""
 TOKENS = 256
 LENGTHS = (64, 256, 1024, 4096)
 TEXTS_MB = (1, 16, 128, 1024)
@@ -25,11 +25,11 @@ MB = 10**6
 
 
 def rows() -> Iterator[Growth]:
-    """One row per quantity, with a point per size."""
+    """One table row per quantity, with one point per size."""
     yield from _training("parameters", [(width, layers, heads, TOKENS) for width, layers, heads in MODELS.values()])
     yield from _training("sequence length", [(128, 4, 4, length) for length in LENGTHS])
     with tempfile.TemporaryDirectory() as folder:
-        yield from _tokenising(Path(folder))
+        yield from _tokenizing(Path(folder))
     with tempfile.TemporaryDirectory() as folder:
         yield from _listing(Path(folder))
 
@@ -39,22 +39,22 @@ def _training(by: str, shapes: list[tuple[int, int, int, int]]) -> Iterator[Grow
     sizes = [
         point["parameters"] if by == "parameters" else shape[3] for shape, point in zip(shapes, points, strict=True)
     ]
-    note = f"1 × {TOKENS} tokens" if by == "parameters" else "tiny's model, one sequence"
+    note = f"1 × {TOKENS} tokens" if by == "parameters" else "tiny, one sequence"
     yield Growth("training step", by, "s", sizes, [point["step_s"] for point in points], clock="cpu", note=note)
     yield Growth("memory of training", by, "MiB", sizes, [point["peak_mib"] for point in points], note=note)
 
 
-def _tokenising(folder: Path) -> Iterator[Growth]:
-    from tokenising import text_of
+def _tokenizing(folder: Path) -> Iterator[Growth]:
+    from tokenizing import text_of
 
     points = []
     for size in TEXTS_MB:
         path = text_of(folder, size)
-        places = {"GPTLAB_CACHE": f"{folder}/cache"}
-        points.append(json.loads(_process([sys.executable, __file__, "tokenise", str(path)], places).stdout))
+        environment = {"GPTLAB_CACHE": f"{folder}/cache"}
+        points.append(json.loads(_process([sys.executable, __file__, "tokenize", str(path)], environment).stdout))
         path.unlink()
-    yield Growth("tokenising", "MB of text", "s", TEXTS_MB, [point["cpu_s"] for point in points], clock="cpu")
-    yield Growth("memory of tokenising", "MB of text", "MiB", TEXTS_MB, [point["peak_mib"] for point in points])
+    yield Growth("tokenizing", "MB of text", "s", TEXTS_MB, [point["cpu_s"] for point in points], clock="cpu")
+    yield Growth("memory of tokenizing", "MB of text", "MiB", TEXTS_MB, [point["peak_mib"] for point in points])
 
 
 def _listing(folder: Path) -> Iterator[Growth]:
@@ -63,25 +63,25 @@ def _listing(folder: Path) -> Iterator[Growth]:
         "gptlab list": [GPTLAB, "list"],
         "gptlab runs": [GPTLAB, "runs"],
         "make report, cold": [sys.executable, "-m", "analysis.report"],
-        "make report, again": [sys.executable, "-m", "analysis.report"],
+        "make report, warm": [sys.executable, "-m", "analysis.report"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for count in RUNS:
-        places = {"GPTLAB_RUNS": f"{folder}/runs-{count}", "GPTLAB_CACHE": f"{folder}/cache-{count}"}
+        environment = {"GPTLAB_RUNS": f"{folder}/runs-{count}", "GPTLAB_CACHE": f"{folder}/cache-{count}"}
         maker = str(Path(__file__).with_name("analysis_load.py"))
-        _process([sys.executable, maker, "make", str(count), str(ROWS)], places)
+        _process([sys.executable, maker, "make", str(count), str(ROWS)], environment)
         for name, command in commands.items():
             before = os.times()
-            _process(command, places)
+            _process(command, environment)
             after = os.times()
-            spent = (after.children_user + after.children_system) - (before.children_user + before.children_system)
-            seconds[name].append(spent)
+            cpu_s = (after.children_user + after.children_system) - (before.children_user + before.children_system)
+            seconds[name].append(cpu_s)
     for name, values in seconds.items():
         yield Growth(name, f"runs of {ROWS} rows", "s", RUNS, values, clock="cpu")
 
 
-def _process(command: list[str], places: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **(places or {}), "PYTHONPATH": str(ROOT)}
+def _process(command: list[str], changes: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **(changes or {}), "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
 
 
@@ -110,18 +110,18 @@ def _step(width: int, layers: int, heads: int, length: int) -> None:
     print(json.dumps({"parameters": spec.parameters, "step_s": fastest, "peak_mib": taken[-1].peak_mib}))
 
 
-def _tokenise(path: str) -> None:
+def _tokenize(path: str) -> None:
     from _pairs import timed
 
     from gptlab.data import tokens
     from gptlab.data.text import locate
 
-    spent = timed(lambda: tokens.prepare(locate(path), 0.1))
-    print(json.dumps({"cpu_s": spent.cpu_s, "peak_mib": spent.peak_mib}))
+    cost = timed(lambda: tokens.prepare(locate(path), 0.1))
+    print(json.dumps({"cpu_s": cost.cpu_s, "peak_mib": cost.peak_mib}))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "step":
         _step(*map(int, sys.argv[2:]))
     else:
-        _tokenise(sys.argv[2])
+        _tokenize(sys.argv[2])

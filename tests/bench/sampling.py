@@ -1,10 +1,10 @@
-"""How fast the reference model writes: beside transformers, beside recomputation, and several texts at once."""
+"""Sampling speed of baseline's model vs. transformers, vs. no key-value cache, and in a batch."""
 
 import time
 from collections.abc import Iterator
 
 import torch
-from _pairs import in_turns
+from _pairs import interleave
 from _table import Row
 from training import hugging_face
 
@@ -16,17 +16,17 @@ from gptlab.spec import ModelSpec
 
 TOKENS, SHORT, COUNT, PAIRS = 512, 64, 8, 3
 STRIDE = 64
-"""Recomputation grows with the text: it is timed at every so many positions."""
+"""Without a cache the time per token grows with the text; it is measured at every 64th position."""
 PROMPT = "The"
 READ_MB = 400
 
 
 def rows() -> Iterator[Row]:
-    """Random weights: what is written costs the same."""
+    """With random weights, which does not change the cost."""
     spec = ModelSpec()
     model = gpt.build(spec, seed=0).eval()
-    peer = hugging_face(spec).eval()
-    assert sum(parameter.numel() for parameter in peer.parameters()) == spec.parameters
+    reference = hugging_face(spec).eval()
+    assert sum(parameter.numel() for parameter in reference.parameters()) == spec.parameters
     prompt = torch.tensor([gpt2().encode_ordinary(PROMPT)])
 
     def ours(count: int = 1, tokens: int = TOKENS) -> float:
@@ -36,7 +36,7 @@ def rows() -> Iterator[Row]:
 
     def transformers() -> float:
         started = time.perf_counter()
-        written = peer.generate(
+        generated = reference.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             do_sample=True,
@@ -46,51 +46,51 @@ def rows() -> Iterator[Row]:
             max_new_tokens=TOKENS,
             pad_token_id=50256,
         )
-        assert written.shape[1] == prompt.shape[1] + TOKENS
+        assert generated.shape[1] == prompt.shape[1] + TOKENS
         return TOKENS / (time.perf_counter() - started)
 
-    def recomputation() -> float:
+    def without_cache() -> float:
         return 1 / (sum(seconds_of(model, length) for length in range(STRIDE // 2, TOKENS, STRIDE)) * STRIDE / TOKENS)
 
     samples(model, PROMPT, 1, trained_length=spec.context_length, max_tokens=8)
-    peer.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, pad_token_id=50256)
+    reference.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, pad_token_id=50256)
     sides = {
         "ours": ours,
         "theirs": transformers,
-        "recomputed": recomputation,
+        "without cache": without_cache,
         "eight": lambda: ours(COUNT, SHORT),
         "one": lambda: ours(1, SHORT),
         "bytes": bytes_per_s,
     }
-    spent = in_turns(sides, PAIRS)
-    found = {side: [one.value for one in took] for side, took in spent.items()}
+    costs = interleave(sides, PAIRS)
+    found = {side: [one.value for one in took] for side, took in costs.items()}
     read = 4 * (spec.parameters - (spec.vocab_size + spec.context_length) * spec.n_embd)
     share = sorted(tokens * read / able for tokens, able in zip(found["ours"], found["bytes"], strict=True))[PAIRS // 2]
     yield Row(
         "sampling",
-        f"{TOKENS} tokens after a prompt, reference model",
+        f"{TOKENS} tokens, baseline",
         "transformers' generate",
         "tokens/s",
         found["ours"],
         found["theirs"],
         target=">= 1.3",
         limit=share,
-        note=f"the limit: {read / 1e6:.0f} MB of weights are read for each token, as fast as torch sums up memory",
+        note=f"the limit: reading {read / 1e6:.0f} MB of weights per token as fast as torch.sum reads memory",
     )
     yield Row(
         "sampling",
-        f"{TOKENS} tokens after a prompt, reference model",
-        "computing the whole text anew for each",
+        f"{TOKENS} tokens, baseline",
+        "no key-value cache",
         "tokens/s",
         found["ours"],
-        found["recomputed"],
+        found["without cache"],
         target=">= 5",
-        note=f"recomputation is timed at every {STRIDE}th position, the last position's logits only",
+        note=f"measured at every {STRIDE}th position, with logits of the last position only",
     )
     yield Row(
         "sampling",
-        f"{COUNT} texts of {SHORT} tokens at once",
-        "one text of ours",
+        f"batch of {COUNT} texts of {SHORT} tokens",
+        "ours, one text",
         "tokens/s",
         found["eight"],
         found["one"],
@@ -99,7 +99,7 @@ def rows() -> Iterator[Row]:
 
 @torch.inference_mode()
 def seconds_of(model: GPT, length: int) -> float:
-    """One token by the whole text before it."""
+    """Seconds for one token, recomputing all `length` tokens before it."""
     tokens = torch.zeros((1, length), dtype=torch.long)
     started = time.perf_counter()
     model(tokens, cache=KeyValueCache(model.spec, 1, length))
@@ -107,7 +107,7 @@ def seconds_of(model: GPT, length: int) -> float:
 
 
 def bytes_per_s() -> float:
-    """How fast memory is read: the best of several sums over more than the caches hold."""
+    """Memory bandwidth: the best of several sums over an array larger than the CPU caches."""
     numbers = torch.ones(READ_MB * 10**6 // 4)
     best = 0.0
     for _ in range(5):

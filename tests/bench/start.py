@@ -1,4 +1,4 @@
-"""How long a command takes from being typed: to its help, to the list of experiments, to the first step of training."""
+"""Startup time of commands: `--help`, `list`, and `run` up to the end of the first step."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from _pairs import Work, in_turns
+from _pairs import Work, interleave
 from _table import Row
 
 ROOT = Path(__file__).parents[2]
@@ -26,21 +26,21 @@ def step(self, step, loss):
 console.TrainingDisplay.step = step
 cli.main()
 """
-UNWATCHED = ["--set=data.val_windows=1", "--set=train.snapshots=false"]
+NO_VALIDATION = ["--set=data.val_windows=1", "--set=train.snapshots=false"]
 
 
 def rows() -> Iterator[Row]:
-    """Whole processes, from their start to their end."""
+    """Wall time of complete processes."""
     with tempfile.TemporaryDirectory() as folder:
-        places = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        places |= {"GPTLAB_CACHE": f"{folder}/cache", "PYTHONPATH": str(ROOT)}
-        made = 0
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment |= {"GPTLAB_CACHE": f"{folder}/cache", "PYTHONPATH": str(ROOT)}
+        started = 0
 
         def process(*command: str) -> Work:
             def work() -> None:
-                nonlocal made
-                made += 1
-                fresh = places | {"GPTLAB_RUNS": f"{folder}/runs-{made}"}
+                nonlocal started
+                started += 1
+                fresh = environment | {"GPTLAB_RUNS": f"{folder}/runs-{started}"}
                 subprocess.run(command, cwd=ROOT, env=fresh, stdout=subprocess.DEVNULL, check=True)
 
             return work
@@ -51,27 +51,29 @@ def rows() -> Iterator[Row]:
         run = ["run", "tiny", "--wandb", "off"]
         yield row("gptlab --help", process(GPTLAB, "--help"), TYPER, python(TYPER), "<= 1.5", pairs=15)
         yield row("gptlab list", process(GPTLAB, "list"), VALIDATING, python(VALIDATING), "<= 0.5 s", pairs=15)
-        building = "import torch and the model's construction"
+        building = "import torch, build the model"
         yield row(
-            "gptlab run tiny, to the end of its first step",
+            "gptlab run tiny, until the first step ends",
             python(TRAINING, *run),
             building,
             python(BUILDING),
             "<= 1.3",
-            note="includes the validation of step 0 over 64 windows, its row, and the snapshot of step 0 on the disk",
+            note="includes validation on 64 windows and the snapshot at step 0",
         )
         yield row(
-            "the same without a validation and a snapshot before it",
-            python(TRAINING, *run, *UNWATCHED),
+            "the same without validation and snapshot at step 0",
+            python(TRAINING, *run, *NO_VALIDATION),
             building,
             python(BUILDING),
             note="validates on one window",
         )
 
 
-def row(what: str, ours: Work, peer: str, theirs: Work, target: str = "", *, pairs: int = 7, note: str = "") -> Row:
-    """Both sides once unseen, so that files are in memory, then in turns."""
+def row(
+    what: str, ours: Work, reference: str, theirs: Work, target: str = "", *, pairs: int = 7, note: str = ""
+) -> Row:
+    """Measure both sides, interleaved, after one unmeasured pair that fills the page cache."""
     sides: dict[str, Callable[[], object]] = {"ours": ours, "theirs": theirs}
-    in_turns(sides, 1)
-    seconds = {side: [one.wall_s for one in took] for side, took in in_turns(sides, pairs).items()}
-    return Row("start", what, peer, "s", **seconds, target=target, note=note)
+    interleave(sides, 1)
+    seconds = {side: [one.wall_s for one in took] for side, took in interleave(sides, pairs).items()}
+    return Row("start", what, reference, "s", **seconds, target=target, note=note)

@@ -1,6 +1,6 @@
-"""A training step on the CPU beside Hugging Face's GPT-2 of the same shape, and beside our model on full logits.
+"""A training step on the CPU vs. Hugging Face's GPT-2 of the same shape, and vs. our model with full logits.
 
-Each side is a process of its own with its model, its AdamW and a batch; they take their steps in turns.
+Each side is a process with its own model, AdamW and batch. Their steps are interleaved.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _pairs import Spent, processes_in_turns, timed
+from _pairs import Cost, interleave_processes, timed
 from _table import Row
 
 from gptlab import catalog
@@ -18,38 +18,38 @@ from gptlab.training import optimizer
 from gptlab.training.settings import keep_freed_memory
 
 MATMUL = 2048
-"""Side of the square matrices whose product measures the machine."""
+"""Size of the square matrices whose product measures the machine's speed."""
 
 CASES = {
     "baseline, 4 × 100": ("baseline", 4, 100, 7, {"speed": ">= 1.4", "memory": "<= 0.97"}),
-    "reference model, 2 × 1024": ("baseline", 2, 1024, 3, {"speed": ">= 1.4", "memory": "<= 0.6"}),
-    "tiny's model, 16 × 128": ("tiny", 16, 128, 15, {"speed": ">= 2.5", "memory": "<= 0.36"}),
+    "baseline, 2 × 1024": ("baseline", 2, 1024, 3, {"speed": ">= 1.4", "memory": "<= 0.6"}),
+    "tiny, 16 × 128": ("tiny", 16, 128, 15, {"speed": ">= 2.5", "memory": "<= 0.36"}),
 }
-"""By name: the experiment, sequences per batch, tokens per sequence, pairs, and what we want."""
+"""By name: experiment, batch size, sequence length, pairs, and targets."""
 
 
 def rows() -> Iterator[Row]:
-    """Speed and memory of each case, beside both peers."""
+    """Speed and memory of each case vs. both references."""
     for case, (experiment, B, T, pairs, targets) in CASES.items():
         arguments = (experiment, B, T)
         sides = {"ours": ours, "transformers": transformers, "full logits": full_logits, "matmul": matmul}
-        spent = processes_in_turns(sides, arguments, pairs, warm_up=1 if T >= 1024 else 2)
+        costs = interleave_processes(sides, arguments, pairs, warm_up=1 if T >= 1024 else 2)
         spec = catalog.find(experiment).model
         flops = 3 * spec.forward_flops_per_token(T) * B * T
         shares = sorted(
             flops / step.wall_s / (2 * MATMUL**3 / product.value)
-            for step, product in zip(spent["ours"], spent["matmul"], strict=True)
+            for step, product in zip(costs["ours"], costs["matmul"], strict=True)
         )
-        for peer, name in (("transformers", "transformers"), ("full logits", "F.cross_entropy on full logits")):
+        for side, name in (("transformers", "transformers"), ("full logits", "F.cross_entropy on full logits")):
             for clock in ("wall", "cpu"):
                 yield Row(
                     "training step",
                     case,
                     name,
                     "tokens/s",
-                    _speed(spent["ours"], B * T, clock),
-                    _speed(spent[peer], B * T, clock),
-                    target=targets["speed"] if (peer, clock) == ("transformers", "wall") else "",
+                    _speed(costs["ours"], B * T, clock),
+                    _speed(costs[side], B * T, clock),
+                    target=targets["speed"] if (side, clock) == ("transformers", "wall") else "",
                     limit=shares[len(shares) // 2] if clock == "wall" else None,
                     clock=clock,
                 )
@@ -57,19 +57,19 @@ def rows() -> Iterator[Row]:
                 "training step",
                 case,
                 name,
-                "MiB at most",
-                [spent["ours"][-1].peak_mib],
-                [spent[peer][-1].peak_mib],
-                target=targets["memory"] if peer == "transformers" else "",
+                "peak MiB",
+                [costs["ours"][-1].peak_mib],
+                [costs[side][-1].peak_mib],
+                target=targets["memory"] if side == "transformers" else "",
             )
 
 
-def _speed(spent: list[Spent], tokens: int, clock: str) -> list[float]:
-    return [tokens / getattr(step, f"{clock}_s") for step in spent]
+def _speed(costs: list[Cost], tokens: int, clock: str) -> list[float]:
+    return [tokens / getattr(step, f"{clock}_s") for step in costs]
 
 
 def ours(experiment: str, B: int, T: int) -> Callable[[], None]:
-    """The step as `gptlab run` takes it."""
+    """The step of `gptlab run`."""
     keep_freed_memory()
     spec = catalog.find(experiment)
     model = gpt.build(spec.model, seed=0)
@@ -84,7 +84,7 @@ def ours(experiment: str, B: int, T: int) -> Callable[[], None]:
 
 
 def full_logits(experiment: str, B: int, T: int) -> Callable[[], None]:
-    """The same model with the plain loss."""
+    """The same model with the loss from full logits."""
     keep_freed_memory()
     spec = catalog.find(experiment)
     model = gpt.build(spec.model, seed=0)
@@ -109,14 +109,14 @@ def transformers(experiment: str, B: int, T: int) -> Callable[[], None]:
 
 
 def matmul(experiment: str, B: int, T: int) -> Callable[[], float]:
-    """What the machine can do: seconds of one product of two square matrices, the best of three."""
+    """Seconds of one product of two square matrices, best of three: the machine's limit."""
     left, right = torch.randn(MATMUL, MATMUL), torch.randn(MATMUL, MATMUL)
     out = torch.empty(MATMUL, MATMUL)
     return lambda: min(timed(lambda: torch.mm(left, right, out=out)).wall_s for _ in range(3))
 
 
 def hugging_face(spec: ModelSpec) -> Any:
-    """`GPT2LMHeadModel` of that shape, without dropout, its output layer not tied, its other settings the default."""
+    """`GPT2LMHeadModel` of that shape without dropout, with an untied output projection and otherwise the defaults."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(

@@ -1,9 +1,9 @@
-"""What W&B costs a step of `tiny`: blocks of ten steps with the mirror at work, and with it stopped, by turns.
+"""Cost of W&B for a step of `tiny`: blocks of ten steps with W&B's processes running alternate with blocks without.
 
-Everything is on: online, a server on loopback in a process of its own, system metrics, a row at every tenth step. In
-the blocks without W&B its processes stand still (SIGSTOP), so those with it do the work of two: what is shown is too
-much rather than too little. The blocks of a pair follow each other, so that whatever else the machine does meets both;
-where it does much, CPU time says more than the clock.
+W&B is online, with a server on loopback in its own process, system metrics, and a row at every tenth step. In the
+blocks without W&B its processes are stopped (SIGSTOP), so those of the next block do the work of two: the figures
+overestimate the cost. The blocks of a pair are adjacent, so other load on the machine affects both. Under much load,
+CPU time is more reliable than wall time.
 """
 
 import itertools
@@ -30,7 +30,7 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Moment:
-    """The clocks at the end of a block, in seconds."""
+    """Wall time and CPU seconds at the end of a block."""
 
     wall: float
     training: float
@@ -38,7 +38,7 @@ class Moment:
 
 
 class Alternating:
-    """Watches rows come, and lets the processes of W&B work in every second block."""
+    """Stops W&B's processes in every second block and records the clocks at the end of each."""
 
     def __init__(self, mirrored) -> None:
         mirrored.wait_for("url")
@@ -48,36 +48,36 @@ class Alternating:
         self.moments: list[Moment] = []
 
     def row(self) -> None:
-        """A block has ended."""
+        """Record the end of a block, and stop or continue W&B's processes."""
         self.moments.append(Moment(time.perf_counter(), time.process_time(), sum(map(_cpu_s, self._processes))))
         number = signal.SIGSTOP if len(self.moments) % 2 == 0 else signal.SIGCONT
         for process in self._processes:
             os.kill(process, number)
 
     def resume(self) -> None:
-        """Let them end."""
+        """Continue W&B's processes."""
         for process in self._processes:
             os.kill(process, signal.SIGCONT)
 
 
 def rows() -> Iterator[Row]:
-    """By each clock: the pairs are the same blocks of steps."""
+    """By wall time and CPU time of the same blocks."""
     blocks = list(itertools.pairwise(train()))[: 2 * PAIRS]  # with W&B, without, with, …
     mirror = sum(b.wandb - a.wandb for a, b in blocks)
     training = sum(b.training - a.training for a, b in blocks)
     row_ms = 1e3 * mirror / len(blocks)
-    note = f"W&B's processes: {row_ms:.1f} ms of CPU for a row, {mirror / training:.2%} of what its steps take"
+    note = f"W&B's processes: {row_ms:.1f} ms of CPU time per row, {mirror / training:.2%} of the training process's"
     for what, clock, clocks in (
         ("a step of tiny with W&B", "wall", ("wall",)),
-        ("a step of tiny with W&B, the process that trains", "cpu", ("training",)),
-        ("a step of tiny with W&B, and W&B's processes", "cpu", ("training", "wandb")),
+        ("a step of tiny with W&B, training process", "cpu", ("training",)),
+        ("a step of tiny with W&B, all processes", "cpu", ("training", "wandb")),
     ):
         cost = [1e3 / STEPS * sum(getattr(b, name) - getattr(a, name) for name in clocks) for a, b in blocks]
-        yield Row("W&B", what, "one without", "ms", cost[::2], cost[1::2], clock=clock, note=note)
+        yield Row("W&B", what, "without W&B", "ms", cost[::2], cost[1::2], clock=clock, note=note)
 
 
 def train() -> list[Moment]:
-    """The moments at the ends of the blocks."""
+    """Train `tiny` and return the moments at the ends of the blocks."""
     tiny = catalog.find("tiny").with_changes(
         {
             "train.steps": 2 * STEPS * PAIRS + 3 * STEPS,

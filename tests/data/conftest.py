@@ -1,4 +1,4 @@
-"""Texts to split and tokenise."""
+"""Texts to split and tokenize."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,14 +13,14 @@ SHAKESPEARE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache that no other test has put anything into."""
+    """An empty cache, for this test only."""
     monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "own-cache"))
     return tmp_path / "own-cache"
 
 
 @pytest.fixture(scope="session")
 def text_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], Text]:
-    """`text_of(content)` is a Text of exactly these bytes."""
+    """`text_of(content)` is a Text of these bytes."""
     folder = tmp_path_factory.mktemp("texts")
 
     def make(content: bytes) -> Text:
@@ -35,5 +35,5 @@ def text_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], Text]
 @pytest.fixture(scope="session")
 def shakespeare_file() -> Path:
     if not SHAKESPEARE.is_file():
-        pytest.skip("Tiny Shakespeare is not here")
+        pytest.skip("needs shared/data/shakespeare.txt")
     return SHAKESPEARE

