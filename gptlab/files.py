@@ -12,13 +12,16 @@ from gptlab.untrusted import torn_bytes
 
 
 @contextmanager
-def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, durable: bool = False, make_parents: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that replaces it when the context ends without an error.
 
     Args:
-        path: The file to replace; its directory must exist.
+        path: The file to replace.
         durable: Flush the content and the directory entry to the disk, so that a power failure cannot undo the write.
+        make_parents: Create the directory if it does not exist.
     """
+    if make_parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:  # never an existing file, nor the target of a link

@@ -246,7 +246,8 @@ def parse_settings(settings: list[str], spec: type[Experiment] = Experiment) -> 
 
 
 def _parse_value(setting: str, value: str, field: FieldInfo) -> Any:
-    schema = TypeAdapter(field.annotation).json_schema()
+    annotation: Any = field.annotation
+    schema = TypeAdapter(annotation).json_schema()
     types = {option.get("type") for option in schema.get("anyOf", [schema])}
     if "null" in types and value in {"none", "null"}:
         return None

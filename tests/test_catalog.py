@@ -192,7 +192,7 @@ def test_unknown_name_suggests_the_nearest(write: Callable[..., None], name: str
 
 def test_unknown_name_that_is_near_to_none_lists_all(write: Callable[..., None]):
     write(a=ONE.format(name="baseline"), b=ONE.format(name="tiny"))
-    assert message_of(catalog.find, "zzz") == "there is no experiment 'zzz'; there are: baseline, tiny"
+    assert message_of(catalog.find, "zzz") == "there is no experiment 'zzz'; available: baseline, tiny"
 
 
 # --- The experiments of this project ---

@@ -16,7 +16,7 @@ def test_a_document_is_read_as_what_it_must_be(tmp_path):
     (tmp_path / "a.json").write_text('{"number": 7}')
     assert read_document(tmp_path / "a.json", Document).number == 7
     (tmp_path / "a.json").write_text('{"number": "' + "x" * 10_000 + '"}')
-    with pytest.raises(GptlabError, match=r"a\.json is damaged: number: Input should be a valid integer") as caught:
+    with pytest.raises(GptlabError, match=r"a\.json is damaged: number: input should be a valid integer") as caught:
         read_document(tmp_path / "a.json", Document)
     assert len(str(caught.value)) < 500
 
@@ -48,7 +48,7 @@ def test_what_wandb_links_to_may_stay_and_nothing_else(tmp_path):
     check_tree(tmp_path)
     for link, target in [(logs / "debug.log", "/etc/passwd"), (logs / "up", "../../.."), (tmp_path / "in", "wandb")]:
         link.symlink_to(target)
-        with pytest.raises(GptlabError, match=f"{link} is a link"):
+        with pytest.raises(GptlabError, match=f"{link} is a symbolic link"):
             check_tree(tmp_path)
         link.unlink()
 
@@ -57,7 +57,7 @@ def test_files_that_are_never_written_in_place_may_have_other_names(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "weights").touch()
     os.link(tmp_path / "weights", tmp_path / "checkpoints" / "model.safetensors")
-    with pytest.raises(GptlabError, match="weights has another name"):
+    with pytest.raises(GptlabError, match="weights has a hard link"):
         check_no_hard_links(tmp_path)
     (tmp_path / "weights").rename(tmp_path / "checkpoints" / "other")
     check_no_hard_links(tmp_path)

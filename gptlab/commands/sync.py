@@ -7,7 +7,7 @@ from gptlab.tracking.run import Run
 
 
 def sync_runs(runs: list[Run] | None, report: Callable[[SyncResult], None]) -> list[SyncResult]:
-    """Sync runs one after the other; None means all of which W&B is missing something. Each result is reported at once."""
+    """Sync runs one after the other, by default every run of which W&B is missing something; report each result."""
     results = []
     for run in pending_runs() if runs is None else runs:
         results.append(sync_run(run))

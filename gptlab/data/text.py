@@ -10,11 +10,8 @@ import importlib.metadata
 import json
 import logging
 import os
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +19,8 @@ from typing import BinaryIO
 from gptlab import project
 from gptlab.data.pandas_docs import pandas_docs
 from gptlab.errors import BadInputError
-from gptlab.spec import did_you_mean
+from gptlab.files import atomic_write
+from gptlab.validation import did_you_mean
 
 NAMED = ("pandas-docs", "shakespeare")
 
@@ -89,7 +87,7 @@ def sha256_of(path: Path) -> str:
             pass  # not cached
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time_ns() - max(state[1:]) > HASH_CACHE_MIN_AGE_NS:
-        with _atomic_write(entry) as file:
+        with atomic_write(entry, make_parents=True) as file:
             file.write(json.dumps({"state": state, "sha256": digest}).encode())
     return digest
 
@@ -119,7 +117,7 @@ def _pandas_docs_file() -> Path:
     path = project.cache_directory() / "texts" / f"pandas-docs-{version}.txt"
     expected = PANDAS_DOCS_SHA256 if version == PANDAS_VERSION else None
     if not path.is_file() or (expected and sha256_of(path) != expected):
-        with _atomic_write(path) as file:
+        with atomic_write(path, make_parents=True) as file:
             file.write(pandas_docs().encode())
         if expected and sha256_of(path) != expected:
             path.unlink()
@@ -141,7 +139,7 @@ def _shakespeare_file() -> Path:
     if path.is_file() and sha256_of(path) == SHAKESPEARE_SHA256:
         return path
     try:
-        with _atomic_write(path) as file:
+        with atomic_write(path, make_parents=True) as file:
             if _download(SHAKESPEARE_URL, file) != SHAKESPEARE_SHA256:
                 raise BadInputError(
                     f"{SHAKESPEARE_URL} is not the expected text (its sha256 differs); "
@@ -168,18 +166,3 @@ def _download(url: str, file: BinaryIO) -> str:
                 digest.update(block)
                 file.write(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def _atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, renamed to `path` at the end; after an error `path` is unchanged."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(descriptor, "wb") as file:
-        try:
-            yield file
-            file.flush()
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink()
-            raise

@@ -26,7 +26,7 @@ from gptlab.data import tokenizer
 from gptlab.data.pieces import PIECE_CHARACTERS, pieces, split_boundary
 from gptlab.data.text import Text
 from gptlab.errors import BadInputError
-from gptlab.spec import canonical_json
+from gptlab.identity import canonical_json
 
 MAX_THREADS = 16
 """The thread that reads and writes cannot keep more of them busy."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from gptlab.data.tokens import Split
 from gptlab.errors import BadInputError
+from gptlab.identity import canonical_json
 from gptlab.randomness import Purpose, random_bits
-from gptlab.spec import canonical_json
 
 FEISTEL_ROUNDS = 6
 STEPS_PER_BLOCK = 64

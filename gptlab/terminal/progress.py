@@ -47,8 +47,9 @@ class StepProgress:
 
     def update(self, step: int, loss: float | None) -> None:
         """Move the bar to a step; without a loss the last one stays."""
-        fields = {} if loss is None else {"loss": f"{loss:.4f}"}
-        self._bar.update(self._task, completed=step, **fields)
+        self._bar.update(self._task, completed=step)
+        if loss is not None:
+            self._bar.update(self._task, loss=f"{loss:.4f}")
 
 
 class _TokensPerSecond(ProgressColumn):

@@ -36,7 +36,7 @@ COLUMNS: dict[str, str] = {
     "perf/mfu": "model FLOPs utilization: model FLOP/s over the device's bfloat16 peak, if that is known",
     "perf/peak_mem_gib": "peak memory so far, in GiB (GPU memory on CUDA, resident memory elsewhere)",
     "perf/eval_s": "seconds of this row's validation",
-    "perf/ckpt_s": "seconds since the last row that training waited for checkpoints, which are written in the background",
+    "perf/ckpt_s": "seconds that training waited for background checkpoints since the last row",
 }
 """The columns and their meanings."""
 
