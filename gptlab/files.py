@@ -8,7 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gptlab.errors import GptlabError
 from gptlab.untrusted import torn_bytes
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents if they do not exist.
+
+    Raises:
+        GptlabError: It cannot be created; the message names it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GptlabError(f"{path} cannot be created: {error.strerror}") from error
 
 
 @contextmanager
@@ -21,7 +34,7 @@ def atomic_write(path: Path, *, durable: bool = False, make_parents: bool = Fals
         make_parents: Create the directory if it does not exist.
     """
     if make_parents:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:  # never an existing file, nor the target of a link

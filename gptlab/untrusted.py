@@ -22,6 +22,8 @@ from gptlab.validation import explain
 MAX_DOCUMENT_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 20
 MAX_ROWS_BYTES = 1 << 30
+MAX_EXPLANATION = 300
+"""Characters of an error message that an untrusted file can determine."""
 MIN_ROW_COST = 512
 """Bytes that each row counts for at least: the shortest row takes as much in memory."""
 
@@ -130,7 +132,7 @@ def read_document(path: Path, kind: type[Document]) -> Document:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        raise GptlabError(f"{path} is damaged: {explain(error)}") from None
+        raise GptlabError(f"{path} is damaged: {explain(error):.{MAX_EXPLANATION}}") from None
 
 
 def read_json_lines(path: Path, kind: TypeAdapter[Row] = _ANY_ROW) -> Iterator[Row]:
@@ -165,7 +167,7 @@ def _parse(path: Path, number: int, line: bytes, kind: TypeAdapter[Row]) -> Row:
     try:
         return kind.validate_json(line)
     except ValidationError as error:
-        raise GptlabError(f"{path}:{number}: {explain(error)}; fix or remove this line") from None
+        raise GptlabError(f"{path}:{number}: {explain(error):.{MAX_EXPLANATION}}; fix or remove this line") from None
 
 
 def torn_bytes(path: Path) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 
 MAX_ERRORS = 5
-MAX_LENGTH = 200
+MAX_LENGTH = 100
 """Characters of a key, a message or an input that are quoted. Files may come from elsewhere and hold anything."""
 
 
@@ -27,7 +27,7 @@ def explain(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
         elif detail["type"] == "missing":
             message = "is required"
         elif detail["type"] not in {"value_error", "json_invalid"}:
-            message = f"{message[0].lower()}{message[1:]:.{MAX_LENGTH}}, not {_quoted(detail['input'])}"
+            message = f"{message[0].lower()}{message[1:]}, not {_quoted(detail['input'])}"
         parts.append(f"{where:.{MAX_LENGTH}}: {message}" if where else message)
     if len(details) > MAX_ERRORS:
         parts.append(f"and {len(details) - MAX_ERRORS} more")

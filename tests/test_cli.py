@@ -254,7 +254,7 @@ def test_a_run_that_diverges_ends_with_exit_code_3_and_is_not_tried_again(gptlab
     assert find_run(run["run"]).history().attempts[-1]["diverged"]["window_starts"]
     code, _, err = gptlab(*arguments)
     assert code == 3
-    assert "would again" in err
+    assert "would diverge again" in err
 
 
 def test_a_second_command_on_a_run_that_is_training_fails_at_once_and_says_who_holds_it(gptlab, trained):
@@ -287,15 +287,15 @@ def test_training_begins_and_goes_on_without_what_only_others_need(text_file):
     script = (
         "import gc, sys; sys.argv = ['gptlab', *sys.argv[1:]]\n"
         "from gptlab import cli\n"
-        "from gptlab.training.loop import Trainer\n"
-        "original, steps = Trainer._train_step, []\n"
+        "from gptlab.training.loop import TrainingLoop\n"
+        "original, steps = TrainingLoop._train_step, []\n"
         "def step(self):\n"
         "    original(self)\n"
         "    loaded = {'torch._dynamo', 'tiktoken', 'wandb', 'pandas', 'torchinfo'} & sys.modules.keys()\n"
         "    assert steps or not loaded, loaded\n"
         "    assert gc.isenabled()\n"
-        "    steps.append(self.step)\n"
-        "Trainer._train_step = step\n"
+        "    steps.append(self.state.step)\n"
+        "TrainingLoop._train_step = step\n"
         "try: cli.main()\n"
         "except SystemExit as exit_: assert not exit_.code\n"
         "assert len(steps) == 2\n"

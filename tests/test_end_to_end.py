@@ -118,7 +118,7 @@ def test_a_disk_that_fills_up_and_one_that_is_read_only_cost_one_line_each(text_
         assert errors[name].count("\n") == 1
     assert "No space left on device" in errors["first"]
     assert "Read-only file system" in errors["third"]
-    assert "goes on from step" in (tmp_path / "second.out").read_text()
+    assert "resumes from step" in (tmp_path / "second.out").read_text()
     assert "is complete" in (tmp_path / "second.out").read_text()
 
 

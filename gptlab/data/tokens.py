@@ -26,6 +26,7 @@ from gptlab.data import tokenizer
 from gptlab.data.pieces import PIECE_CHARACTERS, pieces, split_boundary
 from gptlab.data.text import Text
 from gptlab.errors import BadInputError
+from gptlab.files import make_directory
 from gptlab.identity import canonical_json
 
 MAX_THREADS = 16
@@ -76,7 +77,7 @@ def prepare(text: Text, val_fraction: float) -> Tokens:
     """
     key = [text.sha256, tokenizer.TOKENIZER_SHA256, val_fraction, str(TOKEN_DTYPE), PIECE_CHARACTERS]
     folder = project.cache_directory() / "tokens" / hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(folder.parent)
     with _locked(folder.with_suffix(".lock")):
         records = _read_meta(folder)
         if records is None:

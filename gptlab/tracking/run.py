@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 from gptlab import project
 from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
-from gptlab.files import append_json_line, write_durably
+from gptlab.files import append_json_line, make_directory, write_durably
 from gptlab.identity import Identity
 from gptlab.spec import Experiment, Precision
 from gptlab.tracking.lock import lock_holder
@@ -185,7 +185,7 @@ def create_run(
         initial_weights=initial_weights,
         wandb_id=f"{run_id}-{secrets.token_hex(4)}",
     )
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     check_tree(directory)
     write_durably(directory / RECORD, record.model_dump_json(indent=2) + "\n")
     return Run(directory, record)

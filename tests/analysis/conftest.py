@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gptlab.tracking.checkpoints import MANIFEST, MODEL, Manifest, Progress, digest_of, directory_of
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from gptlab.spec import Experiment, ModelSpec, TrainSpec, identify
 from gptlab.tracking import run as tracking
-from gptlab.tracking.checkpoints import MANIFEST, MODEL, Manifest, Progress, digest_of, directory_of
 from gptlab.tracking.metrics import MetricsFile
 from gptlab.tracking.records import Outcome
 from gptlab.tracking.run import Run, TextRecord

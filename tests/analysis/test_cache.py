@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gptlab.tracking.checkpoints import MODEL, directory_of
 from numpy.typing import NDArray
 
 from analysis import cache, load, weights
 from gptlab import project
-from gptlab.tracking.checkpoints import MODEL, directory_of
 from gptlab.tracking.metrics import METRICS, MetricsFile
 from gptlab.tracking.run import Run
 

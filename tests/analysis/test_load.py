@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from gptlab.tracking.checkpoints import MODEL, directory_of
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from analysis import columns, load
 from gptlab.errors import BadInputError
 from gptlab.spec import NUMERICS, SECTIONS, Experiment
-from gptlab.tracking.checkpoints import MODEL, directory_of
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import COLUMNS, METRICS, MetricsFile
 from gptlab.tracking.run import Run

@@ -69,7 +69,7 @@ def _write(rows: list[Row], growth: list[Growth], console: Console) -> None:
     if growth:
         paths += write([point for one in growth for point in one.documents()], folder, "bench-growth")
     if paths:
-        console.print(f"written: {', '.join(project.shown(path) for path in paths)}", style="dim")
+        console.print(f"written: {', '.join(project.display_path(path) for path in paths)}", style="dim")
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ def rows() -> Iterator[Row]:
 
 def make_runs(runs: int = RUNS, rows: int = ROWS) -> None:
     """Write synthetic runs with two checkpoint manifests each, using the classes that write real runs."""
+    from gptlab.checkpoints.manifest import MANIFEST, MODEL, FileDigest, Manifest, Progress, checkpoint_directory
     from gptlab.spec import Experiment, TrainSpec, identify
     from gptlab.tracking import run as tracking
-    from gptlab.tracking.checkpoints import MANIFEST, MODEL, FileDigest, Manifest, Progress, directory_of
     from gptlab.tracking.run import TextRecord
 
     text = TextRecord(source="words", path="/words.txt", bytes=1000, sha256="ab" * 32)
@@ -63,7 +63,7 @@ def make_runs(runs: int = RUNS, rows: int = ROWS) -> None:
         attempt = run.start_attempt(steps=rows, device="cpu", torch="2", threads=2, tags=["bench"])
         (run.directory / "metrics.jsonl").write_text(lines)
         for step in (rows // 2, rows):
-            directory = directory_of(run.directory, step)
+            directory = checkpoint_directory(run.directory, step)
             directory.mkdir(parents=True)
             manifest = Manifest(
                 run=run.id,

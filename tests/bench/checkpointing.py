@@ -13,16 +13,16 @@ from _pairs import Work, interleave, interleave_processes, status_mib
 from _table import Row
 
 from gptlab import catalog
+from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, Progress, list_checkpoints
+from gptlab.checkpoints.read import model_from, read_newest_state, weight_shapes
+from gptlab.checkpoints.saver import BackgroundSaver
 from gptlab.data.tokenizer import TOKENIZER_SHA256
 from gptlab.model import gpt
 from gptlab.spec import identify
 from gptlab.tracking import run as runs
-from gptlab.tracking.checkpoints import MODEL, OPTIMIZER, Progress, list_checkpoints
 from gptlab.tracking.metrics import MetricsFile
 from gptlab.tracking.records import TextRecord
 from gptlab.training import optimizer
-from gptlab.training.restore import model_of, newest_state, weight_shapes
-from gptlab.training.saver import Saver
 from gptlab.training.settings import keep_freed_memory
 
 PART = "checkpointing"
@@ -71,13 +71,13 @@ def _saving(folder: Path) -> tuple[Path, list[Row]]:
 
     with ExitStack() as stack:
         metrics = stack.enter_context(MetricsFile(run.directory, 0))
-        saver = stack.enter_context(Saver(run, model, adamw, metrics))
+        saver = stack.enter_context(BackgroundSaver(run, model, adamw, metrics))
 
         def step() -> float:
             """One training step; returns the seconds that its update waited."""
             nonlocal done
             model(batch[:, :-1], batch[:, 1:]).backward()
-            waited_s = _seconds(saver.until_read)
+            waited_s = _seconds(saver.wait_until_read)
             adamw.step()
             adamw.zero_grad(set_to_none=True)
             done += 1
@@ -163,9 +163,9 @@ def _resume(directory: Path) -> Work:
     weight_shapes(spec.model)  # the first model on the meta device imports much of PyTorch
 
     def resume() -> None:
-        state = newest_state(directory, spec.model, print)
+        state = read_newest_state(directory, spec.model, print)
         assert state is not None
-        model = model_of(state.weights, spec.model)
+        model = model_from(state.weights, spec.model)
         optimizer.load_state_tensors(model, optimizer.build(model, spec.train, fused=True), state.moments)
 
     return resume

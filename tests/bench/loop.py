@@ -17,9 +17,9 @@ from _table import Row
 from rich.console import Console as RichConsole
 
 from gptlab import catalog
-from gptlab.console import Console
 from gptlab.data.windows import Windows
 from gptlab.model.gpt import GPT
+from gptlab.terminal.console import Console
 from gptlab.training import attempt, optimizer
 
 BLOCKS, BLOCK = 8, 10

@@ -23,7 +23,7 @@ def step(self, step, loss):
     if step == 1:
         os._exit(0)
 
-console.TrainingDisplay.step = step
+console.StepProgress.step = step
 cli.main()
 """
 NO_VALIDATION = ["--set=data.val_windows=1", "--set=train.snapshots=false"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from _table import Row
 
 from gptlab import catalog
-from gptlab.console import Console
+from gptlab.terminal.console import Console
 from gptlab.training import attempt
 
 PAIRS, STEPS = 6, 10

@@ -88,7 +88,7 @@ def test_any_flipped_bit_is_noticed(kept, restored, name, where, bit):
 def test_where_all_manifests_are_damaged_nothing_begins_again_by_itself(kept, micro):
     for path in (kept.parent).glob("*/manifest.json"):
         path.write_text("{")
-    with pytest.raises(GptlabError, match="no checkpoint is whole.*manifest.json is missing or damaged"):
+    with pytest.raises(GptlabError, match="no checkpoint is intact.*manifest.json is missing or damaged"):
         read_newest_state(kept.parents[1], micro.model, lambda notice: None)
 
 
@@ -211,7 +211,7 @@ def test_whatever_a_manifest_says_it_is_a_checkpoints_or_there_is_none(kept, mic
 def test_where_no_checkpoint_is_whole_the_error_says_so(kept, micro):
     for checkpoint in list_checkpoints(kept.parents[1]):
         (checkpoint.directory / OPTIMIZER).write_bytes(b"")
-    with pytest.raises(GptlabError, match="no checkpoint is whole.*--fresh"):
+    with pytest.raises(GptlabError, match="no checkpoint is intact.*--fresh"):
         read_newest_state(kept.parents[1], micro.model, lambda notice: None)
 
 

@@ -188,7 +188,7 @@ def test_pick_names_the_steps_there_are(tmp_path):
     save_step(tmp_path, 1)
     save_step(tmp_path, 2)
     assert (select_checkpoint(tmp_path, None).step, select_checkpoint(tmp_path, 1).step) == (2, 1)
-    with pytest.raises(BadInputError, match="no checkpoint of step 3; it has 1, 2"):
+    with pytest.raises(BadInputError, match="no checkpoint of step 3; available: 1, 2"):
         select_checkpoint(tmp_path, 3)
     with pytest.raises(BadInputError, match="no checkpoint yet"):
         select_checkpoint(tmp_path / "elsewhere", None)

@@ -71,7 +71,7 @@ def test_the_document_has_every_section(diff, micro, run):
 def test_a_run_and_itself_do_not_differ(diff, run):
     out = diff(run.id, run.id)
     assert f"nothing differs between {run.id} and {run.id}" in out
-    assert "equal in all 5 rows that both have, up to step 20" in out
+    assert "equal in all 5 common rows, up to step 20" in out
 
 
 def test_the_first_row_that_differs_is_named(run, micro, monkeypatch, tmp_path):
@@ -85,7 +85,7 @@ def test_the_first_row_that_differs_is_named(run, micro, monkeypatch, tmp_path):
 
 def test_validations_on_different_windows_are_said_not_to_compare(run, micro):
     other = run_attempt(micro.with_changes({"data.val_windows": 3}), steps=20).run
-    assert any("do not compare" in note for note in compare(recorded_side(run), recorded_side(other)).notes)
+    assert any("are not comparable" in note for note in compare(recorded_side(run), recorded_side(other)).notes)
 
 
 def test_another_text_is_data_and_other_threads_are_environment(run, micro, text_file, tmp_path):
@@ -130,7 +130,7 @@ def test_an_experiment_that_is_gone_and_a_text_that_has_changed_are_said(project
     run = run_attempt(micro.with_changes({"data.text": str(mine), "name": "other"})).run
     mine.write_text(text_file.read_text() + "more")
     first, second = current_side(run).notes
-    assert first == "there is no experiment 'other' any more"
+    assert first == "the experiment 'other' no longer exists"
     assert "has changed" in second
 
 
