@@ -1,5 +1,6 @@
 """The commands as a user types them: what they print, and what a mistake costs."""
 
+import errno
 import json
 import os
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from gptlab import cli
+from gptlab import cli, untrusted
 from gptlab.commands.list_runs import summarize
 from gptlab.data import text, tokens
 from gptlab.tracking.lock import RunLock
@@ -339,3 +340,35 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         code, out, _ = gptlab(name, "--help")
         assert code == 0
         assert len(out.splitlines()) < 50
+
+
+def test_debug_shows_the_traceback_behind_a_one_line_error(gptlab, monkeypatch):
+    monkeypatch.setenv("GPTLAB_DEBUG", "1")
+    code, _, err = gptlab("show", "nothing")
+    assert code == 2
+    assert "Traceback (most recent call last)" in err
+    assert err.splitlines()[-1].startswith("error: there is no experiment 'nothing'")
+    monkeypatch.setenv("GPTLAB_DEBUG", "0")
+    assert gptlab("show", "nothing")[2].count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.ENOSPC, True), (errno.EROFS, True), (errno.EACCES, True), (errno.ENOENT, False)]
+)
+def test_only_errors_that_the_environment_causes_become_one_line(gptlab, monkeypatch, number, expected):
+    def fail():
+        raise OSError(number, os.strerror(number), "somewhere")
+
+    monkeypatch.setattr("gptlab.commands.list_experiments.list_experiments", fail)
+    if expected:
+        assert gptlab("list") == (1, "", f"error: {os.strerror(number)}: somewhere\n")
+    else:  # a bug
+        with pytest.raises(OSError, match="somewhere"):
+            gptlab("list")
+
+
+def test_each_file_of_a_run_is_parsed_once_to_list_it(trained, monkeypatch):
+    opened, open_regular = [], untrusted.open_regular
+    monkeypatch.setattr(untrusted, "open_regular", lambda path: opened.append(path.name) or open_regular(path))
+    summarize(find_run(trained))
+    assert sorted(name for name in opened if name.endswith(".jsonl")) == ["attempts.jsonl", "metrics.jsonl"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptlab import identity, spec
@@ -496,3 +496,78 @@ def test_canonical_json_has_no_nan(number: float):
 
 def test_flatten_gives_dotted_leaves_in_order():
     assert list(flatten({"a": {"b": 1, "c": {"d": (2,)}}, "e": []})) == [("a.b", 1), ("a.c.d", (2,)), ("e", [])]
+
+
+# --- Nested sections, and values by the type of their field ---
+
+
+class Window(spec.Section):
+    """A section inside a section."""
+
+    size: int = 4
+    """Size."""
+    offsets: tuple[int, ...] = (0,)
+    """A list."""
+    options: dict[str, float] = Field({})
+    """A mapping."""
+    label: str | None = None
+    """Optional text."""
+
+
+class NestedModel(ModelSpec):
+    """A model with a section of its own."""
+
+    window: Window = Window()
+    """Nested."""
+    extra: Window | None = None
+    """Nested and optional."""
+
+
+class NestedExperiment(Experiment):
+    """An experiment with nested sections."""
+
+    model: NestedModel = NestedModel()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("model.window.size=7", 7),
+        ("model.window.offsets=[1, 2]", (1, 2)),
+        ('model.window.options={"a": 1}', {"a": 1.0}),
+        ("model.window.label=[1]", "[1]"),
+        ("model.window.label=none", None),
+        ("model.extra.size=9", 9),
+        ("train.betas=[0.5, 0.6]", (0.5, 0.6)),
+    ],
+)
+def test_nested_sections_and_lists_are_set_by_the_type_of_the_field(setting, value):
+    nested = NestedExperiment(name="nested", why="Does it nest?")
+    changed = nested.with_changes(parse_settings([setting], NestedExperiment))
+    found: Any = changed
+    for part in setting.partition("=")[0].split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert identity_fields(changed)["model"]["window"]["size"] in {4, 7}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.window.offsets=1", "not a JSON list such as"),
+        ("model.window.options=[1]", "not a JSON mapping such as"),
+        ("model.window.sise=1", "did you mean 'model.window.size'"),
+        ("model.window.size=x", r"model\.window\.size: .*not 'x'"),
+    ],
+)
+def test_a_wrong_nested_setting_is_explained(setting, message):
+    nested = NestedExperiment(name="nested", why="Does it nest?")
+    with pytest.raises(BadInputError, match=message):
+        nested.with_changes(parse_settings([setting], NestedExperiment))
+
+
+def test_fields_of_nested_sections_are_in_the_identity_unless_they_have_their_default():
+    nested = NestedExperiment(name="nested", why="Does it nest?")
+    changed = nested.with_changes({"model.window.size": 7})
+    assert identity_fields(nested, exclude_defaults=True)["model"] == {}
+    assert identity_fields(changed, exclude_defaults=True)["model"] == {"window": {"size": 7}}

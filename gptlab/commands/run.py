@@ -23,7 +23,7 @@ from gptlab.terminal.text import shell_command
 from gptlab.tracking import provenance
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.records import InitialWeights, TextRecord
-from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
+from gptlab.tracking.run import LOG, RECORD, History, Run, create_run, load_run
 from gptlab.training.attempt import Attempt
 from gptlab.training.initial import check_initial_weights
 from gptlab.training.loop import Hooks
@@ -135,15 +135,21 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     new_run = shell_command("run", record.spec.name, "--text", record.text.path)
     text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
     data = load_training_data(record.spec, text, record.seed)
-    steps = options.steps or run.history().target
-    return _continue(run, steps, data, settings, options, console, hooks or Hooks())
+    return _continue(run, options.steps, data, settings, options, console, hooks or Hooks())
 
 
 def _continue(
-    run: Run, steps: int, data: TrainingData, settings: Settings, options: Options, console: Console, hooks: Hooks
+    run: Run,
+    steps: int | None,
+    data: TrainingData,
+    settings: Settings,
+    options: Options,
+    console: Console,
+    hooks: Hooks,
 ) -> Result:
-    """Train the run if it has fewer than `steps`."""
+    """Train the run to `steps`, or to what the last attempt was asked for, unless it has as many already."""
     history = run.history()
+    steps = steps or history.target
     if history.status == "diverged":
         raise DivergedError(
             f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or start again "
@@ -159,15 +165,16 @@ def _continue(
         remove_temporary_files(run.directory)
         saved = read_newest_state(run.directory, run.record.spec.model, console.notice)
         if saved and steps < saved.checkpoint.step:
-            messages.fewer_steps(run, steps, saved.checkpoint.step, console)
+            messages.fewer_steps(run, history, steps, saved.checkpoint.step, console)
             return Result(run)
         console.log_to(run.directory / LOG)
         check_space(run.directory, run.record.spec)
-        return _train(run, steps, saved, data, settings, options, lock, signals, console, hooks)
+        return _train(run, history, steps, saved, data, settings, options, lock, signals, console, hooks)
 
 
 def _train(
     run: Run,
+    history: History,
     steps: int,
     saved: SavedState | None,
     data: TrainingData,
@@ -197,7 +204,7 @@ def _train(
         "artifacts": options.artifacts,
     }
     messages.opening(run, start_step, steps, data, settings, mirror.mode(), console)
-    messages.changed_environment(run, facts, console)
+    messages.changed_environment(history, facts, console)
     train = run.record.spec.train
     with (
         StepProgress(console, start_step, steps, train.batch_size * train.sequence_length) as progress,

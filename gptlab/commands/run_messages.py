@@ -68,10 +68,10 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
     _print_next_commands(run, history.step, console)
 
 
-def fewer_steps(run: Run, steps: int, done: int, console: Console) -> None:
+def fewer_steps(run: Run, history: History, steps: int, done: int, console: Console) -> None:
     """Print that an interrupted run has more steps already than requested."""
     console.print(f"{run.id} has {done} steps already, more than the {steps} requested; nothing changed")
-    console.fact("resume", shell_command("resume", run.id, "--steps", str(run.history().target)))
+    console.fact("resume", shell_command("resume", run.id, "--steps", str(history.target)))
 
 
 def opening(
@@ -106,9 +106,9 @@ def opening(
     console.fact("directory", project.display_path(run.directory))
 
 
-def changed_environment(run: Run, facts: dict[str, Any], console: Console) -> None:
+def changed_environment(history: History, facts: dict[str, Any], console: Console) -> None:
     """Print what has changed since the last attempt and may change the numbers."""
-    starts = run.history().starts
+    starts = history.starts
     if not starts or not facts["from_step"]:
         return
     keys = ("device", "torch", "threads", "git_commit", "diff_sha256")

@@ -1,0 +1,28 @@
+"""What `import gptlab` offers to notebooks."""
+
+import subprocess
+import sys
+
+import pytest
+
+import gptlab
+
+
+def test_every_exported_name_can_be_imported():
+    assert set(gptlab.__all__) >= {"Experiment", "ModelSpec", "load", "metrics", "runs", "samples"}
+    for name in gptlab.__all__:
+        assert callable(getattr(gptlab, name))
+
+
+def test_import_is_light_and_an_unknown_name_is_an_error():
+    script = "import sys, gptlab; sys.exit(bool({'torch', 'pandas', 'pydantic', 'analysis'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'rnus'"):
+        gptlab.rnus  # noqa: B018
+
+
+def test_runs_and_metrics_are_tables(long_run, monkeypatch):
+    monkeypatch.setenv("GPTLAB_RUNS", str(long_run.directory.parent))
+    runs = gptlab.runs(name="micro")
+    assert runs["run"].tolist() == [long_run.id]
+    assert gptlab.metrics(runs)["step"].tolist() == list(range(0, 41, 5))
