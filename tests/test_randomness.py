@@ -1,4 +1,4 @@
-"""Random bits are a function of their key, the same on every machine and in every version."""
+"""Random bits are a function of their key only, on every machine and in every version."""
 
 import hashlib
 import itertools
@@ -18,7 +18,7 @@ def words(*arguments: int, n: int = 2) -> list[str]:
     return [f"{word:016x}" for word in random_bits(*arguments, n=n).tolist()]  # type: ignore[arg-type]
 
 
-# Every run's order of windows, dropout and weights hangs on these words: they never change.
+# The window order, dropout and initial weights of every run depend on these words: they never change.
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -62,7 +62,7 @@ def test_no_two_keys_share_a_word():
     assert len(np.unique(drawn)) == len(drawn)
 
 
-def test_seed_and_step_are_not_added():
+def test_seed_and_step_are_not_interchangeable():
     assert words(0, Purpose.STEP, 1) != words(1, Purpose.STEP, 0)
     assert words(2, Purpose.STEP, 3) != words(3, Purpose.STEP, 2)
 
@@ -79,14 +79,14 @@ def test_another_process_draws_the_same_words():
     assert run.stdout.strip() == str(random_bits(5, Purpose.STEP, 6, n=3).tolist())
 
 
-# NumPy guarantees the bits of Philox, not what `standard_normal` makes of them. If this fails with another NumPy, the
-# same spec starts from other weights: bump NUMERICS.
+# NumPy guarantees the bits of Philox, but not `standard_normal`. If this fails with another NumPy, the same spec starts
+# from other weights and needs a new NUMERICS.
 def test_golden_normal_variates():
     drawn = normal_generator(0, Purpose.WEIGHTS, "token_embedding.weight").standard_normal(4, "float32")
     assert drawn.tolist() == [0.4082525372505188, 0.8238692879676819, -1.6707401275634766, -0.15342745184898376]
 
 
-def test_each_name_seed_and_purpose_has_normal_variates_of_its_own():
+def test_each_name_seed_and_purpose_has_its_own_normal_variates():
     first = [
         normal_generator(seed, purpose, name).standard_normal()
         for seed in (0, 1, 2**63 - 1)

@@ -1,1 +1,1 @@
-"""The GPT, what it weighs, and text from it."""
+"""The GPT: architecture, loss, sampling and a summary table."""

@@ -1,23 +1,23 @@
-"""A GPT, to be read from top to bottom.
+"""The GPT.
 
 - Pre-norm decoder as in GPT-2 (Radford et al. 2019, section 2.3): LayerNorm before each sublayer and after the last.
 - Learned positions, tanh-approximated GELU, causal flash attention through `scaled_dot_product_attention`.
-- The output layer has no bias and is a matrix of its own unless the spec ties it to the token embedding.
-- Initial weights are a function of (seed, parameter name): variants share what they have in common.
+- The output layer has no bias and its own weight, unless the spec ties it to the token embedding.
+- Initial weights are a function of (seed, parameter name), so variants share the weights of the layers they share.
 
-B is the batch, T the sequence, C = n_embd the width, V the vocabulary.
+B is the batch size, T the sequence length, C = n_embd the width, V the vocabulary size.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from gptlab.model.loss import mean_cross_entropy, token_cross_entropy
+from gptlab.model.recompute import compose_with_recompute
+from gptlab.model.uninitialized import Embedding, Linear
 from gptlab.randomness import Purpose, normal_generator
 from gptlab.spec import ModelSpec
 
@@ -25,43 +25,49 @@ INIT_STD = 0.02
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, per layer, so that the next token costs one position's work.
+    """Keys and values of all previous positions, so that the next token costs one position's work.
 
-    The room is taken once: appending to it copies nothing of what is there.
+    The buffer is allocated once; appending copies only the new positions.
     """
 
     def __init__(self, spec: ModelSpec, batch: int, capacity: int, device: torch.device | str = "cpu") -> None:
-        """Make room for `capacity` positions of `batch` sequences, in float32."""
+        """Allocate `capacity` positions of `batch` sequences in float32."""
         shape = (spec.n_layer, 2, batch, spec.n_head, capacity, spec.n_embd // spec.n_head)
-        self._kept = torch.empty(shape, device=device)
+        self._buffer = torch.empty(shape, device=device)
         self.length = 0
-        """Positions held."""
+        """Positions stored."""
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new positions, `(B, n_head, T, C / n_head)`, after those held, and return all of the layer's.
+        """Append T positions to a layer and return all of its keys and values.
 
-        One sequence is put into every row of the batch: a prompt that all of them continue.
+        Args:
+            layer: Index of the decoder block.
+            key: `(B, n_head, T, C / n_head)`; a batch of 1, a shared prompt, is stored for every sequence.
+            value: Like `key`.
+
+        Returns:
+            Views of shape `(B, n_head, length + T, C / n_head)`.
         """
-        (batch, _, T, _), kept = key.shape, self._kept[layer]  # (2, B, n_head, capacity, C / n_head)
-        for side, new in zip(kept.narrow(3, self.length, T), (key, value), strict=True):
+        (B, _, T, _), stored = key.shape, self._buffer[layer]  # (2, batch, n_head, capacity, C / n_head)
+        for side, new in zip(stored.narrow(3, self.length, T), (key, value), strict=True):
             side.copy_(new)
-        keys, values = kept[:, :batch, :, : self.length + T]
+        keys, values = stored[:, :B, :, : self.length + T]
         return keys, values
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head self-attention in which a position sees itself and what came before (Vaswani et al. 2017, §3.2)."""
+    """Multi-head self-attention; each position attends to itself and earlier ones (Vaswani et al. 2017, §3.2)."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.n_head = spec.n_head
         self.dropout = spec.dropout
-        self.query_key_value = nn.Linear(spec.n_embd, 3 * spec.n_embd, bias=spec.bias)
-        self.projection = nn.Linear(spec.n_embd, spec.n_embd, bias=spec.bias)
+        self.query_key_value = Linear(spec.n_embd, 3 * spec.n_embd, bias=spec.bias)
+        self.projection = Linear(spec.n_embd, spec.n_embd, bias=spec.bias)
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Map `(B, T, C)` to `(B, T, C)`; with a cache that holds positions already, T is 1."""
+        """Map `(B, T, C)` to `(B, T, C)`; T is 1 if the cache already holds positions."""
         B, T, C = x.shape
         heads = self.query_key_value(x).view(B, T, 3, self.n_head, C // self.n_head)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, C / n_head)
@@ -75,39 +81,23 @@ class CausalSelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two matrices around a GELU, four times as wide inside (Hendrycks and Gimpel 2016, the tanh approximation)."""
+    """Two linear layers with a GELU between them (Hendrycks and Gimpel 2016), four times as wide inside."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.expansion = nn.Linear(spec.n_embd, 4 * spec.n_embd, bias=spec.bias)
-        self.projection = nn.Linear(4 * spec.n_embd, spec.n_embd, bias=spec.bias)
+        self.expansion = Linear(spec.n_embd, 4 * spec.n_embd, bias=spec.bias)
+        self.activation = nn.GELU(approximate="tanh")
+        self.projection = Linear(4 * spec.n_embd, spec.n_embd, bias=spec.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, T, C)` to `(B, T, C)`."""
         x = self.expansion(x)  # (B, T, 4C)
-        activation = F.gelu(x, approximate="tanh")
-        with _gelu_computed_again(x, activation):
-            x = self.projection(activation)
+        x = compose_with_recompute(self.projection, self.activation, x)  # (B, T, C), projection(activation(x))
         return x
 
 
-def _gelu_computed_again(x: Tensor, activation: Tensor) -> AbstractContextManager[object]:
-    """A context in which autograd keeps nothing of GELU's output, and computes it from its input once more.
-
-    Of all that a block keeps for the backward pass this is a quarter, for less than a hundredth of the time. Only on
-    the CPU: elsewhere `torch.compile` weighs such things.
-    """
-    if x.device.type != "cpu":
-        return nullcontext()
-    address = activation.data_ptr()
-    return torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: tensor.shape if tensor.data_ptr() == address else tensor,
-        lambda kept: F.gelu(x, approximate="tanh").view(kept) if isinstance(kept, torch.Size) else kept,
-    )
-
-
 class TransformerDecoderBlock(nn.Module):
-    """Attention, then the feed-forward layer, each on a normalised copy and added to the residual stream."""
+    """Attention, then the feed-forward layer, each applied to a normalized copy and added to the residual stream."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
@@ -125,17 +115,20 @@ class TransformerDecoderBlock(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens in; logits out, or the loss where targets are given."""
+    """A decoder-only transformer that returns logits, or the loss if it is given targets.
+
+    The constructor leaves matrices and embeddings uninitialized: use `build`.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.position_embedding = nn.Embedding(spec.context_length, spec.n_embd)
-        self.token_embedding = nn.Embedding(spec.vocab_size, spec.n_embd)
+        self.position_embedding = Embedding(spec.context_length, spec.n_embd)
+        self.token_embedding = Embedding(spec.vocab_size, spec.n_embd)
         self.dropout = nn.Dropout(spec.dropout)
         self.blocks = nn.ModuleList(TransformerDecoderBlock(spec, layer) for layer in range(spec.n_layer))
         self.final_norm = nn.LayerNorm(spec.n_embd, bias=spec.bias)
-        self.output = None if spec.tied else nn.Linear(spec.n_embd, spec.vocab_size, bias=False)
+        self.output = None if spec.tied else Linear(spec.n_embd, spec.vocab_size, bias=False)
 
     def forward(
         self,
@@ -145,17 +138,17 @@ class GPT(nn.Module):
         reduction: Literal["mean", "none"] = "mean",
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Run the model.
+        """Compute logits or, with targets, the cross-entropy in nats.
 
         Args:
-            tokens: `(B, T)`, integers below `vocab_size`; T at most `context_length`.
+            tokens: `(B, T)`, integers below V; T is at most `context_length`.
             targets: `(B, T)`, the token that follows each of `tokens`.
-            reduction: Of the loss over all B · T targets.
-            cache: Positions that came before; the new ones are added to it. Not with targets.
+            reduction: "mean" for the mean loss over all B · T targets, "none" for per-token losses.
+            cache: Earlier positions; the positions of `tokens` are appended. Cannot be combined with targets.
 
         Returns:
-            Logits `(B, T, V)`, with a cache the last position's `(B, 1, V)`, or with targets the cross-entropy in nats:
-            a scalar, or `(B, T)` for "none".
+            Logits of shape `(B, T, V)`, or `(B, 1, V)` for the last position only if there is a cache. With targets
+            the loss: a scalar, or `(B, T)` for "none".
         """
         T = tokens.shape[1]
         start = 0 if cache is None else cache.length
@@ -165,7 +158,7 @@ class GPT(nn.Module):
             x = block(x, cache)
         if cache is not None:
             cache.length += T
-            x = x[:, -1:]  # the others' next tokens are known
+            x = x[:, -1:]  # the tokens that follow the other positions are known
         x = self.final_norm(x)
         output = self.token_embedding.weight if self.output is None else self.output.weight  # (V, C)
         if targets is None:
@@ -176,10 +169,10 @@ class GPT(nn.Module):
 
 
 def build(spec: ModelSpec, seed: int) -> GPT:
-    """The model on the CPU with its initial weights: a function of (seed, parameter name), whatever else there is.
+    """Return the model on the CPU with its initial weights, each a function of (seed, parameter name) only.
 
-    Matrices and embeddings are normal with standard deviation 0.02, the projections into the residual stream scaled by
-    1 / sqrt(2 · n_layer) (Radford et al. 2019, §2.3); biases are zero and LayerNorm weights one.
+    Matrices and embeddings are normal with standard deviation 0.02; the projections into the residual stream are
+    scaled by 1 / sqrt(2 · n_layer) (Radford et al. 2019, §2.3). Biases are zero and LayerNorm weights one.
     """
     model = empty(spec)
     with torch.no_grad():
@@ -194,20 +187,6 @@ def build(spec: ModelSpec, seed: int) -> GPT:
 
 
 def empty(spec: ModelSpec, device: str = "cpu") -> GPT:
-    """The model with uninitialised weights, to be filled by the caller; without memory for them on "meta"."""
-    with torch.device(device), _Uninitialised():
+    """Return the model with uninitialized weights; on "meta" they take no memory."""
+    with torch.device(device):
         return GPT(spec)
-
-
-class _Uninitialised(TorchFunctionMode):
-    """A context in which torch's modules draw no initial weights of their own.
-
-    Nobody would read them; and on "meta", where drawing costs nothing else, it imports `torch.compile`: a second.
-    """
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return None
-        return function(*args, **(kwargs or {}))

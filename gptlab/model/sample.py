@@ -1,4 +1,4 @@
-"""Text from a model, one token at a time, for several continuations of a prompt at once."""
+"""Sample text from a model: several continuations of one prompt at once, token by token."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from gptlab.model.gpt import GPT, KeyValueCache
 from gptlab.randomness import Purpose, random_bits
 
 BATCH = 16
-"""Continuations that are drawn side by side: their keys and values are held in memory."""
+"""Continuations that are generated together; their keys and values are in memory at the same time."""
 
 
 @torch.inference_mode()
@@ -25,27 +25,27 @@ def samples(
     top_k: int = 50,
     seed: int = 0,
 ) -> list[str]:
-    """Continue a prompt in several ways.
+    """Return `count` continuations of a prompt.
 
-    Each token is drawn by a number that depends on the seed, the continuation's index and the token's position alone.
-    So more continuations begin with those that fewer give, as far as the matrix products of another batch, which may
-    round differently, leave each draw on the same side.
+    Each token is drawn with a random number that depends only on the seed, the continuation's index and the token's
+    position. So a larger `count` returns the same first continuations, except where matrix products of another batch
+    size round differently and a draw lies on the boundary between two tokens.
 
     Args:
-        model: In either mode; it is left in the one it had.
-        prompt: At least one token.
-        count: Continuations.
-        trained_length: The sequence length of the training: positions beyond it never saw any.
-        max_tokens: New tokens of each; as many as `trained_length` leaves room for by default.
-        temperature: Divides the logits; 0 takes the likeliest token each time.
-        top_k: Draw from this many likeliest tokens; 0 draws from all.
-        seed: The same arguments and seed give the same texts.
+        model: In training or evaluation mode; the mode is restored afterwards.
+        prompt: Text of at least one token.
+        count: Number of continuations.
+        trained_length: The sequence length of training; later positions were never trained.
+        max_tokens: New tokens per continuation; by default as many as fit into `trained_length`.
+        temperature: Divides the logits; 0 always takes the most likely token.
+        top_k: Draw from this many most likely tokens; 0 draws from all.
+        seed: The same seed and arguments give the same texts.
 
     Returns:
-        The new texts, without the prompt.
+        The continuations without the prompt.
 
     Raises:
-        BadInputError: The prompt is empty, or prompt and new tokens exceed `trained_length`.
+        BadInputError: The prompt is empty, or prompt and new tokens together exceed `trained_length`.
         GptlabError: The model's output is not finite.
     """
     tokens = tokenizer.gpt2().encode_ordinary(prompt)
@@ -78,33 +78,33 @@ def samples(
 def _continue(
     model: GPT, tokens: list[int], length: int, indices: range, temperature: float, top_k: int, seed: int
 ) -> Tensor:
-    """The new tokens of the continuations of these indices, `(B, length - len(tokens))`."""
+    """Return the new tokens of the continuations with these indices, `(B, length - len(tokens))`."""
     device = model.token_embedding.weight.device
-    cache = KeyValueCache(model.spec, len(indices), length - 1, device)  # the last token is not read
+    cache = KeyValueCache(model.spec, len(indices), length - 1, device)  # the last token is never an input
     uniform = _uniform(seed, indices, length)  # (B, length)
     new = torch.tensor([tokens], device=device)  # (1, T), then (B, 1)
-    written = []
+    drawn = []
     for position in range(len(tokens), length):
         logits = model(new, cache=cache)[:, -1, : tokenizer.gpt2().n_vocab]  # (1, V), then (B, V)
         logits = logits.float().expand(len(indices), -1)
-        written.append(_draw(logits, uniform[:, position, None], temperature, top_k))
-        new = written[-1].to(device)
-    return torch.cat(written, dim=1)
+        drawn.append(_draw(logits, uniform[:, position, None], temperature, top_k))
+        new = drawn[-1].to(device)
+    return torch.cat(drawn, dim=1)
 
 
 def _uniform(seed: int, indices: range, length: int) -> Tensor:
-    """Numbers in [0, 1) of their own for each continuation and position, `(B, length)`."""
+    """Return independent uniform numbers in [0, 1) for each continuation and position, `(B, length)`."""
     bits = np.stack([random_bits(seed, Purpose.SAMPLE, index, n=length) for index in indices])
     return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53)
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Tensor:
-    """The next tokens, `(B, 1)`, by `(B, V)` logits and `(B, 1)` numbers in [0, 1).
+    """Return the next tokens, `(B, 1)`, for `(B, V)` logits and `(B, 1)` uniform numbers in [0, 1).
 
-    A number is looked up in the cumulative probabilities, in the order of the vocabulary: logits that differ by a
-    rounding give the same token unless it falls right between two.
+    Each number is looked up in the cumulative probabilities in vocabulary order, so rounding differences in the logits
+    change the token only if the number lies on the boundary between two tokens.
     """
-    k = 1 if temperature < 1e-6 else top_k  # dividing by less overflows
+    k = 1 if temperature < 1e-6 else top_k  # dividing by a smaller number overflows
     tokens = torch.arange(logits.shape[1]).expand(logits.shape)
     if 0 < k < logits.shape[1]:
         likeliest = logits.topk(k).indices.sort().values  # (B, k)

@@ -11,17 +11,17 @@ from gptlab.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Layer:
-    """One row: a module that has an output of its own."""
+    """One row: a module with parameters."""
 
     label: str
     """Type, depth and index, such as `TransformerDecoderBlock: 2-1`."""
     output_shape: tuple[int, ...]
-    """With −1 for the batch."""
+    """−1 stands for the batch size."""
     parameters: int
 
 
 def layers(spec: ModelSpec, sequence_length: int) -> list[Layer]:
-    """The model's layers in the order in which a batch of `sequence_length` tokens passes them, without its blocks'."""
+    """Return the layers in the order in which the forward pass uses them; a decoder block is one layer."""
     model = gpt.empty(spec, "meta")
     tokens = torch.zeros((1, sequence_length), dtype=torch.long, device="meta")
     statistics = torchinfo.summary(model, input_data=tokens, depth=2, verbose=0, device="meta")

@@ -1,28 +1,17 @@
-"""AdamW at a constant learning rate, and its state under the parameters' names."""
+"""AdamW with a constant learning rate, gradient clipping, and the optimizer state by parameter name."""
 
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from gptlab.model.gpt import GPT
 from gptlab.spec import TrainSpec
-
-
-class AdamW(torch.optim.AdamW):
-    """torch's own, less what its methods do for `torch.compile`: importing that takes a second, at their first call."""
-
-    # functools.wraps sets `__wrapped__`; the types do not say so.
-    add_param_group = Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
-    load_state_dict = Optimizer.load_state_dict.__wrapped__  # type: ignore[attr-defined]
-    state_dict = Optimizer.state_dict.__wrapped__  # type: ignore[attr-defined]
-    step = torch.no_grad()(torch.optim.AdamW.step.__wrapped__)  # type: ignore[attr-defined]
-    zero_grad = Optimizer.zero_grad.__wrapped__  # type: ignore[attr-defined]
+from gptlab.training.adamw import AdamW
 
 
 def build(model: GPT, spec: TrainSpec, *, fused: bool) -> AdamW:
-    """AdamW (Loshchilov and Hutter 2019) whose weight decay reaches matrices and embeddings only."""
+    """Return AdamW (Loshchilov and Hutter 2019) with weight decay on matrices and embeddings only."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
@@ -32,10 +21,10 @@ def build(model: GPT, spec: TrainSpec, *, fused: bool) -> AdamW:
 
 
 def gradient_norm(model: GPT) -> Tensor:
-    """The Euclidean norm of all gradients together, a scalar.
+    """Return the Euclidean norm of all gradients, a scalar.
 
-    By way of the norms of rows: over the 38 million numbers of an embedding at once, PyTorch's float32 sum is 0.3% off
-    on a CPU, and takes twice as long.
+    It is the norm of the norms of rows: over the 38 million elements of an embedding at once, PyTorch's float32 sum is
+    0.3% off on a CPU and takes twice as long.
     """
     rows = [torch.linalg.vector_norm(p.grad, dim=-1).flatten() for p in model.parameters() if p.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(torch.cat(rows))
@@ -43,9 +32,14 @@ def gradient_norm(model: GPT) -> Tensor:
 
 
 def clipped_update(optimizer: torch.optim.AdamW, norm: Tensor, max_norm: float) -> None:
-    """One step of AdamW on gradients whose norm is clipped to `max_norm` (Pascanu et al. 2013, section 3.2), then none.
+    """Clip gradients to `max_norm` (Pascanu et al. 2013, section 3.2), step, and clear them.
 
-    Fused AdamW divides by a scale while it reads the gradients, so that clipping needs no pass of its own.
+    Fused AdamW divides the gradients by `grad_scale` while it reads them, so clipping needs no pass of its own.
+
+    Args:
+        optimizer: AdamW over parameters that all have gradients.
+        norm: The gradients' norm, from `gradient_norm`.
+        max_norm: Largest norm; infinity turns clipping off.
     """
     scale = (norm / max_norm).clamp(min=1)
     if optimizer.defaults["fused"]:
@@ -58,7 +52,7 @@ def clipped_update(optimizer: torch.optim.AdamW, norm: Tensor, max_norm: float) 
 
 
 def state_tensors(model: GPT, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """The state as `<parameter name>/{exp_avg,exp_avg_sq,step}`; empty before the first step."""
+    """Return the state as `<parameter name>/{exp_avg,exp_avg_sq,step}`; it is empty before the first step."""
     state = optimizer.state
     return {
         f"{name}/{key}": value
@@ -68,10 +62,10 @@ def state_tensors(model: GPT, optimizer: torch.optim.AdamW) -> dict[str, Tensor]
 
 
 def load_state_tensors(model: GPT, optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
-    """Undo `state_tensors`: the optimizer goes on in these very tensors, where they are on its device.
+    """Load what `state_tensors` returned. Tensors that are on the optimizer's device are used without a copy.
 
     Raises:
-        KeyError: A parameter has no state among the tensors.
+        KeyError: A parameter's state is missing from `tensors`.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,4 +1,4 @@
-"""A GPT that is small but for its vocabulary."""
+"""A GPT that is small except for its vocabulary."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def small_spec() -> ModelSpec:
 
 @pytest.fixture(scope="module")
 def small() -> GPT:
-    """In evaluation mode; not to be changed."""
+    """In evaluation mode; shared, so tests must not change it."""
     return build(SMALL, seed=0).eval()
 
 
@@ -34,5 +34,5 @@ def lively() -> GPT:
 
 @pytest.fixture
 def tokens() -> Tensor:
-    """Two windows of 16 tokens and the one after."""
+    """Two windows of 16 tokens, each with the token after it."""
     return torch.randint(50257, (2, 17), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The forward pass is the one that the equations say."""
+"""The forward pass agrees with the equations."""
 
 import math
 
@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptlab.model.gpt import GPT, CausalSelfAttention, KeyValueCache, build, empty
+from gptlab.model.gpt import GPT, KeyValueCache, build, empty
 from gptlab.spec import ModelSpec
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def livelier(model: GPT) -> GPT:
-    """With weights so large that attention, norms and biases matter."""
+    """Add noise to the weights, so large that attention, norms and biases matter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -24,16 +24,16 @@ def livelier(model: GPT) -> GPT:
     return model
 
 
-def by_the_equations(weights: dict[str, Tensor], spec: ModelSpec, tokens: Tensor) -> Tensor:
-    """GPT-2's logits, written down once more in elementary operations; shapes as in the model."""
+def reference_logits(weights: dict[str, Tensor], spec: ModelSpec, tokens: Tensor) -> Tensor:
+    """GPT-2's logits in elementary operations; shapes as in the model."""
     (B, T), heads = tokens.shape, spec.n_head
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", torch.zeros(()))
 
     def norm(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        centered = x - x.mean(-1, keepdim=True)
+        scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return scaled * weights[f"{name}.weight"] + weights.get(f"{name}.bias", torch.zeros(()))
 
     def attention(x: Tensor, name: str) -> Tensor:
@@ -61,19 +61,19 @@ def by_the_equations(weights: dict[str, Tensor], spec: ModelSpec, tokens: Tensor
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
-def test_logits_are_those_of_the_equations(small_spec: ModelSpec, tokens: Tensor, bias: bool, tied: bool):
+def test_logits_agree_with_the_equations(small_spec: ModelSpec, tokens: Tensor, bias: bool, tied: bool):
     spec = small_spec.model_copy(update={"bias": bias, "tied": tied})
     model = livelier(build(spec, seed=0).eval())
-    expected = by_the_equations(model.state_dict(), spec, tokens)
+    expected = reference_logits(model.state_dict(), spec, tokens)
     torch.testing.assert_close(model(tokens), expected, rtol=1e-3, atol=1e-3)
     assert expected.std() > 0.5, "weights so small would hide a mistake"
 
 
 @pytest.mark.parametrize("length", [1, 2, 9])
 @torch.no_grad()
-def test_attention_is_an_explicit_softmax_over_the_past(small_spec: ModelSpec, length: int):
+def test_attention_equals_an_explicit_softmax_over_the_past(small_spec: ModelSpec, length: int):
     generator = torch.Generator().manual_seed(2)
-    attention = CausalSelfAttention(small_spec, layer=0).eval()
+    attention = livelier(build(small_spec, seed=0)).blocks[0].attention.eval()
     x = torch.randn((3, length, 32), generator=generator)
     query, key, value = attention.query_key_value(3 * x).view(3, length, 3, 4, 8).unbind(2)
     expected = torch.zeros(3, length, 4, 8)
@@ -109,13 +109,13 @@ def test_order_of_the_past_matters(lively: GPT, tokens: Tensor):
 
 
 @torch.no_grad()
-def test_loss_before_training_is_that_of_guessing_among_all_tokens(tokens: Tensor):
+def test_loss_before_training_is_that_of_a_uniform_guess(tokens: Tensor):
     model = build(ModelSpec(n_layer=3, n_head=4, n_embd=64, context_length=16), seed=0).eval()
     assert model(tokens[:, :-1], tokens[:, 1:]).item() == pytest.approx(math.log(50257), abs=0.1)
 
 
 @torch.no_grad()
-def test_loss_is_the_mean_surprise_of_the_targets_in_nats(lively: GPT, tokens: Tensor):
+def test_loss_is_the_mean_negative_log_probability_in_nats(lively: GPT, tokens: Tensor):
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     logits = lively(inputs)
     each = lively(inputs, targets, reduction="none")
@@ -129,13 +129,13 @@ def test_loss_is_the_mean_surprise_of_the_targets_in_nats(lively: GPT, tokens: T
 
 
 @torch.no_grad()
-def test_loss_is_computed_in_float32_whatever_the_logits_are(tokens: Tensor, small_spec: ModelSpec):
+def test_loss_of_a_bfloat16_model_is_float32(tokens: Tensor, small_spec: ModelSpec):
     model = build(small_spec, seed=0).to(torch.bfloat16).eval()
     assert model(tokens).dtype == torch.bfloat16
     assert model(tokens[:, :-1], tokens[:, 1:]).dtype == torch.float32
 
 
-def test_sequence_may_be_as_long_as_the_context_and_no_longer(small: GPT):
+def test_sequence_is_at_most_as_long_as_the_context(small: GPT):
     assert small(torch.zeros((1, 24), dtype=torch.long)).shape == (1, 24, 50257)
     with pytest.raises(IndexError):
         small(torch.zeros((1, 25), dtype=torch.long))
@@ -171,7 +171,7 @@ def test_dropout_drops_only_while_training(small_spec: ModelSpec, tokens: Tensor
 
 @torch.no_grad()
 def test_dropout_drops_embeddings_attention_weights_and_both_sublayers(tokens: Tensor):
-    """With nearly everything dropped, what is left is the residual stream alone."""
+    """With nearly everything dropped, only the residual stream is left."""
     spec = ModelSpec(n_layer=1, n_head=2, n_embd=8, context_length=24, dropout=0.999_999)
     model = build(spec, seed=0)
     torch.manual_seed(0)
@@ -200,7 +200,7 @@ def test_model_without_dropout_needs_no_evaluation_mode(small_spec: ModelSpec, t
 @given(st.data())
 @settings(max_examples=settings.default.max_examples // 2)
 @torch.no_grad()
-def test_cache_gives_the_logits_of_the_whole_however_the_sequence_is_fed(data: st.DataObject):
+def test_logits_with_a_cache_equal_those_of_the_whole_sequence(data: st.DataObject):
     batch, heads = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 2, 4]))
     shape = {"tied": data.draw(st.booleans()), "bias": data.draw(st.booleans())}
     spec = ModelSpec(n_layer=2, n_head=heads, n_embd=16, context_length=24, **shape)
@@ -221,7 +221,7 @@ def test_cache_gives_the_logits_of_the_whole_however_the_sequence_is_fed(data: s
 
 
 @torch.no_grad()
-def test_cache_takes_its_room_once_and_no_position_beyond_it(lively: GPT, tokens: Tensor):
+def test_cache_is_allocated_once_and_rejects_positions_beyond_its_capacity(lively: GPT, tokens: Tensor):
     cache = KeyValueCache(lively.spec, 2, 5)
     lively(tokens[:, :4], cache=cache)
     places = [cache.extend(layer, *torch.zeros(2, 2, 4, 1, 8))[0].data_ptr() for layer in range(2)]
@@ -231,12 +231,12 @@ def test_cache_takes_its_room_once_and_no_position_beyond_it(lively: GPT, tokens
     cache.length = 5
     with pytest.raises(RuntimeError):
         lively(tokens[:, 5:6], cache=cache)
-    assert cache.length == 5, "what failed was not added"
+    assert cache.length == 5, "a failed forward pass adds nothing"
 
 
 # --- Names and tensors ---
 
-# Checkpoints are read by these names.
+# Checkpoints use these names.
 NAMES = [
     "position_embedding.weight",
     "token_embedding.weight",
@@ -283,7 +283,7 @@ def test_no_two_tensors_of_the_state_share_memory(small_spec: ModelSpec, tied: b
     assert len({tensor.untyped_storage().data_ptr() for tensor in state.values()}) == len(state)
 
 
-def test_model_is_made_on_the_cpu_in_float32_and_trainable(small_spec: ModelSpec):
+def test_model_is_on_the_cpu_in_float32_and_trainable(small_spec: ModelSpec):
     for model in (build(small_spec, seed=0), empty(small_spec)):
         assert model.training
         for parameter in model.parameters():
@@ -299,10 +299,10 @@ def test_tied_model_reads_its_output_from_the_token_embedding(small_spec: ModelS
     torch.testing.assert_close(logits, F.linear(hidden[0], model.token_embedding.weight))
 
 
-def test_tied_embedding_learns_from_both_its_uses(small_spec: ModelSpec, tokens: Tensor):
+def test_tied_embedding_gets_a_gradient_as_output_layer(small_spec: ModelSpec, tokens: Tensor):
     model = build(small_spec.model_copy(update={"tied": True}), seed=0)
     model(tokens[:, :-1], tokens[:, 1:]).backward()
     assert model.token_embedding.weight.grad is not None
     unread = torch.ones(50257).bool()
     unread[tokens.flatten()] = False
-    assert model.token_embedding.weight.grad[unread].any(dim=1).all(), "as an output, of every token"
+    assert model.token_embedding.weight.grad[unread].any(dim=1).all(), "the softmax is over all tokens"

@@ -21,7 +21,7 @@ def variant(**changes: object) -> ModelSpec:
 
 
 def differing(one: GPT, other: GPT) -> set[str]:
-    """Names that both have, with different values."""
+    """Names of shared parameters whose values differ."""
     ours, theirs = dict(one.named_parameters()), dict(other.named_parameters())
     return {name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name], theirs[name])}
 
@@ -95,7 +95,7 @@ def test_variant_with_more_layers_shares_all_but_the_scale_of_the_projections(mo
         torch.testing.assert_close(ours * math.sqrt(2 * 2), theirs * math.sqrt(2 * 3))
 
 
-# Old runs started from these weights: whoever changes them bumps NUMERICS.
+# Existing runs started from these weights. Changing them requires a new NUMERICS.
 def test_golden_weights(model: GPT):
     first = {
         name: model.get_parameter(name).flatten()[:2].tolist()

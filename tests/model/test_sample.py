@@ -1,4 +1,4 @@
-"""Text from a model: what is drawn, from what, and what is refused."""
+"""Sampling: the distribution of tokens, the number of tokens, errors, and no side effects."""
 
 import math
 from collections import Counter
@@ -23,7 +23,7 @@ def sample(model: GPT, prompt: str, **options: Any) -> str:
 
 
 def greedy(model: GPT, prompt: str, count: int) -> str:
-    """The likeliest token each time, computed from the whole text so far without a cache."""
+    """Always the most likely token, computed from the whole text so far without a cache."""
     tokens = tokenizer.gpt2().encode_ordinary(prompt)
     before = len(tokens)
     for _ in range(count):
@@ -41,14 +41,14 @@ def test_sample_is_a_function_of_its_arguments(lively: GPT):
     assert sample(lively, "A dog", trained_length=16, seed=3) != first
 
 
-def test_sampling_leaves_torchs_own_randomness_alone(lively: GPT):
+def test_sampling_does_not_advance_torchs_generator(lively: GPT):
     torch.manual_seed(5)
     state = torch.get_rng_state()
     sample(lively, PROMPT, trained_length=16)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_temperature_zero_takes_the_likeliest_token_each_time(lively: GPT):
+def test_temperature_zero_is_greedy(lively: GPT):
     expected = greedy(lively, PROMPT, 14)
     assert len(set(expected)) > 5, "a model that repeats itself would hide a mistake"
     for seed in (0, 1):
@@ -56,13 +56,13 @@ def test_temperature_zero_takes_the_likeliest_token_each_time(lively: GPT):
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 100.0])
-def test_drawing_from_the_likeliest_alone_is_greedy(lively: GPT, temperature: float):
+def test_top_k_of_one_is_greedy(lively: GPT, temperature: float):
     drawn = sample(lively, PROMPT, trained_length=16, top_k=1, temperature=temperature, seed=7)
     assert drawn == greedy(lively, PROMPT, 14)
 
 
 def likes(token: int, others: list[int]) -> GPT:
-    """A model that gives one token a logit of 4, a few others 3.9, all the rest 0, wherever it stands."""
+    """A model that gives `token` a logit of 4, `others` 3.9 and the rest 0, in every context."""
     model = build(ModelSpec(n_layer=1, n_head=1, n_embd=4, context_length=64), seed=0).eval()
     assert isinstance(model.output, nn.Linear)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def drawn_tokens(model: GPT, **options: float) -> set[str]:
     return set(text)
 
 
-def test_top_k_draws_from_that_many_likeliest_tokens():
+def test_top_k_draws_from_the_k_most_likely_tokens():
     a, b, c, d = (tokenizer.gpt2().encode_ordinary(letter)[0] for letter in "abcd")
     model = likes(a, [b, c])
     assert drawn_tokens(model, top_k=3, temperature=1) == set("abc")
@@ -106,7 +106,7 @@ def test_rows_beyond_the_tokenizers_vocabulary_are_never_drawn(options: dict[str
 
 
 @pytest.mark.parametrize("options", [{"temperature": 1, "top_k": 0}, {"temperature": 2, "top_k": 3}])
-def test_tokens_are_drawn_as_often_as_their_probabilities_say(options: dict[str, float]):
+def test_token_frequencies_match_their_probabilities(options: dict[str, float]):
     a, b, c = (tokenizer.gpt2().encode_ordinary(letter)[0] for letter in "abc")
     model = likes(a, [b, c])
     assert isinstance(model.output, nn.Linear)
@@ -127,30 +127,30 @@ def test_tokens_are_drawn_as_often_as_their_probabilities_say(options: dict[str,
 # --- Several at once ---
 
 
-def test_first_of_several_is_the_only_one_of_one(lively: GPT):
+def test_first_of_several_is_the_one_of_a_count_of_one(lively: GPT):
     several = samples(lively, PROMPT, 3, trained_length=16, seed=3)
     assert several[0] == sample(lively, PROMPT, trained_length=16, seed=3)
     assert samples(lively, PROMPT, 1, trained_length=16, seed=3) == several[:1]
 
 
-def test_more_continuations_begin_with_those_that_fewer_give_also_across_batches(lively: GPT):
+def test_a_larger_count_returns_the_same_first_continuations(lively: GPT):
     more = samples(lively, PROMPT, 2 * BATCH + 3, trained_length=12)
-    assert len(set(more)) == len(more), "each is another"
+    assert len(set(more)) == len(more), "all are different"
     for count in (2, BATCH, BATCH + 1):
         assert samples(lively, PROMPT, count, trained_length=12) == more[:count]
 
 
-def test_longer_continuations_begin_with_the_shorter_ones(lively: GPT):
+def test_longer_continuations_start_with_the_shorter_ones(lively: GPT):
     short = samples(lively, PROMPT, 3, trained_length=16, max_tokens=5)
     for some, all_ in zip(short, samples(lively, PROMPT, 3, trained_length=16), strict=True):
         assert all_.startswith(some)
 
 
-def test_likeliest_continuations_are_all_the_same_one(lively: GPT):
+def test_greedy_continuations_are_all_the_same(lively: GPT):
     assert samples(lively, PROMPT, 3, trained_length=16, temperature=0) == [greedy(lively, PROMPT, 14)] * 3
 
 
-def test_several_cost_as_many_passes_as_one_and_the_prompt_is_read_once(lively: GPT):
+def test_several_continuations_share_each_forward_pass_and_the_prompts(lively: GPT):
     seen: list[tuple[int, ...]] = []
     hook = lively.register_forward_pre_hook(lambda module, arguments: seen.append(tuple(arguments[0].shape)))
     samples(lively, PROMPT, 4, trained_length=16, max_tokens=3)
@@ -168,11 +168,11 @@ def test_output_that_is_not_finite_is_an_error(lively: GPT, temperature: float, 
         sample(lively, PROMPT, trained_length=16, temperature=temperature, top_k=top_k)
 
 
-# --- How much ---
+# --- Number of tokens ---
 
 
 @pytest.mark.parametrize(("max_tokens", "expected"), [(None, 14), (14, 14), (1, 1), (5, 5)])
-def test_as_many_tokens_as_asked_for_each_at_the_cost_of_one(lively: GPT, max_tokens: int | None, expected: int):
+def test_max_tokens_are_returned_with_one_position_per_forward_pass(lively: GPT, max_tokens: int | None, expected: int):
     seen: list[int] = []
     hook = lively.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].shape[1]))
     text = sample(lively, PROMPT, trained_length=16, max_tokens=max_tokens, temperature=0)
@@ -181,7 +181,7 @@ def test_as_many_tokens_as_asked_for_each_at_the_cost_of_one(lively: GPT, max_to
     assert text == greedy(lively, PROMPT, expected)
 
 
-def test_new_text_comes_without_the_prompt(lively: GPT):
+def test_continuation_does_not_include_the_prompt(lively: GPT):
     assert not sample(lively, PROMPT, trained_length=16).startswith(PROMPT)
 
 
@@ -198,7 +198,7 @@ def test_new_text_comes_without_the_prompt(lively: GPT):
         ),
     ],
 )
-def test_what_no_position_was_trained_for_is_refused_with_the_numbers(
+def test_prompts_and_lengths_without_trained_positions_are_errors_with_numbers(
     small: GPT, prompt: str, options: dict[str, int], words: list[str]
 ):
     with pytest.raises(BadInputError) as caught:
@@ -208,11 +208,11 @@ def test_what_no_position_was_trained_for_is_refused_with_the_numbers(
     assert all(word in message for word in words), message
 
 
-# --- What it leaves behind ---
+# --- Side effects ---
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_model_returns_to_the_mode_it_had(lively: GPT, training: bool):
+def test_the_models_mode_is_restored(lively: GPT, training: bool):
     lively.train(training)
     modes: list[bool] = []
     hook = lively.register_forward_pre_hook(lambda module, arguments: modes.append(module.training))

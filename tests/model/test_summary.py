@@ -1,4 +1,4 @@
-"""The architecture as a table, without the memory that it would take."""
+"""The architecture as a table, without allocating the model."""
 
 from gptlab.model.summary import Layer, layers
 from gptlab.spec import ModelSpec
@@ -30,6 +30,6 @@ def test_layers_of_a_tied_model_count_the_embedding_once():
     ]
 
 
-def test_table_needs_none_of_the_models_memory():
+def test_table_does_not_allocate_the_model():
     spec = ModelSpec(n_layer=2, n_head=1, n_embd=2**20)  # 100 TiB
     assert sum(layer.parameters for layer in layers(spec, sequence_length=4)) == spec.parameters > 2**44

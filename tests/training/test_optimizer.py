@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,13 +37,13 @@ def test_the_spec_sets_the_hyperparameters(model, micro):
         assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.5, (0.1, 0.2), 0.3, True)
 
 
-def test_state_is_kept_under_the_parameters_names(model, micro):
+def test_state_tensors_are_named_after_the_parameters(model, micro):
     tensors = optimizer.state_tensors(model, trained(model, micro))
     names = [name for name, _ in model.named_parameters()]
     assert set(tensors) == {f"{name}/{key}" for name in names for key in ("step", "exp_avg", "exp_avg_sq")}
 
 
-def test_loaded_state_is_the_saved_state_in_the_memory_that_it_was_read_into(model, micro):
+def test_loaded_state_equals_the_saved_state_without_a_copy(model, micro):
     saved = optimizer.state_tensors(model, trained(model, micro))
     source = {name: tensor.clone() for name, tensor in saved.items()}
     fresh = optimizer.build(model, micro.train, fused=True)
@@ -53,14 +55,14 @@ def test_loaded_state_is_the_saved_state_in_the_memory_that_it_was_read_into(mod
         assert tensor.data_ptr() == source[name].data_ptr()
 
 
-def test_missing_state_is_noticed(model, micro):
+def test_missing_state_is_an_error(model, micro):
     tensors = optimizer.state_tensors(model, trained(model, micro))
     del tensors["final_norm.bias/exp_avg"]
     with pytest.raises(KeyError, match="final_norm.bias/exp_avg"):
         optimizer.load_state_tensors(model, optimizer.build(model, micro.train, fused=True), tensors)
 
 
-def test_norm_of_a_large_gradient_is_right_where_one_float32_sum_is_not():
+def test_norm_of_a_large_gradient_is_right_although_one_float32_sum_is_not():
     spec = ModelSpec(n_layer=1, n_head=1, n_embd=256, context_length=8)
     model = build_model(spec, seed=0)
     for parameter in model.parameters():
@@ -71,7 +73,7 @@ def test_norm_of_a_large_gradient_is_right_where_one_float32_sum_is_not():
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("max_norm", [0.01, 1e9, math.inf])
-def test_clipped_update_is_clipping_and_then_a_step(fused, max_norm):
+def test_clipped_update_equals_clipping_and_then_a_step(fused, max_norm):
     spec = ModelSpec(n_layer=1, n_head=1, n_embd=8, context_length=8)
     ours, theirs = build_model(spec, seed=0), build_model(spec, seed=0)
     mine = optimizer.build(ours, TrainSpec(), fused=fused)
@@ -87,3 +89,41 @@ def test_clipped_update_is_clipping_and_then_a_step(fused, max_norm):
     assert all(parameter.grad is None for parameter in ours.parameters())
     for parameter, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(parameter, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_adamw_equals_torchs_to_the_bit(fused):
+    spec = ModelSpec(n_layer=1, n_head=1, n_embd=8, context_length=8)
+    ours, theirs = build_model(spec, seed=0), build_model(spec, seed=0)
+    mine = optimizer.build(ours, TrainSpec(), fused=fused)
+    torchs = torch.optim.AdamW(optimizer.build(theirs, TrainSpec(), fused=fused).param_groups, fused=fused)
+    tokens = torch.arange(8).view(1, 8)
+    for _ in range(3):
+        for model, adamw in ((ours, mine), (theirs, torchs)):
+            model(tokens, tokens).backward()
+            adamw.step()
+            adamw.zero_grad()
+    for parameter, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(parameter, other)
+
+
+UPDATE = """
+import sys, torch
+from gptlab.model import gpt
+from gptlab.spec import ModelSpec, TrainSpec
+from gptlab.training import optimizer
+model = gpt.build(ModelSpec(n_layer=1, n_head=1, n_embd=8), seed=0)
+for fused in (True, False):
+    adamw = optimizer.build(model, TrainSpec(), fused=fused)
+    tokens = torch.arange(8).view(1, 8)
+    model(tokens, tokens).backward()
+    optimizer.clipped_update(adamw, optimizer.gradient_norm(model), 1.0)
+    optimizer.load_state_tensors(model, adamw, optimizer.state_tensors(model, adamw))
+assert "torch._dynamo" not in sys.modules, "torch imported its compiler"
+"""
+
+
+def test_update_does_not_import_the_compiler():
+    """In a new process, because other tests may have imported the compiler."""
+    done = subprocess.run([sys.executable, "-c", UPDATE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
