@@ -1,13 +1,13 @@
 """Tensor files in the safetensors format, with a checksum: written by the library, read into memory of torch's own.
 
-Writing: `safetensors.torch.save_file` (0.8) makes no copy and releases the interpreter lock. `write_tensors` adds what it
-lacks: a checksum of the tensors in memory, and permissions by the umask instead of mode 0600. The checksum is a second
-pass over memory; a writer of our own that did both in one pass took 0.18 s for 649 MB where this takes 0.20 s (median
-ratio 1.27; 15 interleaved pairs), and no less time beside a thread that computes.
+Writing: `safetensors.torch.save_file` (0.8) makes no copy and releases the interpreter lock. `write_tensors` adds what
+it lacks: a checksum of the tensors in memory, and permissions by the umask instead of mode 0600. The checksum is a
+second pass over memory; a writer of our own that did both in one pass took 0.18 s for 649 MB where this takes 0.20 s
+(median ratio 1.27; 15 interleaved pairs), and no less time beside a thread that computes.
 
 Reading: the library checks the header, but `read_tensors` reads the data, because no reader of the library meets all
-needs. `load_file` maps the file by default: truncating it kills the process, editing it changes the tensors. Its `pread`
-backend aligns most tensors to 16 bytes, while torch allocates at 64, and kernels, and so an exact resume, may depend on
+needs. `load_file` maps the file by default: truncating it kills the process, editing it changes the tensors. Its
+`pread` backend aligns most tensors to 16 bytes, while torch allocates at 64, and an exact resume may depend on
 alignment. For 649 MB in the page cache (medians of 9):
 
     read_tensors                             0.063 s

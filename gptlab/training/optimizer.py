@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gptlab.checkpoints.manifest import ADAMW_STATE
 from gptlab.model.gpt import GPT
 from gptlab.spec import TrainSpec
 from gptlab.training.adamw import AdamW
@@ -69,6 +70,5 @@ def load_state_tensors(model: GPT, optimizer: torch.optim.AdamW, tensors: dict[s
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    keys = ("step", "exp_avg", "exp_avg_sq")
-    state = {index: {key: tensors[f"{name}/{key}"] for key in keys} for index, name in enumerate(ordered)}
+    state = {index: {key: tensors[f"{name}/{key}"] for key in ADAMW_STATE} for index, name in enumerate(ordered)}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
