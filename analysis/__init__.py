@@ -1,1 +1,1 @@
-"""From the directories of runs to pandas, plots and a report; nothing here needs torch."""
+"""Run directories as pandas tables, figures and a report. Nothing here imports torch."""

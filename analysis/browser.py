@@ -1,4 +1,4 @@
-"""A headless Chromium, for the pictures in the notebooks and for the tests of the report."""
+"""A headless Chromium for rendering the notebooks' figures and testing the report."""
 
 import shutil
 import tempfile
@@ -9,7 +9,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.webdriver import WebDriver
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-"""None where they are not installed (Debian: chromium, chromium-driver)."""
+"""None if they are not installed (Debian: chromium, chromium-driver)."""
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -19,7 +19,7 @@ FLAGS = (
 
 @contextmanager
 def headless() -> Iterator[WebDriver]:
-    """A context with a browser that has a profile of its own and keeps its console's messages."""
+    """Start a browser with a temporary profile that records console messages; quit it at the end of the context."""
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = str(BROWSER)

@@ -1,8 +1,8 @@
-"""What was read from runs, kept as Parquet: a file that has not changed since is not parsed again.
+"""A cache of what was parsed from runs, so that files that have not changed are not parsed again.
 
-One file per kind of table and runs directory, in gptlab's cache directory and not among the runs: those may be on a
-disk that cannot be written, and what comes with a stranger's runs is never taken for something that we computed.
-Whatever is wrong with the cache, the runs are read again; deleting it costs time and nothing else.
+There is one Parquet file per table and runs directory. It is in gptlab's cache directory, not in the runs directory:
+that may be read-only, and data that comes with an untrusted run must not be mistaken for our results. If the cache is
+missing or damaged, the runs are read again; deleting it costs only time.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from pandas import BooleanDtype, Categorical, DataFrame, Index, Int64Dtype, Seri
 from gptlab import project
 
 VERSION = 1
-"""Raised whenever the same files would give other values in a cached table."""
+"""Incremented whenever the same files would give other values in a cached table."""
 
 SETTLED_S = 2.0
-"""A file that is younger may change again without its time or size telling."""
+"""A file that changed less than so many seconds ago is not cached: it may change again with the same time and size."""
 
 ROW_GROUP = 1 << 16
-"""Rows that are read together: who asks for a few runs reads little."""
+"""Rows per row group: small enough that selecting a few runs reads little."""
 
 SOURCE = "source"
 _METADATA = b"gptlab"
@@ -42,68 +42,71 @@ Rows = Sequence[Mapping[Any, Any]]
 
 
 def fingerprint(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Name, time of change (ns) and size of those files that are there."""
-    found = []
+    """Return the path, modification time (ns) and size of each file that exists."""
+    existing = []
     for path in files:
         try:
-            about = path.lstat()
+            status = path.lstat()
         except OSError:
             continue
-        found.append((str(path), about.st_mtime_ns, about.st_size))
-    return found
+        existing.append((str(path), status.st_mtime_ns, status.st_size))
+    return existing
 
 
 def read(
     kind: str,
     dtypes: Mapping[str, str],
     sources: Mapping[str, Iterable[Path]],
-    rows_of: Callable[[Iterable[str]], Iterator[tuple[str, Rows]]],
+    read_rows: Callable[[Iterable[str]], Iterator[tuple[str, Rows]]],
 ) -> DataFrame:
-    """The rows of all sources, in their order, from the cache where their files are as they were.
+    """Return the rows of all sources, from the cache where their files have not changed.
 
     Args:
-        kind: Names the cached table.
-        dtypes: Its columns, as `analysis.columns` writes them.
-        sources: For each source, the directory of a run, the files that its rows are made from.
-        rows_of: Reads those sources that the cache does not have; leaves out what cannot be read.
+        kind: Name of the cached table.
+        dtypes: Its columns with their dtypes, as in `analysis.columns`.
+        sources: For each source (the directory of a run) the files that its rows depend on.
+        read_rows: Reads the rows of the sources that are not in the cache. Sources that it omits are left out.
 
     Returns:
-        The columns, and a categorical `source` in front.
+        The columns, preceded by the categorical column `source`. Rows are in the order of `sources`.
     """
-    path = _place(kind)
+    path = _cache_file(kind)
     schema = pa.schema([(SOURCE, pa.string()), *((column, _ARROW[dtype]) for column, dtype in dtypes.items())])
-    marks = {source: json.dumps(fingerprint(files)) for source, files in sources.items()}
-    with _Cached(path, schema) as cached:
-        kept = [source for source, mark in marks.items() if cached.marks.get(source) == mark]
-        stale = marks.keys() - kept
+    current = {source: json.dumps(fingerprint(files)) for source, files in sources.items()}
+    with _CachedTable(path, schema) as cached:
+        kept = [source for source, value in current.items() if cached.fingerprints.get(source) == value]
+        stale = current.keys() - kept
         if not stale:
-            return _in_order(cached.table(kept), list(sources))
-        fresh = [(source, _table(source, rows, schema)) for source, rows in rows_of(s for s in marks if s in stale)]
-        others = [source for source in cached.marks if source not in marks and Path(source).is_dir()]
-        table = pa.concat_tables([cached.table([*kept, *others]), *(table for _, table in fresh)])
-    now_kept = {source: cached.marks[source] for source in [*kept, *others]}
-    now_kept |= {source: marks[source] for source, _ in fresh if _is_settled(marks[source])}
-    _write(path, _only(table, now_kept), now_kept)
-    return _in_order(_only(table, [*kept, *(source for source, _ in fresh)]), list(sources))
+            return _to_pandas(cached.rows(kept), list(sources))
+        fresh = [
+            (source, _to_arrow(source, rows, schema)) for source, rows in read_rows(s for s in current if s in stale)
+        ]
+        others = [source for source in cached.fingerprints if source not in current and Path(source).is_dir()]
+        table = pa.concat_tables([cached.rows([*kept, *others]), *(table for _, table in fresh)])
+    fingerprints = {source: cached.fingerprints[source] for source in [*kept, *others]}
+    fingerprints |= {source: current[source] for source, _ in fresh if _is_settled(current[source])}
+    _write(path, _select(table, fingerprints), fingerprints)
+    return _to_pandas(_select(table, [*kept, *(source for source, _ in fresh)]), list(sources))
 
 
-class _Cached:
-    """A context with the cached table, which is empty where there is none that can be used."""
+class _CachedTable:
+    """A context manager for the cached table. The table is empty if there is no usable cache."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema, self._file = schema, _opened(path, schema)
-        self.marks: dict[str, str] = {}
+        self._schema, self._file = schema, _open(path, schema)
+        self.fingerprints: dict[str, str] = {}
+        """The fingerprint of each cached source."""
         if self._file:
-            self.marks = json.loads(pq.read_schema(self._file).metadata[_METADATA])["marks"]
+            self.fingerprints = json.loads(pq.read_schema(self._file).metadata[_METADATA])["marks"]
 
-    def table(self, sources: Sequence[str]) -> pa.Table:
+    def rows(self, sources: Sequence[str]) -> pa.Table:
         """The rows of some sources."""
         if self._file is None or not sources:
             return self._schema.empty_table()
-        wanted = None if len(sources) == len(self.marks) else pc.field(SOURCE).isin(list(sources))
+        wanted = None if len(sources) == len(self.fingerprints) else pc.field(SOURCE).isin(list(sources))
         return pq.read_table(self._file, schema=self._schema, filters=wanted)
 
-    def __enter__(self) -> "_Cached":
+    def __enter__(self) -> "_CachedTable":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -111,74 +114,74 @@ class _Cached:
             self._file.close()
 
 
-def _opened(path: Path, schema: pa.Schema) -> BinaryIO | None:
-    """The cached table's file, if it has those columns and was written by this version."""
+def _open(path: Path, schema: pa.Schema) -> BinaryIO | None:
+    """Open the cached table if it exists, has this schema and was written by this version."""
     try:
         file = path.open("rb")
-        found = pq.read_schema(file)
-        about = json.loads((found.metadata or {}).get(_METADATA, "{}"))
-        if about.get("version") == VERSION and found.names == schema.names:
+        stored = pq.read_schema(file)
+        metadata = json.loads((stored.metadata or {}).get(_METADATA, "{}"))
+        if metadata.get("version") == VERSION and stored.names == schema.names:
             return file
         file.close()
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:  # Arrow's own errors are among them
+    except (OSError, ValueError) as error:  # includes Arrow's own errors
         logger.warning("%s cannot be used: %s; the runs are read again", path, error)
     return None
 
 
-def _place(kind: str) -> Path:
+def _cache_file(kind: str) -> Path:
     runs = hashlib.sha256(os.fsencode(project.runs_directory())).hexdigest()[:16]
     return project.cache_directory() / "analysis" / runs / f"{kind}.parquet"
 
 
-def _table(source: str, rows: Rows, schema: pa.Schema) -> pa.Table:
-    """Column by column, so that no value's type is guessed from its neighbours."""
+def _to_arrow(source: str, rows: Rows, schema: pa.Schema) -> pa.Table:
+    """The rows of one source, built column by column with the types of the schema."""
     columns = [pa.repeat(source, len(rows))]
     for name, dtype in zip(schema.names[1:], schema.types[1:], strict=True):
-        if dtype == pa.float64():  # by far the most, and NumPy takes them faster
-            values = np.array([row.get(name) for row in rows], np.float64)  # None is NaN
+        if dtype == pa.float64():  # most columns; converting with NumPy is faster
+            values = np.array([row.get(name) for row in rows], np.float64)  # None becomes NaN
             columns.append(pa.array(values, from_pandas=True))
         else:
             columns.append(pa.array([row.get(name) for row in rows], dtype))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _only(table: pa.Table, sources: Iterable[str]) -> pa.Table:
+def _select(table: pa.Table, sources: Iterable[str]) -> pa.Table:
     return table.filter(pc.is_in(table[SOURCE], pa.array(list(sources), pa.string())))
 
 
-def _is_settled(mark: str) -> bool:
-    newest = max((time_ns for _, time_ns, _ in json.loads(mark)), default=0)
+def _is_settled(fingerprint_json: str) -> bool:
+    newest = max((time_ns for _, time_ns, _ in json.loads(fingerprint_json)), default=0)
     return time.time_ns() - newest > SETTLED_S * 1e9
 
 
-def _write(path: Path, table: pa.Table, marks: Mapping[str, str]) -> None:
-    """Replace the cached table; where that fails it stays as it was."""
-    about = json.dumps({"version": VERSION, "marks": marks})
-    table = table.replace_schema_metadata({_METADATA: about})
+def _write(path: Path, table: pa.Table, fingerprints: Mapping[str, str]) -> None:
+    """Replace the cached table atomically. If that fails, log a warning and keep the old one."""
+    metadata = json.dumps({"version": VERSION, "marks": fingerprints})
     staged = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, staged = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
+            table = table.replace_schema_metadata({_METADATA: metadata})
             pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP)
         os.replace(staged, path)
     except OSError as error:
-        logger.warning("%s cannot be written: %s; the next look at the runs is as slow as this one", path, error)
+        logger.warning("%s cannot be written: %s; the next read of the runs will not be faster", path, error)
         if staged:
             Path(staged).unlink(missing_ok=True)
 
 
-def _in_order(table: pa.Table, sources: list[str]) -> DataFrame:
-    """As pandas has it, the rows of each source together and otherwise in their own order."""
+def _to_pandas(table: pa.Table, sources: list[str]) -> DataFrame:
+    """The table with the rows grouped by source, in the order of `sources`."""
     dtypes = {pa.int64(): Int64Dtype(), pa.bool_(): BooleanDtype()}
     encoded = pc.dictionary_encode(table[SOURCE].combine_chunks())
     numbers = {source: number for number, source in enumerate(sources)}
     known = np.array([numbers[source] for source in encoded.dictionary.to_pylist()], np.int64)
     codes = known[encoded.indices.to_numpy()]
     frame: DataFrame = table.drop_columns(SOURCE).to_pandas(types_mapper=dtypes.get)
-    # The categories are objects: what a run's directory is called may be no text that Arrow can hold.
+    # The categories are Python objects, because a directory's name may not be valid UTF-8, which Arrow requires.
     frame.insert(0, SOURCE, Series(Categorical.from_codes(codes, Index(sources, dtype=object))))
     if (np.diff(codes) < 0).any():
         frame = frame.iloc[np.argsort(codes, kind="stable")].reset_index(drop=True)

@@ -1,7 +1,7 @@
-"""The columns of the tables in `analysis.load`: their names, order and dtypes.
+"""Names, order and dtypes of the columns of the tables in `analysis.load`.
 
-A dtype is fixed, also in an empty table: `str`, `Int64`, `float64`, `boolean` or a UTC timestamp. What each column
-means stands in the docstring of the function that makes the table.
+Dtypes do not depend on the data: `str`, `Int64`, `float64`, `boolean` or a UTC timestamp, also in an empty table. The
+functions in `analysis.load` document what each column means.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ def _spec_dtypes() -> Iterator[tuple[str, str]]:
 
 
 KEYS = {"run": "str", "name": "str", "seed": "Int64"}
-"""Lead every table and join them."""
+"""The first columns of every table; tables are joined on them."""
 
 LOGGED = {column: "Int64" if column in COUNTS else "float64" for column in COLUMNS} | {"val/yardstick": "str"}
-"""What a row of `metrics.jsonl` may have."""
+"""Columns of a row of `metrics.jsonl`."""
 
 VALIDATION = ("val/loss", "val/loss_se", "val/bpb", "val/yardstick")
 NEWEST = ("train/loss", "tokens", "elapsed_s", "perf/tokens_per_s", "perf/peak_mem_gib")
@@ -40,7 +40,7 @@ START = {
     "diff_sha256": "str",
     "notes": "str",
 }
-"""What a run says of where and how its last attempt started."""
+"""Facts about the last attempt: its machine, its versions and its code."""
 
 RUNS = {
     **KEYS,
@@ -86,7 +86,7 @@ TENSORS = {
     "cosine": "float64",
     "distance": "float64",
 }
-"""What `analysis.weights` says of a tensor."""
+"""Columns of `weights.statistics`."""
 
 CHECKPOINTS = {**KEYS, **TENSORS}
 
@@ -113,4 +113,4 @@ IDENTITY = (
     "initial_weights",
     *dict(flatten(identity_fields(_DEFAULTS))),
 )
-"""Columns of the runs that change what is computed; only in these can runs of two ids differ, besides the seed."""
+"""Columns of `RUNS` that, with the seed, determine the numbers of a run. Runs with different ids differ in these."""

@@ -1,55 +1,55 @@
-"""Runs side by side: which is best, what differs, and whether their numbers compare at all."""
+"""Runs side by side: the ranking, the settings that differ, and whether the losses are comparable at all."""
 
 import math
-from typing import Any
 
 import numpy as np
-from pandas import DataFrame, isna
+from pandas import DataFrame
 
-from analysis import columns
+from analysis import columns, formatting
 from gptlab import sparkline
 
 
 def ranked(runs: DataFrame) -> DataFrame:
-    """Rows of `load.runs()`, the lowest validation loss first; runs without one come last."""
+    """Rows of `load.runs()` by ascending validation loss; runs without one come last."""
     return runs.sort_values("val/loss", kind="stable", na_position="last", ignore_index=True)
 
 
-def what_differs(runs: DataFrame) -> list[str]:
-    """The columns of `load.runs()` that change what is computed and are not the same in all of these runs.
+def differing_columns(runs: DataFrame) -> list[str]:
+    """The columns of `load.runs()` that determine the numbers of a run and differ between these runs.
 
-    Where the texts differ, `text.source` comes along: people know a text by its name.
+    If the texts differ, `text.source` is included beside `text.sha256`, because it is the readable one.
     """
     differing = [column for column in columns.IDENTITY if runs[column].nunique(dropna=False) > 1]
     return [*differing, *(["text.source"] if "text.sha256" in differing else [])]
 
 
 def comparison(runs: DataFrame) -> DataFrame:
-    """The ranked runs with where they stand, their newest numbers, and only those spec columns in which they differ."""
+    """The ranked runs with their progress, their newest losses and only those settings that differ between them."""
     numbers = ["train/loss", "val/loss", "val/loss_se", "val/bpb", "perf/tokens_per_s"]
-    yardstick = ["val/yardstick"] if caution(runs) else []
-    return ranked(runs)[["run", "status", "step", "steps", *numbers, *yardstick, *what_differs(runs)]]
+    yardstick = ["val/yardstick"] if yardstick_caveat(runs) else []
+    return ranked(runs)[["run", "status", "step", "steps", *numbers, *yardstick, *differing_columns(runs)]]
 
 
-def caution(runs: DataFrame) -> str | None:
-    """Why the validation losses of these runs do not compare, in words; None where they do."""
+def yardstick_caveat(runs: DataFrame) -> str | None:
+    """The caveat that these runs have several yardsticks, so that their validation losses are not comparable."""
     groups = {str(key): list(group["run"]) for key, group in runs.dropna(subset="val/loss").groupby("val/yardstick")}
     if len(groups) < 2:
         return None
     listed = "; ".join(f"{yardstick}: {', '.join(members)}" for yardstick, members in groups.items())
     return (
-        f"These runs were validated on {len(groups)} different sets of windows, so their validation losses do not "
-        f"compare; only those with the same yardstick do ({listed})."
+        f"These runs were validated on {len(groups)} different sets of windows. Validation losses with different "
+        f"yardsticks do not compare ({listed})."
     )
 
 
 def at_steps(metrics: DataFrame, column: str, count: int = 6) -> DataFrame:
-    """A column of `load.metrics()` at a handful of steps.
+    """A column of `load.metrics()` at a few steps.
 
     Args:
         metrics: Rows of `load.metrics()`.
-        column: Such as `val/loss`.
-        count: How many steps at most, evenly spread over those at which any run has a value; the first and last are in.
+        column: The column, such as `val/loss`.
+        count: Maximum number of steps. They are spread evenly over the steps at which any run has a value and include
+            the first and the last.
 
     Returns:
         One row per run in the order of `metrics`, one column per step; NaN where a run has no row at that step.
@@ -61,37 +61,32 @@ def at_steps(metrics: DataFrame, column: str, count: int = 6) -> DataFrame:
 
 
 def sparklines(metrics: DataFrame, column: str, width: int = 24) -> dict[str, str]:
-    """The course of a column as a line of bars per run, all on one scale from the lowest to the highest value.
+    """A sparkline of a column for each run, all on one scale from the lowest to the highest value.
 
     Args:
         metrics: Rows of `load.metrics()`.
-        column: Such as `train/loss`.
-        width: Bars at most; more rows than that are averaged.
+        column: The column, such as `train/loss`.
+        width: Maximum number of bars; longer series are averaged.
     """
     series = {str(run): group.tolist() for run, group in metrics.dropna(subset=column).groupby("run")[column]}
-    courses = {run: sparkline.shortened(values, width) for run, values in series.items()}
-    finite = [value for course in courses.values() for value in course if math.isfinite(value)]
+    shortened = {run: sparkline.shortened(values, width) for run, values in series.items()}
+    finite = [value for values in shortened.values() for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-    return {run: sparkline.bars(course, low, high) for run, course in courses.items()}
+    return {run: sparkline.bars(values, low, high) for run, values in shortened.items()}
 
 
 def labels(runs: DataFrame) -> dict[str, str]:
-    """What to call each experiment among these: its name, with what differs from others of that name.
+    """A label for each experiment: its name, and the settings that distinguish it from others of that name.
 
     Returns:
-        By `NAME-HASH8`, such as `tiny` or `tiny learning_rate=0.003`; the id where no column tells them apart.
+        Labels such as `tiny` or `tiny learning_rate=0.003` by experiment (`NAME-HASH8`). An experiment whose label
+        would not be unique is labeled with its id.
     """
-    found = {}
+    labeled = {}
     for name, group in runs.groupby("name", sort=False):
-        differing = what_differs(group)
+        differing = differing_columns(group)
         for experiment, row in group.drop_duplicates("experiment").set_index("experiment").iterrows():
-            settings = [f"{column.rpartition('.')[2]}={setting(row[column])}" for column in differing]
-            found[str(experiment)] = " ".join([str(name), *settings])
-    taken = list(found.values())
-    return {key: label if taken.count(label) == 1 else key for key, label in found.items()}
-
-
-def setting(value: Any) -> str:
-    """A spec's value as people write it, a hash by its first digits."""
-    text = "–" if value is None or isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
-    return text[:8] if len(text) == 64 else text
+            settings = [f"{column.rpartition('.')[2]}={formatting.setting(row[column])}" for column in differing]
+            labeled[str(experiment)] = " ".join([str(name), *settings])
+    taken = list(labeled.values())
+    return {key: label if taken.count(label) == 1 else key for key, label in labeled.items()}

@@ -1,262 +1,281 @@
-"""What a report says: sentences, and tables whose cells are strings. HTML and Markdown only dress it."""
+"""The contents of a report: its sentences, and its tables with strings as cells. HTML and Markdown only format them."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from pandas import DataFrame, isna
 
-from analysis import cautions, compare, replicates
+from analysis import caveats, compare, formatting, replicates
+from analysis.formatting import MISSING
 from gptlab.console import duration
 
-NOTHING = "–"
-READING = (
-    "Losses are nats per token. Behind a run, ± is the standard error over its validation windows: how far the loss on "
-    "other parts of the text could be off. Behind an experiment stands a 95% t-interval over its seeds: how far other "
-    "seeds could be. Runs of one seed share their batches, so experiments are compared in pairs."
+HOW_TO_READ = (
+    "Losses are in nats per token. For a run, ± is the standard error over its validation windows: the uncertainty "
+    "from the choice of validation text. For an experiment, the interval is a 95% t-interval over its seeds: the "
+    "uncertainty from the seed. Runs with the same seed share their batches, so experiments are compared in pairs."
 )
+
+SIGNIFICANCE = 0.05
+MAX_EXPERIMENTS = 30
+"""Rows of the tables of experiments."""
+
+MAX_SETTING_COLUMNS = 4
+"""Up to so many differing settings each get a column in the table of runs. More share one, or the table is too wide."""
+
+MAX_SAMPLES = 8
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Runs, and what is derived from them once."""
+    """Runs and everything that is derived from them, computed once."""
 
     runs: DataFrame
-    """Rows of `load.runs()`, the lowest validation loss first."""
+    """Rows of `load.runs()` by ascending validation loss."""
     metrics: DataFrame
-    """Their rows of `load.metrics()`, in that order."""
+    """Their rows of `load.metrics()`, in the order of `runs`."""
     samples: DataFrame
     """Their rows of `load.samples()`."""
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """What to call each experiment."""
+        """The label of each experiment."""
         return compare.labels(self.runs)
 
     @cached_property
-    def at(self) -> float:
-        """The steps at which experiments are compared."""
+    def budget(self) -> float:
+        """The number of steps at which experiments are compared."""
         return replicates.budget(self.runs, self.metrics)
 
     @cached_property
     def values(self) -> DataFrame:
-        """Each run's validation loss there."""
-        return replicates.at_equal(self.runs, self.metrics, at=self.at)
+        """Each run's validation loss at the budget."""
+        return replicates.at_equal(self.runs, self.metrics, at=self.budget)
 
     @cached_property
     def summary(self) -> DataFrame:
-        """Each experiment's mean there, the lowest first."""
+        """Each experiment's mean at the budget, in ascending order."""
         return replicates.summary(self.values)
 
     @cached_property
     def reference(self) -> str:
-        """The experiment that the others are compared with: the oldest."""
+        """The experiment that the others are compared with: the oldest one."""
         return str(self.runs["experiment"].iloc[int(self.runs["created"].argmin())])
 
     @cached_property
     def differences(self) -> DataFrame:
-        """Each other experiment's difference to it, by experiment."""
+        """Each other experiment's difference to the reference, indexed by experiment."""
         return replicates.differences(self.runs, self.values, self.reference).set_index("experiment")
 
     @cached_property
-    def why(self) -> dict[str, str]:
-        """Each experiment's question."""
+    def questions(self) -> dict[str, str]:
+        """The question of each experiment."""
         return dict(self.runs.drop_duplicates("experiment")[["experiment", "why"]].itertuples(index=False, name=None))
 
 
-def find(runs: DataFrame, metrics: DataFrame, samples: DataFrame) -> Findings:
-    """Findings about rows of `load.runs()`, `load.metrics()` and `load.samples()`."""
+class Sample(NamedTuple):
+    """A text that a model wrote, with what it belongs to."""
+
+    label: str
+    """The label of its experiment."""
+    description: str
+    """The run, the step and the experiment's question."""
+    prompt: str
+    text: str
+
+
+def analyze(runs: DataFrame, metrics: DataFrame, samples: DataFrame) -> Findings:
+    """Return the findings about rows of `load.runs()`, `load.metrics()` and `load.samples()`."""
     ranked = compare.ranked(runs)
     rank = {run: number for number, run in enumerate(ranked["run"])}
     ordered = metrics.sort_values("run", key=lambda column: column.map(rank), kind="stable", ignore_index=True)
     return Findings(ranked, ordered, samples)
 
 
-def answers(found: Findings) -> list[str]:
-    """What somebody wants to know first: which is best, and is the difference real."""
-    best = found.summary.iloc[0]
+def headlines(findings: Findings) -> list[str]:
+    """The main results: which experiment is best, and whether its difference to the reference is significant."""
+    best = findings.summary.iloc[0]
     if math.isnan(best["mean"]) or math.isinf(best["mean"]):
         return []
-    steps = f"after {found.at:,.0f} steps"
     interval = "" if isna(best["low"]) else f", 95% interval {best['low']:.4f} to {best['high']:.4f}"
-    label = found.labels[best["experiment"]]
-    seeds = _seeds(best["seeds"] - best["unfinished"])
-    said = [f"Lowest: {label}, {best['mean']:.4f} nats per token {steps} (mean of {seeds}{interval})."]
-    if best["experiment"] != found.reference and best["experiment"] in found.differences.index:
-        row = found.differences.loc[best["experiment"]]
-        reference = found.labels[found.reference]
+    seeds = best["seeds"] - best["unfinished"]
+    lines = [
+        f"Lowest validation loss: {findings.labels[best['experiment']]}, {best['mean']:.4f} nats per token after "
+        f"{findings.budget:,.0f} steps (mean of {'one seed' if seeds == 1 else f'{seeds:.0f} seeds'}{interval})."
+    ]
+    if best["experiment"] != findings.reference and best["experiment"] in findings.differences.index:
+        row = findings.differences.loc[best["experiment"]]
+        reference = findings.labels[findings.reference]
         if isna(row["p"]):
-            said.append(f"Whether its difference to {reference} is real, these runs cannot tell: {row['why']}.")
+            lines.append(f"These runs cannot tell whether its difference to {reference} is significant: {row['why']}.")
         else:
-            verdict = "is real" if row["p_holm"] < 0.05 else "could be chance"
-            said.append(
+            verdict = "significant" if row["p_holm"] < SIGNIFICANCE else "not significant"
+            lines.append(
                 f"Its difference to {reference}, {row['mean']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}, "
-                f"{row['how']}), {verdict}: p = {p_value(row['p_holm'])} after correction for "
-                f"{found.differences['p'].notna().sum()} comparisons."
+                f"{row['how']}), is {verdict}: p = {formatting.p_value(row['p_holm'])} after correction for "
+                f"{findings.differences['p'].notna().sum()} comparisons."
             )
-    return said
+    return lines
 
 
-def how(found: Findings) -> str:
-    """How to read the comparison of experiments; nothing where there is only one."""
-    if len(found.summary) < 2:
+def comparison_note(findings: Findings) -> str:
+    """How to read the comparison of experiments; empty if there is only one."""
+    if len(findings.summary) < 2:
         return ""
     return (
-        f"Differences are to {found.labels[found.reference]}, the oldest experiment. p is that of a paired t-test, and "
-        "Holm's is corrected for the number of comparisons; “seeds needed” would show a difference of this size in "
-        "four of five tries."
+        f"Differences are to {findings.labels[findings.reference]}, the oldest experiment. p is that of a t-test; p "
+        "(Holm) is corrected for the number of comparisons. “Seeds needed” is the number of seeds with which 80% of "
+        "repetitions would detect a difference of this size."
     )
 
 
-def experiment_table(found: Findings, most: int = 30) -> DataFrame:
-    """A row per experiment: its mean at equal steps, FLOPs and time, and its difference to the reference."""
-    budgets = {by: replicates.budget(found.runs, found.metrics, by) for by in ("flops", "elapsed_s")}
-    equal = {
-        by: replicates.summary(replicates.at_equal(found.runs, found.metrics, by, at=at)).set_index("experiment")[
-            "mean"
-        ]
-        for by, at in budgets.items()
-    }
-    target = found.values.loc[
-        found.values["experiment"] == found.reference, "value"
-    ].max()  # all of its seeds get there
-    reached = (
-        replicates.steps_to_reach(found.metrics, target)
-        .groupby(found.runs.set_index("run")["experiment"])
+def all_caveats(findings: Findings) -> list[str]:
+    """The caveats about these runs, the one about best values last."""
+    summary = findings.summary
+    single = [findings.labels[experiment] for experiment in summary.loc[summary["seeds"] == 1, "experiment"]]
+    listed = ", ".join(single[:6]) + (f" and {len(single) - 6} more" if len(single) > 6 else "")
+    no_replicates = [f"One seed gives no interval: {listed}."] if single else []
+    return [*caveats.find_caveats(findings.runs), *no_replicates, caveats.OPTIMISTIC]
+
+
+def experiment_table(findings: Findings) -> DataFrame:
+    """One row per experiment, best first: its mean at equal steps and its difference to the reference."""
+    rows = []
+    for row in findings.summary.head(MAX_EXPERIMENTS).to_dict("records"):
+        cells = {
+            "experiment": findings.labels[row["experiment"]],
+            "seeds": _seeds(row),
+            f"val loss at {formatting.count(findings.budget)} steps": formatting.loss(row["mean"]),
+            "95% interval": formatting.interval(row["low"], row["high"]),
+        }
+        rows.append(cells | (_difference(findings, row["experiment"]) if len(findings.summary) > 1 else {}))
+    return DataFrame(rows, dtype="str")
+
+
+def cost_table(findings: Findings) -> DataFrame:
+    """One row per experiment, best first: its steps to the reference's loss, and its mean at equal FLOPs and time."""
+    reached = findings.values["experiment"] == findings.reference
+    target = findings.values.loc[reached, "value"].max()  # the loss that all seeds of the reference reach
+    steps = (
+        replicates.steps_to_reach(findings.metrics, target)
+        .groupby(findings.runs.set_index("run")["experiment"])
         .agg(lambda steps: steps.mean() if steps.notna().all() else math.nan)
     )
-    rows = []
-    for row in found.summary.head(most).to_dict("records"):
-        key = row["experiment"]
-        cells = {
-            "experiment": found.labels[key],
-            "seeds": _counts(row),
-            f"val loss at {whole(found.at)} steps": number(row["mean"]),
-            "95% interval": span(row["low"], row["high"]),
-            **_difference_cells(found, key),
-        }
-        if math.isfinite(target):
-            cells[f"steps to {target:.3f}"] = whole(reached.get(key, math.nan))
-        if math.isfinite(budgets["flops"]):
-            cells[f"at {budgets['flops']:.2g} FLOPs"] = number(equal["flops"].get(key, math.nan))
-        if math.isfinite(budgets["elapsed_s"]):
-            cells[f"at {duration(budgets['elapsed_s'])}"] = number(equal["elapsed_s"].get(key, math.nan))
-        rows.append(cells)
-    table = DataFrame(rows, dtype="str")
-    return table if len(found.summary) > 1 else table.drop(columns=_COMPARED, errors="ignore")
+    experiments = findings.summary["experiment"].head(MAX_EXPERIMENTS)
+    table = {"experiment": experiments.map(findings.labels)}
+    if math.isfinite(target):
+        table[f"steps to loss {target:.3f}"] = experiments.map(steps).map(formatting.count)
+    for by, unit in {"flops": "{:.2g} FLOPs", "elapsed_s": "{}"}.items():
+        budget = replicates.budget(findings.runs, findings.metrics, by)
+        if math.isfinite(budget):
+            values = replicates.at_equal(findings.runs, findings.metrics, by, at=budget)
+            means = replicates.summary(values).set_index("experiment")["mean"]
+            at = unit.format(budget if by == "flops" else duration(budget))
+            table[f"val loss at {at}"] = experiments.map(means).map(formatting.loss)
+    return DataFrame(table, dtype="str")
 
 
-_COMPARED = ["difference", "its interval", "p", "Holm's p", "seeds needed", "compared"]
-
-
-def _difference_cells(found: Findings, key: str) -> dict[str, str]:
-    if key == found.reference:
-        return dict(zip(_COMPARED, [NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, "the reference"], strict=True))
-    row: Mapping[Any, Any] = found.differences.loc[key].to_dict()
-    mean = "not compared" if row["how"] == "not compared" else NOTHING if isna(row["mean"]) else f"{row['mean']:+.4f}"
-    words = "; ".join(part for part in (row["how"] if row["how"] != "not compared" else "", row["why"]) if part)
-    cells = [
-        mean,
-        span(row["low"], row["high"], "+"),
-        p_value(row["p"]),
-        p_value(row["p_holm"]),
-        whole(row["seeds_needed"]),
-        words,
-    ]
-    return dict(zip(_COMPARED, cells, strict=True))
-
-
-def run_table(found: Findings) -> DataFrame:
-    """A row per run, the best first: where it stands, its newest numbers, its cost, and only what differs."""
-    table = found.runs
-    several = len(set(table["val/yardstick"].dropna())) > 1
-    shown = {
-        "run": table["run"],
-        "status": table["status"],
-        "step": [f"{a}" if a == b else f"{a} of {b}" for a, b in zip(table["step"], table["steps"], strict=True)],
-        "train loss": table["train/loss"].map(number),
-        "val loss": [number(a) + error(b) for a, b in zip(table["val/loss"], table["val/loss_se"], strict=True)],
-        "bits/byte": table["val/bpb"].map(number),
-        "best val (optimistic)": [
-            number(a) if isna(b) else f"{number(a)} @ {b}"
-            for a, b in zip(table["best/val_loss"], table["best/step"], strict=True)
+def run_table(findings: Findings) -> DataFrame:
+    """One row per run, best first: its progress, its newest losses and the settings that differ."""
+    runs = findings.runs
+    several_yardsticks = runs["val/yardstick"].nunique() > 1
+    cells = {
+        "run": runs["run"],
+        "status": runs["status"],
+        "step": [f"{a}" if a == b else f"{a} of {b}" for a, b in zip(runs["step"], runs["steps"], strict=True)],
+        "train loss": runs["train/loss"].map(formatting.loss),
+        "val loss": [
+            formatting.loss(loss) + formatting.standard_error(error)
+            for loss, error in zip(runs["val/loss"], runs["val/loss_se"], strict=True)
         ],
-        "tokens/s": table["perf/tokens_per_s"].map(whole),
-        "GiB": table["perf/peak_mem_gib"].map(lambda value: NOTHING if isna(value) else f"{value:.2f}"),
-        "time": table["elapsed_s"].map(lambda s: duration(s) if math.isfinite(s) else NOTHING),
-        **({"yardstick": table["val/yardstick"]} if several else {}),
-        **{column: table[column].map(compare.setting) for column in compare.what_differs(table)},
+        "bits/byte": runs["val/bpb"].map(formatting.loss),
+        "best val (optimistic)": [
+            formatting.loss(loss) if isna(step) else f"{formatting.loss(loss)} @ {step}"
+            for loss, step in zip(runs["best/val_loss"], runs["best/step"], strict=True)
+        ],
+        **({"yardstick": runs["val/yardstick"]} if several_yardsticks else {}),
+        **_settings(findings),
     }
-    return DataFrame(shown, dtype="str").fillna(NOTHING)
+    return DataFrame(cells, dtype="str").fillna(MISSING)
 
 
-def provenance_table(found: Findings) -> DataFrame:
-    """How many runs were made by which code, on which text, where."""
+def speed_table(findings: Findings) -> DataFrame:
+    """One row per run, best first: its speed, its peak memory and its training time."""
+    runs = findings.runs
+    cells = {
+        "run": runs["run"],
+        "tokens/s": runs["perf/tokens_per_s"].map(formatting.count),
+        "GiB": runs["perf/peak_mem_gib"].map(lambda value: MISSING if isna(value) else f"{value:.2f}"),
+        "time": runs["elapsed_s"].map(lambda s: duration(s) if math.isfinite(s) else MISSING),
+    }
+    return DataFrame(cells, dtype="str")
+
+
+def provenance_table(findings: Findings) -> DataFrame:
+    """How many runs were made with which code and text, and where."""
     keys = ["git_commit", "diff_sha256", "text.source", "text.sha256", "device", "threads", "torch", "host"]
-    rows = found.runs[keys].astype("str").fillna(NOTHING)
-    rows["git_commit"], rows["text.sha256"] = rows["git_commit"].str[:8], rows["text.sha256"].str[:8]
-    rows["diff_sha256"] = rows["diff_sha256"].str[:8]
+    rows = findings.runs[keys].astype("str").fillna(MISSING)
+    for column in ("git_commit", "diff_sha256", "text.sha256"):
+        rows[column] = rows[column].str[:8]
     counted = rows.groupby(keys, sort=False).size().reset_index(name="runs").astype("str")
-    names = {"git_commit": "commit", "diff_sha256": "changes", "text.source": "text", "text.sha256": "text's sha256"}
+    names = {
+        "git_commit": "commit",
+        "diff_sha256": "uncommitted changes",
+        "text.source": "text",
+        "text.sha256": "text SHA-256",
+    }
     return counted.rename(columns=names)[["runs", *(names.get(key, key) for key in keys)]]
 
 
-def warnings(found: Findings) -> list[str]:
-    """Cautions about these runs; the one about best values last."""
-    single = [found.labels[row["experiment"]] for row in found.summary.to_dict("records") if row["seeds"] == 1]
-    alone = (
-        [
-            f"One seed is no replicate: there is no interval for {', '.join(single[:6])}"
-            + (f" and {len(single) - 6} more." if len(single) > 6 else ".")
-        ]
-        if single
-        else []
-    )
-    return [*cautions.cautions(found.runs), *alone, cautions.OPTIMISTIC]
-
-
-def last_samples(found: Findings, most: int = 8) -> list[tuple[str, str, str, str]]:
-    """Of the best run of each experiment: its label, what it is, its prompt and its newest sample."""
-    newest = found.samples.drop_duplicates("run", keep="last")
-    table = found.runs[["run", "experiment", "why"]].merge(newest[["run", "step", "prompt", "text"]], on="run")
-    rows = table.drop_duplicates("experiment").head(most).itertuples(index=False, name=None)
+def newest_samples(findings: Findings) -> list[Sample]:
+    """The newest sample of the best run of each experiment."""
+    newest = findings.samples.drop_duplicates("run", keep="last")
+    table = findings.runs[["run", "experiment", "why"]].merge(newest[["run", "step", "prompt", "text"]], on="run")
+    rows = table.drop_duplicates("experiment").head(MAX_SAMPLES).itertuples(index=False, name=None)
     return [
-        (found.labels[experiment], f"{run} after {step} steps. The question: {why}", prompt, text)
+        Sample(findings.labels[experiment], f"{run}, step {step}. Question: {why}", prompt, text)
         for run, experiment, why, step, prompt, text in rows
     ]
 
 
-def number(value: float) -> str:
-    """A loss."""
-    return NOTHING if isna(value) else f"{value:.4f}" if math.isfinite(value) else "diverged"
+def _settings(findings: Findings) -> dict[str, list[str]]:
+    """The settings that differ between the runs, as columns of `run_table`."""
+    runs = findings.runs
+    differing = compare.differing_columns(runs)
+    cells = {column: runs[column].map(formatting.setting).tolist() for column in differing}
+    if len(differing) <= MAX_SETTING_COLUMNS:
+        return cells
+    rows = [dict(zip(differing, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    reference = rows[runs["experiment"].tolist().index(findings.reference)]
+    changes = [
+        ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in row.items() if value != reference[key])
+        for row in rows
+    ]
+    return {"changes to the reference": [change or MISSING for change in changes]}
 
 
-def error(value: float) -> str:
-    """Its standard error."""
-    return f" ± {value:.4f}" if not isna(value) and math.isfinite(value) else ""
-
-
-def span(low: float, high: float, sign: str = "") -> str:
-    """An interval."""
-    return NOTHING if isna(low) or isna(high) else f"{low:{sign}.4f} to {high:{sign}.4f}"
-
-
-def p_value(p: float) -> str:
-    """A p-value to three digits."""
-    return NOTHING if isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def whole(value: float) -> str:
-    """A count."""
-    return NOTHING if isna(value) else f"{value:,.0f}" if math.isfinite(value) else "∞"
-
-
-def _seeds(count: float) -> str:
-    return "one seed" if count == 1 else f"{count:.0f} seeds"
-
-
-def _counts(row: Mapping[Any, Any]) -> str:
+def _seeds(row: Mapping[Any, Any]) -> str:
+    """The number of seeds, and how many of them diverged or are unfinished."""
     extra = [f"{row[state]} {state}" for state in ("diverged", "unfinished") if row[state]]
     return ", ".join([str(row["seeds"]), *extra])
+
+
+def _difference(findings: Findings, experiment: str) -> dict[str, str]:
+    """The cells about an experiment's difference to the reference."""
+    names = ("difference", "interval of difference", "p", "p (Holm)", "seeds needed", "comparison")
+    if experiment == findings.reference:
+        return dict(zip(names, (*[MISSING] * 5, "reference"), strict=True))
+    row: Mapping[Any, Any] = findings.differences.loc[experiment].to_dict()
+    compared = row["how"] != "not compared"
+    mean = MISSING if isna(row["mean"]) else f"{row['mean']:+.4f}"
+    cells = (
+        mean if compared else row["how"],
+        formatting.interval(row["low"], row["high"], "+"),
+        formatting.p_value(row["p"]),
+        formatting.p_value(row["p_holm"]),
+        formatting.count(row["seeds_needed"]),
+        "; ".join(part for part in (row["how"] if compared else "", row["why"]) if part),
+    )
+    return dict(zip(names, cells, strict=True))

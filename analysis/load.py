@@ -1,12 +1,18 @@
-"""Runs as pandas tables: a row per run, per logged step, per tensor of a checkpoint, per sample.
+"""Runs as pandas tables: one row per run, logged step, checkpoint, tensor, validation window or sample.
 
-- A column's dtype is fixed, also in an empty table (`analysis.columns` lists them all). What a run does not have is
-  missing, never zero.
-- `run`, `name` and `seed` lead every table and join them.
-- `metrics`, `checkpoints`, `headers`, `windows` and `samples` take the rows of `runs()` that you are interested in;
-  without them, all.
-- A run of which a file cannot be read is left out with a warning that names the file.
-- What is parsed is cached (`analysis.cache`): the second look reads only what has changed.
+Select runs with `runs`, then pass them, or any subset of their rows, to the other functions. Without an argument these
+read all runs.
+
+    from analysis import load
+
+    runs = load.runs(name="tiny*", status="complete")
+    metrics = load.metrics(runs[runs["train.learning_rate"] > 1e-3])
+
+Every table starts with the columns `run`, `name` and `seed`, on which tables can be joined. Dtypes are fixed, also in
+an empty table; `analysis.columns` lists them. What a run does not have is missing (NA or NaN), never zero.
+
+A run with an unreadable file is left out, with a warning that names the file. Parsed files are cached
+(`analysis.cache`): a second call reads only what has changed.
 """
 
 import json
@@ -19,7 +25,7 @@ from typing import Any, get_args
 from pandas import DataFrame, Series
 
 from analysis import cache, columns, weights
-from analysis.windows import losses
+from analysis.windows import window_losses
 from gptlab.errors import BadInputError
 from gptlab.spec import did_you_mean, flatten
 from gptlab.tracking.checkpoints import CHECKPOINTS, Progress, list_checkpoints
@@ -29,12 +35,12 @@ from gptlab.tracking.run import ATTEMPTS, RECORD, Run, Status, directories, each
 from gptlab.tracking.run import load as load_run
 
 _FILES = (RECORD, ATTEMPTS, METRICS, CHECKPOINTS)
-"""What a run's row is made from."""
+"""Files of a run that a row of `runs` depends on, besides its metrics."""
 
-_LATER = (*columns.NEWEST, *columns.VALIDATION, "flops")
-"""Its columns that come from the rows of metrics, read only for the runs that were asked for."""
+_FROM_METRICS = (*columns.NEWEST, *columns.VALIDATION, "flops")
+"""Columns of `runs` that come from the metrics, which are read only for the selected runs."""
 
-_STORED = {"datetime64[us, UTC]": "str"}
+_CACHED_DTYPES = {"datetime64[us, UTC]": "str"}
 
 
 def runs(
@@ -44,54 +50,61 @@ def runs(
     status: str | None = None,
     spec: Mapping[str, Any] | None = None,
 ) -> DataFrame:
-    """The runs in the runs directory, one row each, by id.
+    """Return the runs in the runs directory, one row each, sorted by id.
 
     Args:
-        name: Only runs of that experiment; `*` and `?` stand for any characters, as in `tiny*`.
-        tag: Only runs whose last attempt has that tag.
-        status: Only runs of that status.
+        name: Only runs of this experiment; `*` and `?` match any characters, as in `tiny*`.
+        tag: Only runs whose last attempt has this tag.
+        status: Only runs with this status.
         spec: Only runs whose spec has these values, by dotted key, such as `{"train.learning_rate": 1e-3}`.
 
-    Columns:
+    Returns:
+        A table with the columns
+
         run: The run's id, `NAME-HASH8-sSEED`.
-        name, seed, why: The experiment's name, the run's seed, and the question.
-        experiment: `NAME-HASH8`: runs that differ only in their seed have the same.
+        name, seed, why: The experiment's name, the run's seed and the experiment's question.
+        experiment: `NAME-HASH8`, shared by runs that differ only in their seed.
         status: `running`, `complete`, `interrupted`, `diverged` or `failed`.
-        step, steps: Optimizer steps done, and asked for last.
-        created: When the run began (UTC).
-        model.*, data.*, train.*: The spec's fields, as `gptlab.spec` describes them; a list is the JSON that `--set`
-            takes.
-        precision: What `train.precision` came to, `float32` or `bfloat16`.
-        numerics: Revision of the code's arithmetic.
-        text.source, text.sha256: The text as it was named, and the hash of its bytes.
-        initial_weights: sha256 of the weights that the run started from; missing where they are drawn from the seed.
-        parameters: Trainable parameters.
-        flops_per_token: FLOPs of training on one token, forward and backward: three times
+        step, steps: Optimizer steps done, and the steps to train for.
+        created: Time at which the run was created (UTC).
+        model.*, data.*, train.*: The fields of the spec, described in `gptlab.spec`. A list is a string in JSON, as
+            `--set` takes it.
+        precision: The resolved `train.precision`: `float32` or `bfloat16`.
+        numerics: Numerics revision of the code that created the run.
+        text.source, text.sha256: The text as it was named, and the SHA-256 of its bytes.
+        initial_weights: SHA-256 of the weights that the run started from; missing if they were initialized from the
+            seed.
+        parameters: Number of trainable parameters.
+        flops_per_token: FLOPs to train on one token, forward and backward: three times
             `ModelSpec.forward_flops_per_token`.
-        val/loss, val/loss_se, val/bpb, val/yardstick: Nats per token, its standard error over windows, bits per byte,
-            and what they were measured on, all of the newest validation.
-        train/loss: Nats per token, of the newest row that has it.
-        tokens: Tokens trained on, up to the newest row.
-        elapsed_s: Seconds of training over all attempts, up to the newest row.
-        perf/tokens_per_s: Training tokens per second, of the newest row that has it.
-        perf/peak_mem_gib: Largest memory in use, in GiB, of the newest row that has it.
-        flops: FLOPs of training, up to the newest row.
-        best/val_loss, best/step: The lowest validation loss (nats per token) up to the newest checkpoint, and its step.
-            Chosen by the very numbers that it is taken from, it is optimistic.
-        attempts: How many times the run was started or resumed.
-        device, host, torch, threads: Where the last attempt ran, and with what.
-        git_commit, git_dirty, diff_sha256: The code of the last attempt, whether it differed from that commit, and the
-            hash of how.
-        tags, notes: Of the last attempt; tags are joined by commas.
-        directory: Where the run lies.
+        val/loss, val/loss_se, val/bpb, val/yardstick: The newest validation: nats per token, its standard error over
+            windows, bits per byte, and the yardstick.
+        train/loss: Newest training loss, in nats per token.
+        tokens: Training tokens seen up to the newest row.
+        elapsed_s: Training time of all attempts up to the newest row, in seconds.
+        perf/tokens_per_s: Newest training throughput, in tokens per second.
+        perf/peak_mem_gib: Newest peak memory in use, in GiB.
+        flops: Training FLOPs up to the newest row.
+        best/val_loss, best/step: The lowest validation loss up to the newest checkpoint, in nats per token, and its
+            step. It is optimistic, because the step was chosen by this loss.
+        attempts: Number of times the run was started or resumed.
+        device, host, torch, threads: Device, host, PyTorch version and number of threads of the last attempt.
+        git_commit, git_dirty, diff_sha256: Commit of the last attempt's code, whether it had uncommitted changes, and
+            the SHA-256 of their diff.
+        tags, notes: Tags (joined by commas) and notes of the last attempt.
+        directory: The run's directory.
 
     Raises:
-        BadInputError: There is no such status or field of a spec.
+        BadInputError: `status` is not a status, or `spec` has a key that is not a field of the spec.
     """
     _check(status, spec or {})
     facts = cache.read(
         "runs",
-        {column: _STORED.get(dtype, dtype) for column, dtype in columns.RUNS.items() if column not in _LATER},
+        {
+            column: _CACHED_DTYPES.get(dtype, dtype)
+            for column, dtype in columns.RUNS.items()
+            if column not in _FROM_METRICS
+        },
         {str(directory): [directory / name for name in _FILES] for directory in directories()},
         lambda stale: each(lambda directory: (directory, [_facts(load_run(Path(directory)))]), stale),
     )
@@ -100,22 +113,26 @@ def runs(
         chosen &= (facts[key] == (json.dumps(list(value)) if isinstance(value, list | tuple) else value)).fillna(False)
     if tag is not None:
         chosen &= facts["tags"].map(lambda tags: tag in tags.split(", ")).astype(bool)
-    found = _with_status(facts[chosen])
-    found = found if status is None else found[found["status"] == status]
-    table = found.merge(_newest(list(found["directory"])), on="directory")
+    selected = _with_current_status(facts[chosen])
+    selected = selected if status is None else selected[selected["status"] == status]
+    table = selected.merge(_newest(list(selected["directory"])), on="directory")
     table["flops"] = table["flops_per_token"] * table["tokens"].astype("float64")
     return table[list(columns.RUNS)].astype(columns.RUNS)
 
 
 def metrics(runs: DataFrame | None = None) -> DataFrame:
-    """All rows of metrics, one per run and logged step, in the order of `runs` and of training.
-
-    Columns are `run`, `name`, `seed`, those of `gptlab.tracking.metrics.COLUMNS`, which says what each one means and
-    its unit, and `flops`: FLOPs of training so far. `step`, `tokens` and `attempt` are `Int64`, `val/yardstick` is
-    `str`, all others are `float64`.
+    """Return the metrics of runs, one row per run and logged step.
 
     Args:
-        runs: Rows of `runs()`; all where None.
+        runs: Rows of `runs()`; all runs by default.
+
+    Returns:
+        A table in the order of `runs` and of the steps, with the columns
+
+        run, name, seed: The run.
+        step, tokens, attempt, ...: The columns of `gptlab.tracking.metrics.COLUMNS`, which documents their meanings
+            and units. Counts are `Int64`, `val/yardstick` is `str`, and all others are `float64`.
+        flops: Training FLOPs so far.
     """
     table = _all_if_none(runs)
     logged, _ = _logged(list(table["directory"].unique()))
@@ -127,95 +144,103 @@ def metrics(runs: DataFrame | None = None) -> DataFrame:
 
 
 def checkpoints(runs: DataFrame | None = None) -> DataFrame:
-    """Statistics of the weights: one row per run, kept checkpoint and tensor, by step and tensor within a run.
+    """Return statistics of the weights, one row per run, kept checkpoint and tensor.
 
-    The first time all of the weights are read, one tensor at a time.
-
-    Columns:
-        run, name, seed: The run.
-        step: Optimizer steps done.
-        tensor: The parameter's name in the model, such as `blocks.0.attention.projection.weight`.
-        layer: The decoder block's number from 0; missing outside of the blocks.
-        shape: Such as `768x3072`.
-        dtype: NumPy's name, such as `float32`.
-        parameters: Number of elements.
-        rms: Root of the mean square.
-        norm: Root of the sum of squares (Frobenius).
-        abs_max: Largest magnitude.
-        zeros: Share of elements that are exactly zero.
-        stable_rank: Squared Frobenius over squared spectral norm, between 1 and the rank; for matrices.
-        update: Frobenius norm of the difference to the previous kept checkpoint.
-        cosine: Cosine of the angle between the weights and those of the previous kept checkpoint.
-        distance: Frobenius norm of the difference to the first kept checkpoint.
+    The first call reads all weights, one tensor at a time.
 
     Args:
-        runs: Rows of `runs()`; all where None.
+        runs: Rows of `runs()`; all runs by default.
+
+    Returns:
+        A table in the order of `runs`, then by step and tensor, with the columns
+
+        run, name, seed: The run.
+        step: Step of the checkpoint.
+        tensor: Name of the parameter in the model, such as `blocks.0.attention.projection.weight`.
+        layer: Index of the decoder block, from 0; missing outside the blocks.
+        shape: Shape, such as `768x3072`.
+        dtype: NumPy dtype, such as `float32`.
+        parameters: Number of elements.
+        rms: Root mean square of the elements.
+        norm: Frobenius norm.
+        abs_max: Largest absolute value.
+        zeros: Fraction of elements that are exactly zero.
+        stable_rank: Squared Frobenius norm over squared spectral norm, between 1 and the rank; matrices only.
+        update: Frobenius norm of the difference to the previous kept checkpoint.
+        cosine: Cosine of the angle to the previous kept checkpoint.
+        distance: Frobenius norm of the difference to the first kept checkpoint.
     """
     table = _all_if_none(runs)
-    found = dict(each(lambda directory: (directory, load_run(Path(directory))), table["directory"].unique()))
+    loaded = dict(each(lambda directory: (directory, load_run(Path(directory))), table["directory"].unique()))
     rows = cache.read(
         "checkpoints",
         columns.TENSORS,
-        {directory: weights.files(run) for directory, run in found.items()},
-        lambda stale: each(lambda directory: (directory, weights.statistics(found[directory])), stale),
+        {directory: weights.weight_files(run) for directory, run in loaded.items()},
+        lambda stale: each(lambda directory: (directory, weights.statistics(loaded[directory])), stale),
     )
     return _joined(rows, table, columns.CHECKPOINTS)
 
 
 def headers(runs: DataFrame | None = None) -> DataFrame:
-    """What the kept checkpoints say of themselves, one row each, by step within a run; no tensor is read.
-
-    Columns:
-        run, name, seed: The run.
-        step: Optimizer steps done.
-        tokens: Tokens trained on.
-        train/loss: Nats per token of that step's batch; missing before the first step.
-        val/loss: Nats per token, where that step was validated.
-        tensors: How many there are.
-        bytes: Size of the file with the weights.
-        resumable: Whether training can go on from it; if not, it has weights only.
-        directory: Where the checkpoint lies.
+    """Return the headers of the kept checkpoints, one row each. No tensor is read.
 
     Args:
-        runs: Rows of `runs()`; all where None.
+        runs: Rows of `runs()`; all runs by default.
+
+    Returns:
+        A table in the order of `runs`, then by step, with the columns
+
+        run, name, seed: The run.
+        step: Step of the checkpoint.
+        tokens: Training tokens seen.
+        train/loss: Training loss of that step's batch, in nats per token; missing at step 0.
+        val/loss: Validation loss in nats per token; missing if there was no validation at that step.
+        tensors: Number of tensors.
+        bytes: Size of the weight file.
+        resumable: Whether a run can be resumed from the checkpoint; otherwise it is weights only.
+        directory: The checkpoint's directory.
     """
     return _frame(_rows_of(runs, weights.headers), columns.HEADERS)
 
 
 def windows(runs: DataFrame | None = None) -> DataFrame:
-    """Losses of single validation windows, as `gptlab eval` left them, one row each.
-
-    Columns:
-        run, name, seed: The run.
-        step: Of the checkpoint that was judged.
-        yardstick: What the windows are; windows of two runs are the same where yardstick and start are.
-        start: Where in the validation tokens the window begins.
-        loss: Nats per token, mean over the window.
+    """Return the losses of single validation windows that `gptlab eval` saved, one row each.
 
     Args:
-        runs: Rows of `runs()`; all where None.
+        runs: Rows of `runs()`; all runs by default.
+
+    Returns:
+        A table in the order of `runs`, with the columns
+
+        run, name, seed: The run.
+        step: Step of the evaluated checkpoint.
+        yardstick: Identifies the set of windows. Windows of two runs are the same if yardstick and start are equal.
+        start: Index of the window's first token in the validation tokens.
+        loss: Mean over the window, in nats per token.
     """
-    return _frame(_rows_of(runs, losses), columns.WINDOWS)
+    return _frame(_rows_of(runs, window_losses), columns.WINDOWS)
 
 
 def samples(runs: DataFrame | None = None) -> DataFrame:
-    """Texts that the models wrote, one row each, in the order of `runs` and of writing.
-
-    Columns:
-        run, name, seed: The run.
-        step: Optimizer steps done when it was written.
-        prompt: Where the text begins.
-        text: What the model wrote after it.
+    """Return the samples that were generated during training, one row each.
 
     Args:
-        runs: Rows of `runs()`; all where None.
+        runs: Rows of `runs()`; all runs by default.
+
+    Returns:
+        A table in the order of `runs` and of generation, with the columns
+
+        run, name, seed: The run.
+        step: Step at which the sample was generated.
+        prompt: The prompt.
+        text: The model's continuation of the prompt.
     """
     return _frame(_rows_of(runs, Run.samples), columns.SAMPLES)
 
 
 def _check(status: str | None, spec: Mapping[str, Any]) -> None:
     if status is not None and status not in get_args(Status):
-        raise BadInputError(f"there is no status '{status}'; there are: {', '.join(get_args(Status))}")
+        raise BadInputError(f"there is no status '{status}'; the statuses are: {', '.join(get_args(Status))}")
     for key in spec:
         if key not in columns.SPEC:
             raise BadInputError(f"there is no spec field '{key}'{did_you_mean(key, list(columns.SPEC))}")
@@ -226,37 +251,37 @@ def _all_if_none(table: DataFrame | None) -> DataFrame:
 
 
 def _logged(directories: list[str]) -> tuple[DataFrame, set[str]]:
-    """The rows of metrics of those runs, through the cache, and the runs whose rows cannot be read."""
+    """Return the cached rows of metrics of these runs, and the runs whose metrics cannot be read."""
     damaged: set[str] = set()
 
-    def rows_of(stale: Iterable[str]) -> Iterator[tuple[str, list[Row]]]:
-        damaged.update(asked := list(stale))
-        for directory, rows in each(lambda d: (d, read_metrics(load_run(Path(d)).directory)), asked):
+    def read_rows(stale: Iterable[str]) -> Iterator[tuple[str, list[Row]]]:
+        damaged.update(stale := list(stale))
+        for directory, rows in each(lambda d: (d, read_metrics(load_run(Path(d)).directory)), stale):
             damaged.remove(directory)
             yield directory, rows
 
     sources = {directory: [Path(directory, METRICS)] for directory in directories}
-    return cache.read("metrics", columns.LOGGED, sources, rows_of), damaged
+    return cache.read("metrics", columns.LOGGED, sources, read_rows), damaged
 
 
 def _newest(directories: list[str]) -> DataFrame:
-    """By run, the newest value of each column that not every row has, and the newest validation."""
+    """The newest value of each column that not every row has, and the newest validation, by run."""
     kinds = {column: columns.LOGGED[column] for column in (*columns.NEWEST, *columns.VALIDATION)}
 
-    def rows_of(stale: Iterable[str]) -> Iterator[tuple[str, list[dict[Hashable, Any]]]]:
-        logged, damaged = _logged(asked := list(stale))
+    def read_rows(stale: Iterable[str]) -> Iterator[tuple[str, list[dict[Hashable, Any]]]]:
+        logged, damaged = _logged(stale := list(stale))
         newest = logged.groupby(cache.SOURCE, observed=True)[list(columns.NEWEST)].last()
         validated = logged.dropna(subset="val/loss").drop_duplicates(cache.SOURCE, keep="last").set_index(cache.SOURCE)
         known = newest.join(validated[list(columns.VALIDATION)]).astype(object)
         rows = known.where(known.notna(), None).to_dict("index")
-        yield from ((directory, [rows.get(directory, {})]) for directory in asked if directory not in damaged)
+        yield from ((directory, [rows.get(directory, {})]) for directory in stale if directory not in damaged)
 
     sources = {directory: [Path(directory, METRICS)] for directory in directories}
-    return cache.read("newest", kinds, sources, rows_of).rename(columns={cache.SOURCE: "directory"})
+    return cache.read("newest", kinds, sources, read_rows).rename(columns={cache.SOURCE: "directory"})
 
 
-def _with_status(facts: DataFrame) -> DataFrame:
-    """The facts with a run's status as it is now: whether it is being trained stands in no file."""
+def _with_current_status(facts: DataFrame) -> DataFrame:
+    """Replace the cached status by the current one: whether a run is being trained is known only from its lock."""
 
     def status(row: tuple[str, str]) -> tuple[str, str]:
         return row[0], "running" if holder_of(Path(row[0])) else row[1]
@@ -267,7 +292,7 @@ def _with_status(facts: DataFrame) -> DataFrame:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """What a run's own files say besides its metrics."""
+    """The columns of a run's row that do not come from its metrics."""
     record, starts = run.record, run.starts()
     start: Mapping[str, Any] = starts[-1] if starts else {}
     kept = list_checkpoints(run.directory)
@@ -300,13 +325,13 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> DataFrame:
-    """Column by column, so that no value's type is guessed from its neighbours."""
+    """A table built column by column, so that no dtype is inferred from the values."""
     table = list(rows)
     return DataFrame({column: Series([row.get(column) for row in table], dtype=dtypes[column]) for column in dtypes})
 
 
 def _rows_of(table: DataFrame | None, read: Callable[[Run], Iterable[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """What `read` gives for each run of the table, led by the run's keys."""
+    """The rows that `read` returns for each run of the table, with the run's keys."""
 
     def rows(selected: tuple[Any, ...]) -> list[dict[str, Any]]:
         directory, *keys = selected
@@ -317,7 +342,7 @@ def _rows_of(table: DataFrame | None, read: Callable[[Run], Iterable[Mapping[str
 
 
 def _joined(rows: DataFrame, table: DataFrame, dtypes: Mapping[str, str]) -> DataFrame:
-    """Cached rows, led by the keys of the runs that they come from."""
+    """Cached rows, preceded by the keys of their runs."""
     codes = rows[cache.SOURCE].cat.codes.to_numpy()
     keys = table.drop_duplicates("directory")
     leading = {key: keys[key].array.take(codes) for key in columns.KEYS}

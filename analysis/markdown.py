@@ -4,49 +4,65 @@ from html import escape
 
 from pandas import DataFrame, Series
 
-from analysis import compare, findings
-from analysis.findings import Findings
+from analysis import compare, formatting
+from analysis.findings import (
+    HOW_TO_READ,
+    Findings,
+    all_caveats,
+    comparison_note,
+    cost_table,
+    experiment_table,
+    headlines,
+    newest_samples,
+    provenance_table,
+    run_table,
+    speed_table,
+)
 from gptlab.console import printable
 
 LOSSES = {"val/loss": "Validation loss", "train/loss": "Training loss"}
-MOST_RUNS = 50
+MAX_RUNS = 50
 
 
-def to_markdown(found: Findings, heading: str) -> str:
-    """The report.
+def to_markdown(findings: Findings, heading: str) -> str:
+    """Return the report.
 
     Args:
-        found: What it is about.
-        heading: Which runs these are, and when it was made.
+        findings: Its contents.
+        heading: The line below the title: which runs these are, and when the report was made.
     """
-    parts = ["# Runs", _inline(heading), *(f"**{_inline(answer)}**" for answer in findings.answers(found))]
-    parts += ["\n".join(f"- {_inline(caution)}" for caution in findings.warnings(found))]
-    parts += ["## Experiments", _table(findings.experiment_table(found)), f"{findings.READING} {findings.how(found)}"]
-    parts += ["\n".join(f"- {_inline(found.labels[key])}: {_inline(why)}" for key, why in found.why.items())]
-    runs = findings.run_table(found)
-    parts += ["## Each run", *([f"The best {MOST_RUNS} of {len(runs)}."] if len(runs) > MOST_RUNS else [])]
-    parts += [_table(runs.head(MOST_RUNS))]
+    parts = ["# Runs", _inline(heading), *(f"**{_inline(line)}**" for line in headlines(findings))]
+    parts += ["## Caveats", _list([_inline(caveat) for caveat in all_caveats(findings)])]
+    parts += ["## Experiments", _table(experiment_table(findings))]
+    costs = cost_table(findings)
+    parts += [_table(costs)] if len(costs.columns) > 1 else []
+    parts += [f"{HOW_TO_READ} {_inline(comparison_note(findings))}"]
+    parts += [_list([f"{_inline(findings.labels[key])}: {_inline(why)}" for key, why in findings.questions.items()])]
+    runs = run_table(findings)
+    parts += ["## Each run", *([f"The best {MAX_RUNS} of {len(runs)}."] if len(runs) > MAX_RUNS else [])]
+    parts += [_table(runs.head(MAX_RUNS))]
+    parts += ["## Speed and memory", _table(speed_table(findings).head(MAX_RUNS))]
     for column, title in LOSSES.items():
-        if found.metrics[column].notna().any():
-            parts += [f"## {title}", _table(loss_table(found, column))]
-    for label, about, prompt, text in findings.last_samples(found):
-        parts += [f"## {_inline(label)}", _inline(about), _code_block(prompt + text)]
-    parts += ["## Provenance", _table(findings.provenance_table(found))]
+        if findings.metrics[column].notna().any():
+            parts += [f"## {title}", _table(loss_table(findings, column))]
+    for sample in newest_samples(findings):
+        parts += [f"## {_inline(sample.label)}", _inline(sample.description), _code_block(sample.prompt + sample.text)]
+    parts += ["## Provenance", _table(provenance_table(findings))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def empty(message: str) -> str:
-    """A report that says why there is nothing to see."""
+    """Return a report that contains only a message."""
     return f"# Runs\n\n{_inline(message)}\n"
 
 
-def loss_table(found: Findings, column: str) -> DataFrame:
-    """A loss at a handful of steps and its course as a line of bars, one row per run, the best run first."""
-    best = found.metrics[found.metrics["run"].isin(found.runs["run"].head(MOST_RUNS))]
-    values = compare.at_steps(best, column).map(findings.number)
+def loss_table(findings: Findings, column: str) -> DataFrame:
+    """A loss at a few steps and as a sparkline, one row per run, best first."""
+    best = findings.metrics[findings.metrics["run"].isin(findings.runs["run"].head(MAX_RUNS))]
+    values = compare.at_steps(best, column).map(formatting.loss)
     values.columns = [f"step {step}" for step in values.columns]
-    courses = Series(compare.sparklines(best, column), dtype="str")
-    return values.assign(course=courses).rename_axis("run").reset_index().fillna(findings.NOTHING)
+    sparklines = Series(compare.sparklines(best, column), dtype="str")
+    return values.assign(curve=sparklines).rename_axis("run").reset_index().fillna(formatting.MISSING)
 
 
 def _table(table: DataFrame) -> str:
@@ -54,8 +70,12 @@ def _table(table: DataFrame) -> str:
     return "\n".join(f"| {' | '.join(_inline(cell) for cell in row)} |" for row in rows)
 
 
+def _list(items: list[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
 def _inline(text: str) -> str:
-    """The text on one line, without a meaning to Markdown or HTML."""
+    """The text on one line, with everything escaped that Markdown or HTML would interpret."""
     line = escape(printable(" ".join(text.split())), quote=False)
     return "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in line)
 

@@ -1,6 +1,6 @@
-"""`python -m analysis.notebooks`: execute the notebooks on the runs that there are, and keep their outputs in them.
+"""`python -m analysis.notebooks`: execute the notebooks on your runs and save them with their outputs.
 
-Each figure is kept twice: as plotly's data, which JupyterLab draws, and as a picture, which a code host shows.
+Each figure is saved twice: as plotly data for JupyterLab, and as a PNG for code hosts.
 """
 
 import json
@@ -21,7 +21,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-PICTURE = """
+RENDER = """
 const [figure, done] = arguments;
 figure.layout = {...figure.layout, paper_bgcolor: "white"};
 Plotly.toImage(figure, {format: "png", width: 900, height: figure.layout.height || 420}).then(done);
@@ -29,37 +29,37 @@ Plotly.toImage(figure, {format: "png", width: 900, height: figure.layout.height 
 
 
 def main() -> int:
-    """Execute and keep all notebooks of the project; returns the exit code."""
+    """Execute and save all notebooks of the project; return the exit code."""
     with headless() as browser:
         browser.get("about:blank")
         browser.execute_script(plotly.offline.get_plotlyjs())
         for path in sorted((project.root() / "analysis").glob("*.ipynb")):
-            keep(path, browser)
+            execute(path, browser)
             sys.stdout.write(f"{project.shown(path)}\n")
     return 0
 
 
-def keep(path: Path, browser: WebDriver) -> None:
-    """Execute a notebook from top to bottom in its own folder, and write it back with pictures of its figures."""
+def execute(path: Path, browser: WebDriver) -> None:
+    """Execute a notebook from top to bottom in its own folder, and save it with PNGs of its figures."""
     notebook: Any = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
     ).execute()
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # when each cell ran is noise in a diff
+        cell.metadata.pop("execution", None)  # execution times are noise in a diff
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if PLOTLY in data:
                 data.pop("text/html", None)
-                data["image/png"] = picture(data[PLOTLY], browser)
+                data["image/png"] = render_png(data[PLOTLY], browser)
     nbformat.write(notebook, path)
 
 
-def picture(figure: Any, browser: WebDriver) -> str:
-    """A figure as a PNG in base64."""
+def render_png(figure: Any, browser: WebDriver) -> str:
+    """Render a plotly figure as a PNG, encoded in base64."""
     plain = json.loads(json.dumps({"data": figure["data"], "layout": figure["layout"]}))
-    return str(browser.execute_async_script(PICTURE, plain)).partition(",")[2]
+    return str(browser.execute_async_script(RENDER, plain)).partition(",")[2]
 
 
 if __name__ == "__main__":

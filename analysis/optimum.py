@@ -1,4 +1,4 @@
-"""Where a loss is lowest over a setting that was tried at a few values, and how sure that is."""
+"""The optimum of a setting that was tried at a few values, with its uncertainty."""
 
 import math
 
@@ -10,9 +10,13 @@ from analysis import stats
 
 
 def vertex(settings: ArrayLike, losses: ArrayLike) -> float:
-    """The setting at which the parabola through the lowest loss and its two neighbours is lowest, over log(setting).
+    """The minimum of the parabola over log(setting) through the lowest loss and its two neighbors.
 
-    NaN where the lowest loss has no neighbour on one side (try further values there), or one that is not finite.
+    NaN if the lowest loss has no neighbor on one side (try further values there), or one that is not finite.
+
+    Args:
+        settings: Positive values, such as learning rates.
+        losses: The loss at each of them.
     """
     x, y = np.log(np.asarray(settings, np.float64)), np.asarray(losses, np.float64)
     order = np.argsort(x)
@@ -25,15 +29,16 @@ def vertex(settings: ArrayLike, losses: ArrayLike) -> float:
 
 
 def over_seeds(values: DataFrame, setting: str = "train.learning_rate") -> stats.Estimate:
-    """The optimum with its 95% interval: each seed has a vertex of its own, and their logarithms are the replicates.
-
-    `se` is that of the natural logarithm.
+    """The optimum with its 95% interval. The replicates are the logarithms of each seed's vertex.
 
     Args:
         values: One row per run with `seed`, `value` (the loss) and the column `setting`.
-        setting: The column that was varied, above zero.
+        setting: The positive column that was varied.
+
+    Returns:
+        The optimum in the unit of the setting; `se` is the standard error of its natural logarithm.
     """
     vertices = [vertex(rows[setting], rows["value"]) for _, rows in values.groupby("seed")]
-    about = stats.estimate(np.log(vertices))
-    mean, low, high = (math.exp(value) for value in (about.mean, about.low, about.high))
-    return stats.Estimate(mean, about.se, low, high, about.n)
+    log = stats.estimate(np.log(vertices))
+    mean, low, high = (math.exp(value) for value in (log.mean, log.low, log.high))
+    return stats.Estimate(mean, log.se, low, high, log.n)

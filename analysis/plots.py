@@ -1,4 +1,4 @@
-"""Figures of runs. Backgrounds are transparent and the colours hold on light and on dark pages."""
+"""Figures of runs for notebooks and the report, with transparent backgrounds for light and dark pages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,24 +8,28 @@ from typing import Any
 import plotly.graph_objects as go
 from pandas import DataFrame, isna
 
+from analysis import palette
 from analysis.stats import Estimate
 from gptlab.console import printable
 from gptlab.tracking.metrics import COLUMNS
 
-PALETTE = ("#2f7fc1", "#e08214", "#1b9e77", "#d6478f", "#7d6bd0", "#b8860b", "#56a9d6", "#d1495b")
-DASHES = ("solid", "dash", "dot", "dashdot")
 GRID = "rgba(128, 128, 128, 0.25)"
-MARKED = 60
-"""Lines of at most so many points show them: a validation loss has few, and one alone has no line."""
+GRAY = "#808080"
+
+MAX_MARKERS = 60
+"""A line of at most so many points marks them. Validation losses are few, and a single point has no line."""
+
+MAX_EXPERIMENTS = 20
+"""Experiments that a figure of intervals shows."""
 
 
 def loss_curves(metrics: DataFrame, x: str = "step", column: str = "train/loss") -> go.Figure:
-    """One line per run, in the order of `metrics`; a run keeps its colour whatever the column.
+    """A curve for each run, in the order of `metrics`. A run has the same color in every such figure.
 
     Args:
         metrics: Rows of `load.metrics()`.
-        x: The column along the horizontal axis: `step`, `tokens`, `epoch` or `elapsed_s`.
-        column: The column along the vertical axis, such as `val/loss`; rows without it are left out.
+        x: Column on the horizontal axis: `step`, `tokens`, `flops` or `elapsed_s`.
+        column: Column on the vertical axis, such as `val/loss`. Rows without it are left out.
     """
     figure = _figure(x, f"{column}, {COLUMNS[column].partition(',')[0]}")
     for number, run in enumerate(metrics["run"].unique()):
@@ -36,11 +40,11 @@ def loss_curves(metrics: DataFrame, x: str = "step", column: str = "train/loss")
 
 
 def weight_rms(checkpoints: DataFrame, step: int | None = None) -> go.Figure:
-    """The RMS of the decoder blocks' matrices by depth, one line per kind of matrix.
+    """The RMS of the decoder blocks' matrices by depth, with a line for each kind of matrix.
 
     Args:
         checkpoints: Rows of `load.checkpoints()` of one run.
-        step: Which checkpoint; the newest where None.
+        step: The checkpoint's step; the newest one by default.
     """
     figure = _figure("decoder block", "RMS of the weights")
     step = checkpoints["step"].max() if step is None else step
@@ -53,34 +57,32 @@ def weight_rms(checkpoints: DataFrame, step: int | None = None) -> go.Figure:
     return figure
 
 
-def estimates(summary: DataFrame, labels: Mapping[str, str], most: int = 20) -> go.Figure:
-    """Mean and 95% interval of each experiment, the lowest on top.
+def estimates(summary: DataFrame, labels: Mapping[str, str]) -> go.Figure:
+    """Mean and 95% interval of the best experiments, the lowest on top.
 
     Args:
-        summary: As `replicates.summary` gives it.
-        labels: What to call each experiment.
-        most: How many of the best.
+        summary: The result of `replicates.summary`.
+        labels: The label of each experiment.
     """
     title = "validation loss: mean, 95% interval over seeds"
-    return _intervals(title, summary, labels, summary["experiment"].tolist(), most)
+    return _intervals(title, summary, labels, summary["experiment"].tolist())
 
 
-def differences(table: DataFrame, labels: Mapping[str, str], order: Sequence[str], most: int = 20) -> go.Figure:
-    """Each experiment's difference to the reference with its 95% interval, the lowest on top, and a line at none.
+def differences(table: DataFrame, labels: Mapping[str, str], order: Sequence[str]) -> go.Figure:
+    """Differences to the reference with 95% intervals, the lowest on top, and a line at zero.
 
     Args:
-        table: As `replicates.differences` gives it.
-        labels: What to call each experiment.
-        order: All experiments, in the order of their colours.
-        most: How many of the best.
+        table: The result of `replicates.differences`.
+        labels: The label of each experiment.
+        order: All experiments, in the order of their colors.
     """
     title = "difference to the reference, 95% interval"
-    return _intervals(title, table, labels, order, most).add_vline(x=0, line_color="#808080", line_dash="dot")
+    return _intervals(title, table, labels, order).add_vline(x=0, line_color=GRAY, line_dash="dot")
 
 
-def _intervals(title: str, table: DataFrame, labels: Mapping[str, str], order: Sequence[str], most: int) -> go.Figure:
+def _intervals(title: str, table: DataFrame, labels: Mapping[str, str], order: Sequence[str]) -> go.Figure:
     figure = _figure(title, "")
-    rows = table[table["mean"].map(math.isfinite)].head(most)
+    rows = table[table["mean"].map(math.isfinite)].head(MAX_EXPERIMENTS)
     for row in rows.to_dict("records"):
         error = None if isna(row["high"]) else row["high"] - row["mean"]
         figure.add_scatter(
@@ -88,7 +90,7 @@ def _intervals(title: str, table: DataFrame, labels: Mapping[str, str], order: S
             y=[plain(labels[row["experiment"]])],
             error_x={"type": "data", "array": [error], "thickness": 2, "width": 5},
             mode="markers",
-            marker={"size": 10, "color": PALETTE[order.index(row["experiment"]) % len(PALETTE)]},
+            marker={"size": 10, "color": palette.color(order.index(row["experiment"]))},
             hovertemplate="%{y}: %{x:.4f}" + ("" if error is None else f" ± {error:.4f}") + "<extra></extra>",
             showlegend=False,
         )
@@ -96,15 +98,12 @@ def _intervals(title: str, table: DataFrame, labels: Mapping[str, str], order: S
     return figure.update_layout(height=110 + 34 * len(rows))
 
 
-SPEED = "Each point is a run: training tokens per second over the largest memory in use."
-
-
 def speed(runs: DataFrame, labels: Mapping[str, str]) -> go.Figure:
-    """Throughput over memory, one point per run.
+    """Throughput against memory, with a point for each run.
 
     Args:
         runs: Rows of `load.runs()`.
-        labels: What to call each experiment; their colours are in this order.
+        labels: The label of each experiment, in the order of their colors.
     """
     figure = _figure("largest memory in use, GiB", "training tokens per second")
     for number, experiment in enumerate(labels):
@@ -115,7 +114,7 @@ def speed(runs: DataFrame, labels: Mapping[str, str]) -> go.Figure:
             text=[plain(run) for run in rows["run"]],
             name=plain(labels[experiment]),
             mode="markers",
-            marker={"size": 10, "color": PALETTE[number % len(PALETTE)], "opacity": 0.85},
+            marker={"size": 10, "color": palette.color(number), "opacity": 0.85},
             hovertemplate="%{text}<br>%{y:,.0f} tokens/s<br>%{x:.2f} GiB<extra></extra>",
         )
     figure.update_yaxes(rangemode="tozero")
@@ -127,7 +126,7 @@ def heat_map(checkpoints: DataFrame, statistic: str) -> go.Figure:
 
     Args:
         checkpoints: Rows of `load.checkpoints()` of one run.
-        statistic: A column, such as `stable_rank`.
+        statistic: Column of `load.checkpoints()`, such as `stable_rank`.
     """
     matrices = checkpoints[checkpoints["shape"].str.contains("x")]
     order = matrices.drop_duplicates("tensor").sort_values(["layer", "tensor"], na_position="first")["tensor"]
@@ -145,18 +144,19 @@ def heat_map(checkpoints: DataFrame, statistic: str) -> go.Figure:
     return figure.update_layout(height=min(1400, 120 + 24 * len(order)))
 
 
-def over_setting(values: DataFrame, setting: str, optimum: Estimate) -> go.Figure:
-    """The loss of each run over a setting, the mean over seeds as a line, and the optimum with its interval.
+def loss_over_setting(values: DataFrame, setting: str, optimum: Estimate) -> go.Figure:
+    """The loss of each run against a setting, with the mean over seeds as a line, and the optimum with its interval.
 
     Args:
-        values: One row per run with `run`, `value` (the loss) and the column `setting`, above zero.
-        setting: Such as `train.learning_rate`.
-        optimum: As `optimum.over_seeds` gives it.
+        values: One row per run with `run`, `value` (the loss) and the positive column `setting`.
+        setting: Column of `load.runs()`, such as `train.learning_rate`.
+        optimum: The result of `optimum.over_seeds`.
     """
     figure = _figure(setting, "validation loss, nats per token")
     means = values.groupby(setting)["value"].mean()
+    runs_color, optimum_color = palette.color(0), palette.color(1)
     figure.add_scatter(
-        x=means.index.tolist(), y=means.tolist(), name="mean over seeds", mode="lines", line={"color": PALETTE[0]}
+        x=means.index.tolist(), y=means.tolist(), name="mean over seeds", mode="lines", line={"color": runs_color}
     )
     figure.add_scatter(
         x=values[setting].tolist(),
@@ -164,20 +164,20 @@ def over_setting(values: DataFrame, setting: str, optimum: Estimate) -> go.Figur
         text=[plain(run) for run in values["run"]],
         name="runs",
         mode="markers",
-        marker={"color": PALETTE[0], "size": 7, "opacity": 0.6},
+        marker={"color": runs_color, "size": 7, "opacity": 0.6},
     )
     if math.isfinite(optimum.low) and math.isfinite(optimum.high):
-        figure.add_vrect(x0=optimum.low, x1=optimum.high, fillcolor=PALETTE[1], opacity=0.2, line_width=0)
+        figure.add_vrect(x0=optimum.low, x1=optimum.high, fillcolor=optimum_color, opacity=0.2, line_width=0)
     if math.isfinite(optimum.mean):
-        figure.add_vline(x=optimum.mean, line_color=PALETTE[1])
+        figure.add_vline(x=optimum.mean, line_color=optimum_color)
     return figure.update_xaxes(type="log")
 
 
 def spectra(singular_values: Mapping[str, Sequence[float]]) -> go.Figure:
-    """Singular values of matrices, the largest first, on a logarithmic scale.
+    """Singular values of matrices in descending order, on a logarithmic scale.
 
     Args:
-        singular_values: By what to call the matrix.
+        singular_values: The singular values by the name of the matrix.
     """
     figure = _figure("number, the largest first", "singular value")
     for number, (name, values) in enumerate(singular_values.items()):
@@ -185,12 +185,12 @@ def spectra(singular_values: Mapping[str, Sequence[float]]) -> go.Figure:
     return figure.update_yaxes(type="log")
 
 
-def over_training(checkpoints: DataFrame, statistic: str) -> go.Figure:
-    """A statistic of each kind of matrix over the kept checkpoints, averaged over the decoder blocks.
+def statistic_over_training(checkpoints: DataFrame, statistic: str) -> go.Figure:
+    """A statistic of each kind of matrix against the kept checkpoints, averaged over the decoder blocks.
 
     Args:
         checkpoints: Rows of `load.checkpoints()` of one run.
-        statistic: A column, such as `update`.
+        statistic: Column of `load.checkpoints()`, such as `update`.
     """
     figure = _figure("checkpoint at step", statistic)
     matrices = checkpoints[checkpoints["shape"].str.contains("x")].dropna(subset=statistic)
@@ -202,7 +202,7 @@ def over_training(checkpoints: DataFrame, statistic: str) -> go.Figure:
 
 
 def plain(text: str) -> str:
-    """Text that plotly, which reads some HTML, shows as it is."""
+    """Escape a text for plotly, which interprets some HTML in names and labels."""
     return escape(printable(text), quote=False)
 
 
@@ -212,7 +212,7 @@ def _figure(x: str, y: str) -> go.Figure:
         "template": "none",
         "paper_bgcolor": "rgba(0, 0, 0, 0)",
         "plot_bgcolor": "rgba(0, 0, 0, 0)",
-        "font": {"color": "#808080", "family": "system-ui, sans-serif"},
+        "font": {"color": GRAY, "family": "system-ui, sans-serif"},
         "height": 420,
         "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
         "showlegend": True,
@@ -227,11 +227,7 @@ def _add_line(figure: go.Figure, name: str, x: list[Any], y: list[float], number
         x=x,
         y=y,
         name=plain(name),
-        mode="lines+markers" if len(x) <= MARKED else "lines",
-        line={
-            "color": PALETTE[number % len(PALETTE)],
-            "dash": DASHES[number // len(PALETTE) % len(DASHES)],
-            "width": 2,
-        },
+        mode="lines+markers" if len(x) <= MAX_MARKERS else "lines",
+        line={"color": palette.color(number), "dash": palette.dash(number), "width": 2},
         marker={"size": 5},
     )

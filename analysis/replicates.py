@@ -1,7 +1,7 @@
-"""Experiments against each other, their seeds taken as replicates: at equal budgets, with intervals, in words.
+"""Comparison of experiments at equal budgets, with their seeds as replicates.
 
-An experiment is what has one `NAME-HASH8`; its runs differ in their seeds. `at_equal` gives each run one number, and
-the other functions go on from there.
+The runs of an experiment (`NAME-HASH8`) differ only in their seed. `at_equal` reduces each run to one value; `summary`
+and `differences` take these values.
 """
 
 import math
@@ -13,14 +13,17 @@ from pandas import DataFrame, Series, isna
 
 from analysis import stats
 
-ORDER = ("text.sha256", "data.val_fraction", "train.sequence_length", "train.batch_size")
-"""What decides, beside the seed, which windows a step trains on."""
+BATCH_SETTINGS = ("text.sha256", "data.val_fraction", "train.sequence_length", "train.batch_size")
+"""Settings that, with the seed, determine the batches. Experiments that differ in one are not paired by seed."""
 
 Difference = stats.Difference
 
 
 def budget(runs: DataFrame, metrics: DataFrame, by: str = "step", column: str = "val/loss") -> float:
-    """The most of `by` that every complete run has a value at; of the others if none is complete; NaN without any."""
+    """The largest value of `by` that all complete runs reached, or all other non-diverged runs if none is complete.
+
+    NaN if no run has a value. The arguments are those of `at_equal`.
+    """
     furthest = metrics.dropna(subset=[by, column]).groupby("run")[by].max().astype("float64")
     steady = runs[runs["status"] != "diverged"]
     complete = steady[steady["status"] == "complete"]
@@ -34,30 +37,34 @@ def budget(runs: DataFrame, metrics: DataFrame, by: str = "step", column: str = 
 def at_equal(
     runs: DataFrame, metrics: DataFrame, by: str = "step", column: str = "val/loss", at: float | None = None
 ) -> DataFrame:
-    """One value per run where all have had the same.
+    """The value of each run at the same budget of steps, tokens, FLOPs or time.
 
     Args:
         runs: Rows of `load.runs()`.
         metrics: Their rows of `load.metrics()`.
-        by: What is equal: `step`, `tokens`, `flops` or `elapsed_s`.
-        column: The column to compare.
-        at: How much of it; `budget(…)` where None.
+        by: The budget's column: `step`, `tokens`, `flops` or `elapsed_s`.
+        column: The column of `metrics` to compare.
+        at: The budget; `budget(runs, metrics, by, column)` by default.
 
     Returns:
-        One row per run: `run`, `experiment`, `seed`, `value` at the budget, by linear interpolation where no row stands
-        there, `yardstick`, and `state`: `reached`; `diverged` before it got there, with an infinite value; or
-        `unfinished`, without one.
+        One row per run with the columns
+
+        run, experiment, seed: The run.
+        value: The value at the budget, interpolated linearly between rows. Infinite if the run diverged before the
+            budget, NaN if it is unfinished.
+        yardstick: What the value was measured on.
+        state: `reached`, `diverged` or `unfinished`.
     """
     at = budget(runs, metrics, by, column) if at is None else at
     rows = metrics.dropna(subset=[by, column])
     groups = {str(run): group for run, group in rows.groupby("run", sort=False)}
-    found = []
+    values = []
     for run, experiment, seed, status in runs[["run", "experiment", "seed", "status"]].itertuples(
         index=False, name=None
     ):
         value, yardstick = _value_at(groups[run], by, column, at) if run in groups else (math.nan, None)
         state = "reached" if not math.isnan(value) else "diverged" if status == "diverged" else "unfinished"
-        found.append((run, experiment, seed, math.inf if state == "diverged" else value, yardstick, state))
+        values.append((run, experiment, seed, math.inf if state == "diverged" else value, yardstick, state))
     dtypes = {
         "run": "str",
         "experiment": "str",
@@ -66,11 +73,11 @@ def at_equal(
         "yardstick": "str",
         "state": "str",
     }
-    return DataFrame(found, columns=list(dtypes)).astype(dtypes)
+    return DataFrame(values, columns=list(dtypes)).astype(dtypes)
 
 
 def _value_at(rows: DataFrame, by: str, column: str, at: float) -> tuple[float, str | None]:
-    """A run's value at a budget and what it was measured on; NaN where it did not get there."""
+    """A run's value at a budget and its yardstick; NaN and None if the run did not reach the budget."""
     x, y = rows[by].to_numpy("float64"), rows[column].to_numpy("float64")
     after = int(np.searchsorted(x, at * (1 - 1e-9)))
     if math.isnan(at) or after == len(x):
@@ -83,41 +90,51 @@ def _value_at(rows: DataFrame, by: str, column: str, at: float) -> tuple[float, 
 
 
 def summary(values: DataFrame) -> DataFrame:
-    """Mean and interval over the seeds of each experiment, the lowest mean first.
+    """Mean and 95% interval over the seeds of each experiment.
 
     Args:
-        values: As `at_equal` gives them.
+        values: The result of `at_equal`.
 
     Returns:
-        One row per experiment: `experiment`; `seeds`, how many it has; `diverged` and `unfinished`, how many of them;
-        `mean`, `se`, `low` and `high` as in `stats.Estimate`. A diverged seed makes the mean infinite; an unfinished
-        one is not in it. `yardsticks`: on how many its values were measured; with more than one there is no mean.
+        One row per experiment, by ascending mean, with the columns
+
+        experiment: The experiment.
+        seeds, diverged, unfinished: Number of seeds, and how many of them are diverged and unfinished.
+        mean, se, low, high: The estimate (`stats.Estimate`). A diverged seed makes the mean infinite; unfinished seeds
+            are excluded. NaN if there are several yardsticks.
+        yardsticks: Number of different yardsticks.
     """
     rows = []
     for experiment, group in values.groupby("experiment", sort=False):
         known = group[group["state"] != "unfinished"]
         yardsticks = known["yardstick"].nunique()
-        about = stats.estimate(known["value"] if yardsticks < 2 else [])
+        estimate = stats.estimate(known["value"] if yardsticks < 2 else [])
         counts = {state: int((group["state"] == state).sum()) for state in ("diverged", "unfinished")}
         rows.append(
-            {"experiment": experiment, "seeds": len(group), **counts, **asdict(about), "yardsticks": yardsticks}
+            {"experiment": experiment, "seeds": len(group), **counts, **asdict(estimate), "yardsticks": yardsticks}
         )
     names = ["experiment", "seeds", "diverged", "unfinished", "mean", "se", "low", "high", "yardsticks"]
     return DataFrame(rows, columns=names).sort_values("mean", kind="stable", ignore_index=True)
 
 
 def differences(runs: DataFrame, values: DataFrame, against: str) -> DataFrame:
-    """Each experiment's difference to one of them, and whether it is real.
+    """The difference of each experiment to a reference experiment, with its significance.
 
     Args:
         runs: Rows of `load.runs()`.
-        values: As `at_equal` gives them for these runs.
-        against: The `NAME-HASH8` that the others are compared with.
+        values: The result of `at_equal` for these runs.
+        against: The reference (`NAME-HASH8`).
 
     Returns:
-        One row per other experiment: `experiment`; `how`: `paired by seed`, `unpaired` or `not compared`; the fields of
-        `stats.Difference` (positive where it is worse than `against`); `p_holm`, corrected for the number of rows;
-        `seeds_needed` to see a difference of this size; and `why`, in words, what keeps it from being more certain.
+        One row per other experiment, by ascending difference, with the columns
+
+        experiment: The experiment.
+        how: `paired by seed`, `unpaired` or `not compared`.
+        mean, se, low, high, p, n, sd, sign_flip_p: The difference (`stats.Difference`). A positive loss difference
+            means that the experiment is worse than the reference.
+        p_holm: `p`, corrected for the number of rows.
+        seeds_needed: Number of seeds with which a difference of this size would be detected (`stats.seeds_needed`).
+        why: What limits the comparison, in words; empty if nothing does.
     """
     specs = runs.drop_duplicates("experiment").set_index("experiment")
     groups = {str(key): group for key, group in values.groupby("experiment", sort=False)}
@@ -133,33 +150,34 @@ def differences(runs: DataFrame, values: DataFrame, against: str) -> DataFrame:
 
 
 def _difference(specs: DataFrame, first: DataFrame, second: DataFrame) -> Mapping[str, object]:
+    """The difference between two experiments' values, as a row of `differences`."""
     a, b = (group[group["state"] != "unfinished"].set_index("seed") for group in (first, second))
-    reasons = _reasons(first, second)
+    reasons = _state_counts(first, second)
     yardsticks = sorted({*a["yardstick"].dropna(), *b["yardstick"].dropna()})
     if len(yardsticks) > 1:
         return {"how": "not compared", "why": f"measured on different windows ({', '.join(yardsticks)})"}
     if a.empty or b.empty:
-        return {"how": "not compared", "why": "; ".join([*reasons, "no run got there"])}
+        return {"how": "not compared", "why": "; ".join([*reasons, "no run reached the budget"])}
     shared = a.index.intersection(b.index)
     one, other = specs.loc[first["experiment"].iloc[0]], specs.loc[second["experiment"].iloc[0]]
-    moved = [column for column in ORDER if one[column] != other[column]]
-    if moved:
-        how, about = "unpaired", stats.unpaired(a["value"], b["value"])
-        reasons.append(f"other batches ({', '.join(moved)})")
+    changed = [column for column in BATCH_SETTINGS if one[column] != other[column]]
+    if changed:
+        how, difference = "unpaired", stats.unpaired(a["value"], b["value"])
+        reasons.append(f"different batches ({', '.join(changed)})")
     elif len(shared) < 2 <= min(len(a), len(b)):
-        how, about = "unpaired", stats.unpaired(a["value"], b["value"])
+        how, difference = "unpaired", stats.unpaired(a["value"], b["value"])
         reasons.append("too few seeds in common")
     else:
-        how, about = "paired by seed", stats.paired_by_seed(a["value"].loc[shared], b["value"].loc[shared])
-        if alone := len(a.index.union(b.index)) - len(shared):
-            reasons.append(f"{alone} without a partner")
-    if about.n < 2:
+        how, difference = "paired by seed", stats.paired_by_seed(a["value"].loc[shared], b["value"].loc[shared])
+        if unpaired := len(a.index.union(b.index)) - len(shared):
+            reasons.append(f"{unpaired} without a partner")
+    if difference.n < 2:
         reasons.append("one seed has no interval")
-    needed = stats.seeds_needed(about.mean, about.sd) if math.isfinite(about.sd) else math.nan
-    return {"how": how, **asdict(about), "seeds_needed": needed, "why": "; ".join(reasons)}
+    needed = stats.seeds_needed(difference.mean, difference.sd) if math.isfinite(difference.sd) else math.nan
+    return {"how": how, **asdict(difference), "seeds_needed": needed, "why": "; ".join(reasons)}
 
 
-def _reasons(*groups: DataFrame) -> list[str]:
+def _state_counts(*groups: DataFrame) -> list[str]:
     counted = {
         state: sum(int((group["state"] == state).sum()) for group in groups) for state in ("diverged", "unfinished")
     }
@@ -167,47 +185,48 @@ def _reasons(*groups: DataFrame) -> list[str]:
 
 
 def window_difference(windows: DataFrame, first: str, second: str) -> Difference:
-    """The difference of two single runs over the validation windows that both were judged on.
+    """The difference `second − first` of two runs over the validation windows that both were evaluated on.
 
     This is a difference over windows, not over seeds; see `stats.paired_over_windows`.
 
     Args:
-        windows: Rows of `load.windows()`; of each run's evaluations the one of its newest step counts.
-        first: The run that is compared with.
-        second: The other run.
+        windows: Rows of `load.windows()`. The newest step of each run and yardstick is used.
+        first: Id of the reference run.
+        second: Id of the other run.
 
     Raises:
-        ValueError: They have no evaluation on the same yardstick.
+        ValueError: The runs have no windows in common.
     """
     newest = windows[windows["step"] == windows.groupby(["run", "yardstick"])["step"].transform("max")]
     a, b = (newest[newest["run"] == run].set_index(["yardstick", "start"])["loss"] for run in (first, second))
     shared = a.index.intersection(b.index)
     if shared.empty:
-        raise ValueError(f"{first} and {second} were not judged on the same windows; run `gptlab eval` on both")
+        raise ValueError(f"{first} and {second} were not evaluated on the same windows; run `gptlab eval` on both")
     return stats.paired_over_windows(a.loc[shared], b.loc[shared])
 
 
 def steps_to_reach(metrics: DataFrame, loss: float, column: str = "val/loss", by: str = "step") -> Series:
-    """Where each run first gets down to a loss, by linear interpolation between its logged rows.
+    """The number of steps after which each run first reaches a loss, interpolated linearly between logged rows.
 
     Args:
         metrics: Rows of `load.metrics()`.
-        loss: In the unit of `column`.
-        column: Which loss.
-        by: In which unit to count: `step`, `tokens`, `flops` or `elapsed_s`.
+        loss: The target, in the unit of `column`.
+        column: Column of the loss.
+        by: Column to count in: `step`, `tokens`, `flops` or `elapsed_s`.
 
     Returns:
-        By run, in the order of `metrics`; NaN where a run never gets there.
+        The steps (or tokens, FLOPs, seconds) by run, in the order of `metrics`; NaN if a run does not reach the loss.
     """
     rows = metrics.dropna(subset=[by, column])
-    found = {
+    reached = {
         run: _crossing(group[by].to_numpy("float64"), group[column].to_numpy("float64"), loss)
         for run, group in rows.groupby("run", sort=False)
     }
-    return Series(found, dtype="float64").reindex(metrics["run"].unique()).rename(by)
+    return Series(reached, dtype="float64").reindex(metrics["run"].unique()).rename(by)
 
 
 def _crossing(x: np.ndarray, y: np.ndarray, level: float) -> float:
+    """The first x at which the line through the points is at or below a level; NaN if it never is."""
     below = np.flatnonzero(y <= level)
     if not len(below):
         return math.nan

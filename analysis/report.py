@@ -1,4 +1,4 @@
-"""`python -m analysis.report`: runs side by side, in `report.html` and `report.md` in the runs directory."""
+"""`python -m analysis.report`: compare runs in `report.html` and `report.md`, written to the runs directory."""
 
 import argparse
 import sys
@@ -8,14 +8,15 @@ from typing import NoReturn
 
 from pandas import DataFrame
 
-from analysis import findings, load, markdown, page
+from analysis import load, markdown, page
+from analysis.findings import analyze
 from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.tracking.files import write_durably
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
-WITH_WEIGHTS = 4
-"""Of so many of the best experiments the weights of the best run are looked into."""
+WEIGHT_EXPERIMENTS = 4
+"""The report shows the weights of the best run of each of the best so many experiments."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,7 +25,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write both reports; returns the exit code. The arguments are the command line's by default."""
+    """Write both reports and return the exit code.
+
+    Args:
+        arguments: The command-line arguments; `sys.argv[1:]` by default.
+    """
     try:
         _write(arguments)
     except GptlabError as error:
@@ -35,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(arguments: Sequence[str] | None) -> None:
     parser = _Parser(prog="python -m analysis.report", description="Write report.md and report.html.")
-    parser.add_argument("--name", help="only runs of that experiment; * and ? stand for any characters, as in 'tiny*'")
-    parser.add_argument("--tag", help="only runs with that tag")
+    parser.add_argument("--name", help="Only runs of this experiment; * and ? match any characters, as in 'tiny*'.")
+    parser.add_argument("--tag", help="Only runs with this tag.")
     options = parser.parse_args(arguments)
     runs = load.runs(name=options.name, tag=options.tag)
-    if runs.empty and (options.name is not None or options.tag is not None):
-        asked = " and ".join(f"{key} '{value}'" for key, value in vars(options).items() if value is not None)
-        raise BadInputError(f"there is no run with {asked}; `gptlab runs` lists them")
+    filters = [f"{key} '{value}'" for key, value in vars(options).items() if value is not None]
+    if runs.empty and filters:
+        raise BadInputError(f"there is no run with {' and '.join(filters)}; `gptlab runs` lists them")
     directory = project.runs_directory()
     directory.mkdir(parents=True, exist_ok=True)
     if runs.empty:
@@ -52,15 +57,16 @@ def _write(arguments: Sequence[str] | None) -> None:
 
 
 def _reports(runs: DataFrame) -> dict[str, str]:
+    """The contents of the two files."""
     if runs.empty:
         return {"report.md": markdown.empty(NO_RUNS), "report.html": page.empty(NO_RUNS)}
-    found = findings.find(runs, load.metrics(runs), load.samples(runs))
-    best = found.runs.drop_duplicates("experiment").head(WITH_WEIGHTS)
-    count = f"{len(runs)} runs of {len(found.summary)} experiments" if len(runs) > 1 else "1 run"
+    findings = analyze(runs, load.metrics(runs), load.samples(runs))
+    best = findings.runs.drop_duplicates("experiment").head(WEIGHT_EXPERIMENTS)
+    count = f"{len(runs)} runs of {len(findings.summary)} experiments" if len(runs) > 1 else "1 run"
     heading = f"{count} in {project.shown(project.runs_directory())}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return {
-        "report.md": markdown.to_markdown(found, heading),
-        "report.html": page.to_html(found, load.checkpoints(best), heading),
+        "report.md": markdown.to_markdown(findings, heading),
+        "report.html": page.to_html(findings, load.checkpoints(best), heading),
     }
 
 

@@ -1,8 +1,8 @@
-"""How sure a number is: means, differences and their intervals, by scipy and statsmodels.
+"""Means and differences with confidence intervals and p-values, computed with scipy and statsmodels.
 
-- Seeds are replicates: an estimate over seeds says how far another seed of the same experiment could be.
-- An estimate over validation windows says how far another part of the text could be, and nothing about another seed.
-- A diverged run has an infinite loss. It makes a mean infinite and leaves no interval; it is never dropped.
+- Seeds are replicates: an estimate over seeds has the uncertainty from the choice of the seed.
+- An estimate over validation windows has the uncertainty from the choice of the text, not from the seed.
+- A diverged run has an infinite loss and is never dropped: the mean is infinite and there is no interval.
 """
 
 import bisect
@@ -20,13 +20,13 @@ from statsmodels.stats.power import TTestPower
 
 CONFIDENCE = 0.95
 POWER = 0.8
-SIGN_FLIP_FROM = 10
-"""Pairs from which on a sign-flip test can tell anything: with five its p-value is never below 2 / 2⁵ = 0.0625."""
+MIN_SIGN_FLIP_PAIRS = 10
+"""Minimum number of pairs for the sign-flip test. With five pairs its p-value is never below 2 / 2⁵ = 0.0625."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and how sure it is; NaN where the values do not tell."""
+    """A mean with its uncertainty. Fields that the values do not determine are NaN."""
 
     mean: float
     se: float
@@ -34,32 +34,35 @@ class Estimate:
     low: float
     """Lower end of the 95% t-interval."""
     high: float
+    """Upper end of the 95% t-interval."""
     n: int
+    """Number of values."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much larger the second is than the first: the mean, and how sure it is."""
+    """The mean of `second − first` with its uncertainty. Fields that the values do not determine are NaN."""
 
     mean: float
     se: float
     low: float
     """Lower end of the 95% t-interval."""
     high: float
+    """Upper end of the 95% t-interval."""
     p: float
-    """Of the two-sided t-test for no difference."""
+    """p-value of the two-sided t-test for no difference."""
     n: int
-    """Pairs, or values of the smaller side where there are none."""
+    """Number of pairs, or of values in the smaller group if they are not paired."""
     sd: float
-    """Standard deviation of the differences of pairs; NaN where there are none."""
+    """Standard deviation of the differences within pairs; NaN if the values are not paired."""
     sign_flip_p: float = math.nan
-    """Of the two-sided sign-flip test, which assumes no normal distribution; NaN below ten pairs."""
+    """p-value of the two-sided sign-flip test, which does not assume normality; NaN below ten pairs."""
 
 
 def estimate(values: ArrayLike) -> Estimate:
-    """The mean of replicates (of seeds, or of validation windows) with its standard error and t-interval.
+    """The mean of replicates (seeds or validation windows) with its standard error and 95% t-interval.
 
-    A single value has neither, and with a value that is not finite there is no interval.
+    There is no standard error and no interval for a single value, or if a value is not finite.
     """
     array = _array(values)
     n = len(array)
@@ -71,31 +74,32 @@ def estimate(values: ArrayLike) -> Estimate:
 
 
 def paired_by_seed(first: ArrayLike, second: ArrayLike) -> Difference:
-    """The mean of `second − first` over seeds that both experiments were run with, in the same order.
+    """The mean of `second − first` over the seeds that two experiments share, given in the same order.
 
-    Runs of one seed share their batches and initial weights, so much of what a seed does cancels. What is left is
-    taken as normal by the t-test; from ten seeds on a sign-flip test that does not stands beside it.
+    Runs with the same seed share their batches and initial weights, so much of the variation between seeds cancels. The
+    paired t-test assumes that the differences are normal; with ten seeds or more the sign-flip test, which does not, is
+    computed too.
     """
-    return _of_pairs(first, second)
+    return _paired(first, second)
 
 
 def paired_over_windows(first: ArrayLike, second: ArrayLike) -> Difference:
-    """The mean of `second − first` over the validation windows of two single runs, in the same order.
+    """The mean of `second − first` over the validation windows of two single runs, given in the same order.
 
-    It says whether these two runs differ on other windows of such text. It does not say whether the experiments do:
-    with another seed each of them is another run. Windows side by side resemble each other, so it is rather too sure.
+    The uncertainty is that of these two runs on other windows of such text. It does not include the variation between
+    seeds. Adjacent windows are correlated, so the interval is somewhat too narrow.
     """
-    return _of_pairs(first, second)
+    return _paired(first, second)
 
 
 def unpaired(first: ArrayLike, second: ArrayLike) -> Difference:
-    """The difference of the means (Welch's test), for experiments that share no seeds or see other batches."""
+    """The difference of the means (Welch's t-test), for experiments without common seeds or with different batches."""
     a, b = _array(first), _array(second)
     n, mean = min(len(a), len(b)), _mean_difference(a, b)
     if n < 2 or not math.isfinite(mean):
         return Difference(mean, math.nan, math.nan, math.nan, math.nan, n, math.nan)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all values alike
+        warnings.simplefilter("ignore", RuntimeWarning)  # all values are equal
         test = scipy.stats.ttest_ind(b, a, equal_var=False)
     interval = test.confidence_interval(CONFIDENCE)
     se = math.hypot(scipy.stats.sem(a), scipy.stats.sem(b))
@@ -103,7 +107,7 @@ def unpaired(first: ArrayLike, second: ArrayLike) -> Difference:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values, raised for their number so that all may be looked at (Holm 1979); NaN stays and does not count."""
+    """The p-values, corrected for multiple comparisons (Holm 1979). NaN stays NaN and does not count."""
     array = _array(p_values)
     known = ~np.isnan(array)
     if known.any():
@@ -112,14 +116,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(difference: float, sd: float) -> float:
-    """How many seeds a paired t-test needs to see a difference at the 5% level in four of five tries.
+    """The number of seeds with which a paired t-test detects a difference at the 5% level with a power of 80%.
 
     Args:
-        difference: The true mean difference, in nats per token or whatever `sd` is in.
-        sd: Standard deviation of the differences between runs of the same seed.
+        difference: The true mean difference, in the unit of `sd`.
+        sd: Standard deviation of the differences between runs with the same seed.
 
     Returns:
-        A whole number of at least 2; infinite where there is no difference, NaN where the deviation is unknown.
+        A whole number of at least 2; infinite without a difference, NaN if an argument is NaN.
     """
     if math.isnan(difference) or math.isnan(sd):
         return math.nan
@@ -127,13 +131,13 @@ def seeds_needed(difference: float, sd: float) -> float:
         return math.inf
     effect = min(abs(difference) / sd if sd else math.inf, 1e3)
     if effect < 1e-4:
-        return math.inf  # a billion, or more
+        return math.inf  # a billion or more
     enough = range(2, 2**31)
     return float(enough[bisect.bisect_left(enough, POWER, key=lambda seeds: _power(effect, seeds))])
 
 
 def _power(effect: float, seeds: int) -> float:
-    """The power of a paired t-test. The noncentral t is NaN at scattered points, most of them where it is 1."""
+    """The power of a paired t-test. SciPy's noncentral t is NaN at scattered points, mostly where the power is 1."""
     for nudge in (0, 1e-7, 1e-6, 1e-5):
         power = float(TTestPower().power(effect * (1 + nudge), seeds, 1 - CONFIDENCE))
         if math.isfinite(power):
@@ -141,24 +145,24 @@ def _power(effect: float, seeds: int) -> float:
     return 1.0
 
 
-def _of_pairs(first: ArrayLike, second: ArrayLike) -> Difference:
+def _paired(first: ArrayLike, second: ArrayLike) -> Difference:
     a, b = _array(first), _array(second)
     if len(a) != len(b):
         raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
-    with np.errstate(invalid="ignore"):  # two diverged runs: inf − inf tells nothing
+    with np.errstate(invalid="ignore"):  # inf − inf of two diverged runs
         differences = b - a
-    about = estimate(differences)
-    if math.isnan(about.se):
-        return Difference(about.mean, about.se, about.low, about.high, math.nan, about.n, math.nan)
-    p = 2 * float(stdtr(about.n - 1, -abs(about.mean / about.se))) if about.se else float(about.mean == 0)
+    mean = estimate(differences)
+    if math.isnan(mean.se):
+        return Difference(mean.mean, mean.se, mean.low, mean.high, math.nan, mean.n, math.nan)
+    p = 2 * float(stdtr(mean.n - 1, -abs(mean.mean / mean.se))) if mean.se else float(mean.mean == 0)
     sd = float(differences.std(ddof=1))
-    return Difference(about.mean, about.se, about.low, about.high, p, about.n, sd, _sign_flip_p(differences))
+    return Difference(mean.mean, mean.se, mean.low, mean.high, p, mean.n, sd, _sign_flip_p(differences))
 
 
 def _sign_flip_p(differences: NDArray[np.float64]) -> float:
-    if len(differences) < SIGN_FLIP_FROM:
+    if len(differences) < MIN_SIGN_FLIP_PAIRS:
         return math.nan
-    # All 2ⁿ signs up to n = 13, else as many at random; one sample is what makes scipy flip signs.
+    # scipy flips signs if it is given one sample: all 2ⁿ of them up to n = 13, else 9,999 at random.
     test = scipy.stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=9_999, vectorized=True, rng=0
     )

@@ -1,7 +1,7 @@
-"""What weights are like, and how they move from checkpoint to checkpoint: straight from safetensors, with NumPy.
+"""Statistics of weights and of their changes between checkpoints, read from safetensors files with NumPy.
 
-One tensor is in memory at a time, with the same tensor of the previous and of the first checkpoint to compare it with.
-Sums are taken in float64, block by block, which costs no copy of an embedding.
+At most three tensors are in memory: one, and its versions in the previous and in the first checkpoint. Sums are taken
+in float64 block by block, so that no tensor is copied as a whole.
 """
 
 import math
@@ -19,17 +19,17 @@ from safetensors import SafetensorError, safe_open
 
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.spec import ModelSpec
-from gptlab.tracking.checkpoints import MODEL, Checkpoint, list_checkpoints, sizes
+from gptlab.tracking.checkpoints import MODEL, list_checkpoints, sizes
 from gptlab.tracking.reading import Count
 from gptlab.tracking.run import Run, find
 
 Weights = NDArray[np.float32]
 
 _BLOCK = 1 << 13
-"""Elements that are summed at once: they fit a core's cache, and are too few for BLAS to start threads over."""
+"""Elements per block of a sum: they fit a core's cache and are too few for BLAS to start threads."""
 
 _GRAM_BLOCK = 1 << 19
-"""Elements of which a product is taken at once: enough for threads to be worth their start."""
+"""Elements per block of a matrix product: enough that threads pay off."""
 
 
 class _Losses(BaseModel):
@@ -38,7 +38,7 @@ class _Losses(BaseModel):
 
 
 class _Header(BaseModel):
-    """The facts in a file's header that are read again; it has more."""
+    """The fields of a checkpoint's header that are read here."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -47,21 +47,21 @@ class _Header(BaseModel):
 
 
 def headers(run: Run) -> Iterator[dict[str, Any]]:
-    """What the headers of a run's kept checkpoints say, one row each by step; no tensor is touched.
+    """Yield the header of each kept checkpoint of a run as a row, by step. No tensor is read.
 
     Raises:
-        GptlabError: A file is no checkpoint's; the message names it.
+        GptlabError: A file is not a checkpoint of this run; the message names the file.
     """
     for checkpoint in list_checkpoints(run.directory):
         path = checkpoint.directory / MODEL
         try:
-            with _opened(path, run.record.spec.model) as file:
+            with _open(path, run.record.spec.model) as file:
                 text, tensors = (file.metadata() or {}).get("gptlab", "{}"), len(file.keys())
             header = _Header.model_validate_json(text)
-        except FileNotFoundError:  # training goes on meanwhile, and keeps only its newest checkpoints
+        except FileNotFoundError:  # removed by the retention of a run that is being trained
             continue
         except ValidationError as error:
-            raise GptlabError(f"{path}: its header is not a run's: {error.errors()[0]['msg']:.200}") from None
+            raise GptlabError(f"{path}: invalid header: {error.errors()[0]['msg']:.200}") from None
         yield {
             "step": checkpoint.step,
             "tokens": header.tokens,
@@ -74,16 +74,16 @@ def headers(run: Run) -> Iterator[dict[str, Any]]:
         }
 
 
-def files(run: Run) -> list[Path]:
-    """The weights of a run's kept checkpoints, by step."""
+def weight_files(run: Run) -> list[Path]:
+    """The weight files of a run's kept checkpoints, by step."""
     return [checkpoint.directory / MODEL for checkpoint in list_checkpoints(run.directory)]
 
 
 def statistics(run: Run) -> list[dict[str, Any]]:
-    """A row per tensor and kept checkpoint, by step and name; `analysis.load.checkpoints` says what is in it.
+    """Return one row per tensor and kept checkpoint, by step and name; `load.checkpoints` describes the columns.
 
     Raises:
-        GptlabError: A file is no checkpoint's; the message names it.
+        GptlabError: A file is not a checkpoint of this run; the message names the file.
     """
     rows = []
     with ExitStack() as stack:
@@ -91,23 +91,24 @@ def statistics(run: Run) -> list[dict[str, Any]]:
         for checkpoint in list_checkpoints(run.directory):
             path = checkpoint.directory / MODEL
             try:
-                opened.append((checkpoint, path, stack.enter_context(_opened(path, run.record.spec.model))))
+                opened.append((checkpoint, path, stack.enter_context(_open(path, run.record.spec.model))))
             except FileNotFoundError:
                 continue
-        for name in sorted({name for _, _, file in opened for name in file.keys()}):  # noqa: SIM118 - it is no dict
+        for name in sorted({name for _, _, file in opened for name in file.keys()}):  # noqa: SIM118 - not a dict
             first = previous = None
             for checkpoint, path, file in opened:
-                if name not in file.keys():  # noqa: SIM118 - it is no dict
+                if name not in file.keys():  # noqa: SIM118 - not a dict
                     continue
-                tensor = _read(path, file, name)
-                rows.append({"step": checkpoint.step, **describe(name, tensor), **moved(tensor, previous, first)})
+                tensor = _read_tensor(path, file, name)
+                changes = change_statistics(tensor, previous, first)
+                rows.append({"step": checkpoint.step, **tensor_statistics(name, tensor), **changes})
                 first = tensor if first is None else first
                 previous = tensor
     return sorted(rows, key=lambda row: (row["step"], row["tensor"]))
 
 
-def describe(name: str, tensor: Weights) -> dict[str, Any]:
-    """What a tensor is like."""
+def tensor_statistics(name: str, tensor: Weights) -> dict[str, Any]:
+    """The statistics of one tensor, by column."""
     norm = math.sqrt(_product(tensor, tensor))
     largest = float(max(tensor.max(), -tensor.min()))
     layer = re.match(r"blocks\.([0-9]{1,9})\.", name)
@@ -125,8 +126,11 @@ def describe(name: str, tensor: Weights) -> dict[str, Any]:
     }
 
 
-def moved(tensor: Weights, previous: Weights | None, first: Weights | None) -> dict[str, float]:
-    """How far a tensor is from what it was; nothing where it was not, or had another shape."""
+def change_statistics(tensor: Weights, previous: Weights | None, first: Weights | None) -> dict[str, float]:
+    """The statistics of a tensor's change since the previous and the first checkpoint, by column.
+
+    Empty if there is no earlier checkpoint with this tensor in this shape.
+    """
     if previous is None or first is None or previous.shape != tensor.shape or first.shape != tensor.shape:
         return {}
     norms = math.sqrt(_product(tensor, tensor)) * math.sqrt(_product(previous, previous))
@@ -138,7 +142,7 @@ def moved(tensor: Weights, previous: Weights | None, first: Weights | None) -> d
 
 
 def stable_rank(matrix: Weights) -> float:
-    """‖A‖²_F / ‖A‖²₂, from 1 to the rank (Rudelson and Vershynin 2007); NaN where A is zero or no matrix."""
+    """‖A‖²_F / ‖A‖²₂, between 1 and the rank (Rudelson and Vershynin 2007); NaN if A is zero or not a matrix."""
     if matrix.ndim != 2:
         return math.nan
     (largest,) = singular_values(matrix, largest_only=True)
@@ -146,7 +150,7 @@ def stable_rank(matrix: Weights) -> float:
 
 
 def singular_values(matrix: Weights, *, largest_only: bool = False) -> NDArray[np.float64]:
-    """A matrix's singular values, the largest first: roots of the eigenvalues of its smaller Gram matrix."""
+    """The singular values of a matrix in descending order: square roots of its smaller Gram matrix's eigenvalues."""
     wide = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     gram = np.zeros((wide.shape[1],) * 2)
     rows = max(_GRAM_BLOCK // wide.shape[1], 1)
@@ -160,26 +164,36 @@ def singular_values(matrix: Weights, *, largest_only: bool = False) -> NDArray[n
     return np.sqrt(np.maximum(values[::-1], 0.0))
 
 
-def tensor(run: str, step: int, name: str) -> Weights:
-    """One tensor of a run's kept checkpoint.
+def read_tensor(run: str, step: int, name: str) -> Weights:
+    """Read one tensor of a kept checkpoint.
 
     Args:
         run: A run's id, a unique prefix of one, or its directory.
-        step: The checkpoint's.
-        name: The tensor's, as `load.checkpoints()` has it.
+        step: The checkpoint's step.
+        name: The tensor's name, as in `load.checkpoints()`.
 
     Raises:
         BadInputError: There is no such run, checkpoint or tensor.
     """
-    found = find(run)
-    for checkpoint in list_checkpoints(found.directory):
+    source = find(run)
+    for checkpoint in list_checkpoints(source.directory):
         if checkpoint.step == step:
-            return _from(checkpoint, found.record.spec.model, name)
-    raise BadInputError(f"{found.id} keeps no checkpoint of step {step}")
+            path = checkpoint.directory / MODEL
+            with _open(path, source.record.spec.model) as file:
+                if name not in file.keys():  # noqa: SIM118 - not a dict
+                    raise BadInputError(f"{path} has no tensor '{name}'")
+                return _read_tensor(path, file, name)
+    raise BadInputError(f"{source.id} keeps no checkpoint of step {step}")
 
 
-def neighbours(embedding: Weights, row: int, count: int = 8) -> list[tuple[int, float]]:
-    """The rows that are nearest to one row of an embedding, itself left out, with the cosine of the angle between."""
+def nearest_rows(embedding: Weights, row: int, count: int = 8) -> list[tuple[int, float]]:
+    """The other rows with the highest cosine similarity to one row, as pairs of row and cosine in descending order.
+
+    Args:
+        embedding: Matrix of shape (rows, features).
+        row: The row to compare with.
+        count: Number of rows to return.
+    """
     lengths = np.linalg.norm(embedding, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = np.nan_to_num(embedding @ embedding[row] / (lengths * lengths[row]), nan=-1.0)
@@ -187,19 +201,11 @@ def neighbours(embedding: Weights, row: int, count: int = 8) -> list[tuple[int, 
     return [(int(other), float(cosines[other])) for other in np.argsort(-cosines, kind="stable")[:count]]
 
 
-def _from(checkpoint: Checkpoint, model: ModelSpec, name: str) -> Weights:
-    path = checkpoint.directory / MODEL
-    with _opened(path, model) as file:
-        if name not in file.keys():  # noqa: SIM118 - it is no dict
-            raise BadInputError(f"{path} has no tensor '{name}'")
-        return _read(path, file, name)
-
-
-def _opened(path: Path, model: ModelSpec) -> Any:
-    """The file, open: its header is checked by the library, its length against the model's."""
+def _open(path: Path, model: ModelSpec) -> Any:
+    """Open a weight file. The library checks its header; its size is checked against the model here."""
     try:
         if path.stat().st_size >= sizes(model).stop:
-            raise GptlabError(f"{path} is too long for a model of {model.parameters:,} parameters")
+            raise GptlabError(f"{path} is too large for a model of {model.parameters:,} parameters")
         return safe_open(path, framework="numpy")
     except FileNotFoundError:
         raise
@@ -207,26 +213,29 @@ def _opened(path: Path, model: ModelSpec) -> Any:
         raise GptlabError(f"{path} is not a safetensors file: {error}") from error
 
 
-def _read(path: Path, file: Any, name: str) -> Weights:
-    about = file.get_slice(name)
-    if about.get_dtype() != "F32" or 0 in about.get_shape():
-        raise GptlabError(f"{path} has {name:.80} as {about.get_shape()} {about.get_dtype()}, which is no weight")
+def _read_tensor(path: Path, file: Any, name: str) -> Weights:
+    header = file.get_slice(name)
+    dtype, shape = header.get_dtype(), header.get_shape()
+    if dtype != "F32" or 0 in shape:
+        raise GptlabError(f"{path}: {name:.80} has dtype {dtype} and shape {shape}; expected a non-empty F32 tensor")
     tensor: Weights = file.get_tensor(name)
     return tensor
 
 
 def _product(one: Weights, other: Weights) -> float:
-    """The sum of the products of their elements."""
+    """The inner product of two tensors of one shape."""
     return sum(float(np.dot(a, b)) for a, b in zip(_blocks(one), _blocks(other), strict=True))
 
 
 def _distance(one: Weights, other: Weights) -> float:
-    with np.errstate(invalid="ignore"):  # a distance from infinity is NaN
+    """The Frobenius norm of the difference of two tensors."""
+    with np.errstate(invalid="ignore"):  # a distance to infinity is NaN
         differences = (a - b for a, b in zip(_blocks(one), _blocks(other), strict=True))
         return math.sqrt(sum(float(np.dot(d, d)) for d in differences))
 
 
 def _blocks(tensor: Weights) -> Iterator[NDArray[np.float64]]:
+    """The elements in float64, `_BLOCK` at a time."""
     flat = tensor.ravel()
     for start in range(0, flat.size, _BLOCK):
         yield flat[start : start + _BLOCK].astype(np.float64)

@@ -1,4 +1,4 @@
-"""The losses of single validation windows, which `gptlab eval` keeps in a run's `evaluations/`."""
+"""Losses of single validation windows, which `gptlab eval` saves in a run's `evaluations/`."""
 
 import re
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ from gptlab.tracking.run import Run
 
 EVALUATIONS = "evaluations"
 MAX_BYTES = 1 << 28
-"""Sixteen million windows."""
+"""Enough for sixteen million windows."""
 
 _NAME = re.compile(r"step-([0-9]{8})-([0-9a-f]{8})\.safetensors")
 
 
-def losses(run: Run) -> Iterator[dict[str, Any]]:
-    """A row per window that the run was judged on, by step and yardstick.
+def window_losses(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield a row for each window that a run was evaluated on, by step and yardstick.
 
     Raises:
-        GptlabError: A file holds something else; the message names it.
+        GptlabError: A file has other contents; the message names the file.
     """
     for path in sorted((run.directory / EVALUATIONS).glob("*.safetensors")):
         if not (name := _NAME.fullmatch(path.name)):
             continue
         try:
             if path.stat().st_size > MAX_BYTES:
-                raise GptlabError(f"{path} is longer than {MAX_BYTES:,} bytes")
+                raise GptlabError(f"{path} is larger than {MAX_BYTES:,} bytes")
             with safe_open(path, framework="numpy") as file:
                 slices = {key: file.get_slice(key) for key in sorted(file.keys())}
                 kinds = {key: (part.get_dtype(), len(part.get_shape())) for key, part in slices.items()}

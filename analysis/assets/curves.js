@@ -1,4 +1,4 @@
-// Loss curves of the runs that are ticked in the table. Smoothing is drawn over the raw numbers, never instead of them.
+// Loss curves of the runs that are checked in the table. Smoothed curves are drawn over the raw ones.
 (() => {
   const form = document.getElementById("curve-controls");
   if (!form) return;
@@ -15,7 +15,7 @@
     return run.step.map((step, i) => ({ step, x: xs[i], y: run[y][i] })).filter((p) => p.x !== null && p.y !== null);
   }
 
-  function smooth(values, weight) { // exponential moving average, corrected for its start as Adam does it
+  function smooth(values, weight) { // exponential moving average with the bias correction of Adam
     let sum = 0, norm = 0;
     return values.map((v) => { sum = weight * sum + (1 - weight) * v; norm = weight * norm + (1 - weight); return sum / norm; });
   }
@@ -23,13 +23,13 @@
   function line(run, name, pts, extra = {}) {
     return {
       type: "scatter", mode: pts.length > 60 ? "lines" : "lines+markers", name: plain(name), x: pts.map((p) => p.x),
-      y: pts.map((p) => p.y), line: { color: colour(run.colour), dash: dash(run.colour), width: 2 }, marker: { size: 5 },
+      y: pts.map((p) => p.y), line: { color: color(run.color), dash: dash(run.color), width: 2 }, marker: { size: 5 },
       text: pts.map((p) => `step ${p.step}`), legendgroup: run.experiment,
       hovertemplate: "%{y:.4f} · %{text} · %{x:.4g}<extra>%{fullData.name}</extra>", ...extra,
     };
   }
 
-  function ofRun(run, choice) {
+  function runTraces(run, choice) {
     const pts = points(run, choice.x, choice.y);
     if (!choice.weight) return [line(run, run.run, pts)];
     const ys = smooth(pts.map((p) => p.y), choice.weight);
@@ -37,7 +37,7 @@
       line(run, run.run, pts.map((p, i) => ({ ...p, y: ys[i] })))];
   }
 
-  function ofSeeds(runs, choice) { // the mean over the seeds at each step that all of them have; the band from lowest to highest
+  function seedTraces(runs, choice) { // mean and range over the seeds, at the steps that all of them have
     const all = runs.map((run) => new Map(points(run, choice.x, choice.y).map((p) => [p.step, p])));
     const steps = [...all[0].keys()].filter((step) => all.every((seed) => seed.has(step)));
     const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
@@ -48,7 +48,7 @@
       showlegend: false, legendgroup: runs[0].experiment };
     const edge = (pick) => at.map((seeds) => pick(...seeds.map((p) => p.y)));
     const band = [{ ...quiet, y: edge(Math.min) },
-      { ...quiet, y: edge(Math.max), fill: "tonexty", fillcolor: `${colour(runs[0].colour)}33` }];
+      { ...quiet, y: edge(Math.max), fill: "tonexty", fillcolor: `${color(runs[0].color)}33` }];
     const name = `${runs[0].experiment} (${runs.length})`;
     if (!ys) return [...band, line(runs[0], name, pts)];
     return [...band, line(runs[0], name, pts, { opacity: 0.3, showlegend: false, hoverinfo: "skip", hovertemplate: null }),
@@ -58,10 +58,10 @@
   window.drawCurves = () => {
     const fields = new FormData(form);
     const choice = { x: fields.get("x"), y: fields.get("y"), weight: +fields.get("smoothing") };
-    const runs = DATA.runs.filter((run) => run.shown);
+    const runs = DATA.runs.filter((run) => run.drawn);
     const groups = Map.groupBy ? [...Map.groupBy(runs, (run) => run.experiment).values()]
       : [...new Set(runs.map((run) => run.experiment))].map((name) => runs.filter((run) => run.experiment === name));
-    const traces = fields.has("mean") ? groups.flatMap((group) => ofSeeds(group, choice)) : runs.flatMap((run) => ofRun(run, choice));
+    const traces = fields.has("mean") ? groups.flatMap((group) => seedTraces(group, choice)) : runs.flatMap((run) => runTraces(run, choice));
     document.getElementById("smoothing-value").value = choice.weight ? choice.weight.toFixed(2) : "off";
     draw("curves", traces, {
       height: 440, hovermode: "closest", legend: { orientation: "h", y: -0.22 }, showlegend: traces.length > 0,

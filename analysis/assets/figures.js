@@ -1,9 +1,9 @@
-// Heat maps of the weights for the run and statistic that the reader picks, and the figures that need no choice.
+// The static figures, and the heat map of the selected run and statistic of its weights.
 (() => {
   for (const [id, figure] of Object.entries(DATA.figures)) draw(id, figure.data, figure.layout);
   const form = document.getElementById("weight-controls");
   if (!form) return;
-  function heat() {
+  function drawWeights() {
     const fields = new FormData(form), run = DATA.weights[+fields.get("run")], key = fields.get("statistic");
     const label = form.elements.statistic.selectedOptions[0].textContent;
     draw("weights", [{
@@ -15,7 +15,7 @@
       xaxis: { title: { text: "checkpoint at step" }, type: "category" }, yaxis: { autorange: "reversed", type: "category" },
     });
   }
-  form.addEventListener("input", heat);
+  form.addEventListener("input", drawWeights);
   form.addEventListener("submit", (event) => event.preventDefault());
-  heat();
+  drawWeights();
 })();

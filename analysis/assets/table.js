@@ -1,4 +1,21 @@
-// The table of runs: sort by a column, filter by words and by the buttons, tick which runs are drawn.
+// Sortable tables, and the table of runs: filter by words and buttons, check the runs to draw.
+function sort(header) {
+  const table = header.closest("table"), body = table.tBodies[0], column = header.cellIndex;
+  const ascending = header.getAttribute("aria-sort") !== "ascending";
+  const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const compare = (a, b) => {
+    const [x, y] = [key(a), key(b)];
+    if ((x === "") !== (y === "")) return x === "" ? 1 : -1; // missing values come last in both directions
+    const order = x - y || (isNaN(x - y) ? x.localeCompare(y, "en", { numeric: true }) : 0);
+    return ascending ? order : -order;
+  };
+  table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
+  header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+  body.append(...[...body.rows].sort(compare));
+  table.dispatchEvent(new Event("sorted"));
+}
+document.querySelectorAll("th button").forEach((button) => button.addEventListener("click", () => sort(button.parentElement)));
+
 (() => {
   const table = document.getElementById("runs-table");
   if (!table) return;
@@ -18,30 +35,15 @@
   }
 
   function refresh() {
-    const found = [...body.rows].filter(matches);
+    const matching = [...body.rows].filter(matches);
     for (const row of rows) row.hidden = true;
-    found.forEach((row, i) => { row.hidden = !all && i >= FIRST; });
-    count.value = `${found.length} of ${rows.length} runs`;
-    more.hidden = all || found.length <= FIRST;
-    more.textContent = `Show all ${found.length}`;
+    matching.forEach((row, i) => { row.hidden = !all && i >= FIRST; });
+    count.value = `${matching.length} of ${rows.length} runs`;
+    more.hidden = all || matching.length <= FIRST;
+    more.textContent = `Show all ${matching.length}`;
   }
 
-  function sort(header) {
-    const column = header.cellIndex, up = header.getAttribute("aria-sort") !== "ascending";
-    const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const compare = (a, b) => {
-      const [x, y] = [key(a), key(b)];
-      if ((x === "") !== (y === "")) return x === "" ? 1 : -1; // what is missing comes last either way
-      const order = x - y || (isNaN(x - y) ? x.localeCompare(y, "en", { numeric: true }) : 0);
-      return up ? order : -order;
-    };
-    table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
-    header.setAttribute("aria-sort", up ? "ascending" : "descending");
-    body.append(...[...body.rows].sort(compare));
-    refresh();
-  }
-
-  table.querySelectorAll("th button").forEach((button) => button.addEventListener("click", () => sort(button.parentElement)));
+  table.addEventListener("sorted", refresh);
   search.addEventListener("input", refresh);
   more.addEventListener("click", () => { all = true; refresh(); });
   for (const chip of chips) {
@@ -51,16 +53,16 @@
     });
   }
   const boxes = new Map(rows.map((row) => [row, row.querySelector("input")]));
-  const draw = () => {
-    for (const [row, box] of boxes) DATA.runs[+row.dataset.number].shown = box.checked;
+  const redraw = () => {
+    for (const [row, box] of boxes) DATA.runs[+row.dataset.number].drawn = box.checked;
     if (window.drawCurves) window.drawCurves();
   };
-  body.addEventListener("change", draw);
-  const tick = (id, checked) => document.getElementById(id).addEventListener("click", () => {
+  body.addEventListener("change", redraw);
+  const checkListed = (id, checked) => document.getElementById(id).addEventListener("click", () => {
     for (const [row, box] of boxes) if (!row.hidden) box.checked = checked;
-    draw();
+    redraw();
   });
-  tick("tick", true);
-  tick("untick", false);
+  checkListed("draw-all", true);
+  checkListed("draw-none", false);
   refresh();
 })();

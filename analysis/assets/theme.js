@@ -1,17 +1,17 @@
-// Everything that is drawn goes through `draw`, which follows the reader's light or dark setting.
+// The page's data, the palette that Python chose, and `draw`, which makes every figure follow the light or dark scheme.
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const PALETTE = ["#3b82c4", "#e08214", "#21a179", "#d6478f", "#8a78d8", "#c2a011", "#4cb5d8", "#d1495b"];
-const DASHES = ["solid", "dash", "dot", "dashdot"];
+const { colors: COLORS, dashes: DASHES } = DATA.palette;
 const drawn = new Map();
 
-const colour = (n) => PALETTE[n % PALETTE.length];
-const dash = (n) => DASHES[Math.floor(n / PALETTE.length) % DASHES.length];
-const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); // plotly reads some HTML
+const color = (n) => COLORS[n % COLORS.length];
+const dash = (n) => DASHES[Math.floor(n / COLORS.length) % DASHES.length];
+const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); // plotly interprets some HTML
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function draw(id, traces, layout) {
   drawn.set(id, [traces, layout]);
+  document.getElementById(id).style.height = `${layout.height}px`; // plotly drops the layout's height when it resizes
   const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true };
   const themed = {
     margin: { l: 60, r: 20, t: 10, b: 50 }, ...layout,
@@ -27,4 +27,4 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const [id, [traces, layout]] of [...drawn]) draw(id, traces, layout);
 });
 
-document.querySelectorAll("[data-colour]").forEach((mark) => { mark.style.background = colour(+mark.dataset.colour); });
+document.querySelectorAll("[data-color]").forEach((swatch) => { swatch.style.background = color(+swatch.dataset.color); });

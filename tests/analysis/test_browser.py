@@ -9,8 +9,9 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from analysis import findings, load, page
+from analysis import load, page, palette
 from analysis.browser import BROWSER, DRIVER, headless
+from analysis.findings import analyze
 from gptlab.tracking.run import Run
 
 MakeRun = Callable[..., Run]
@@ -44,9 +45,9 @@ def opened(browser: WebDriver, make_run: MakeRun, weights, tmp_path: Path) -> We
         name=runs["name"].where(~odd, HOSTILE),
         experiment=runs["experiment"].where(~odd, HOSTILE),
     )
-    found = findings.find(renamed, load.metrics(renamed), load.samples(renamed))
+    findings = analyze(renamed, load.metrics(renamed), load.samples(renamed))
     path = tmp_path / "report.html"
-    path.write_text(page.to_html(found, load.checkpoints(renamed), HOSTILE), encoding="utf-8")
+    path.write_text(page.to_html(findings, load.checkpoints(renamed), HOSTILE), encoding="utf-8")
     browser.get(path.as_uri())
     drawn = ("#curves .points path", "#estimates .points path", "#differences .points path", "#weights .hm image")
     for mark in drawn:  # plotly draws when the page has already told that it is loaded
@@ -167,9 +168,9 @@ def test_the_reader_chooses_the_runs_that_are_drawn(opened: WebDriver) -> None:
     drawn = lines(opened)
     box.send_keys(Keys.SPACE)
     assert any(name.endswith("(1)") and name not in drawn for name in lines(opened))
-    opened.find_element(By.ID, "untick").click()
+    opened.find_element(By.ID, "draw-none").click()
     assert lines(opened) == []
-    opened.find_element(By.ID, "tick").click()
+    opened.find_element(By.ID, "draw-all").click()
     assert lines(opened) == drawn
     assert not complaints(opened)
 
@@ -184,19 +185,98 @@ def test_the_reader_chooses_what_is_told_of_the_weights(opened: WebDriver) -> No
     assert not complaints(opened)
 
 
-def test_colours_follow_the_readers_setting(opened: WebDriver) -> None:
-    def colours() -> tuple[str, str]:
-        page_ = opened.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
-        return page_, opened.execute_script("return document.getElementById('curves').layout.font.color")
+def test_colors_follow_the_readers_setting(opened: WebDriver) -> None:
+    def colors() -> tuple[str, str]:
+        background = opened.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
+        return background, opened.execute_script("return document.getElementById('curves').layout.font.color")
 
     seen = []
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        seen.append(colours())
+        seen.append(colors())
     assert seen[0][0] != seen[1][0]
-    wait_for(opened, lambda: colours()[1] != seen[0][1])
+    wait_for(opened, lambda: colors()[1] != seen[0][1])
     assert not complaints(opened)
+
+
+@pytest.fixture
+def desktop(browser: WebDriver) -> Iterator[WebDriver]:
+    """The browser with a viewport of 1280x900 pixels."""
+    metrics = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    yield browser
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+FEW = ({}, {"train.learning_rate": 3e-3}, {"model.n_layer": 1}, {"model.tied": True}, {"model.bias": False})
+MANY = (*FEW, {"train.betas": [0.8, 0.99], "train.weight_decay": 0.05}, {"train.batch_size": 4, "data.val_windows": 16})
+
+
+@pytest.mark.parametrize("changes", [FEW, MANY], ids=["few", "many"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_at_1280_pixels_no_table_is_cut(
+    desktop: WebDriver, make_run: MakeRun, weights, tmp_path: Path, changes: tuple[dict[str, object], ...], scheme: str
+) -> None:
+    for number, change in enumerate(changes):
+        for seed in range(3):
+            make_run(
+                f"a-rather-long-experiment-name-{number}",
+                seed,
+                changes=change,
+                val_losses=(11.0, 8.0, 6.0 + number / 10 + seed / 100),
+                yardstick="aaaaaaaa" if number else "bbbbbbbb",
+                outcome="interrupted" if number == 2 and seed == 2 else "complete",
+                diff_sha256="12" * 32 if number == 1 else None,
+                host="node-17.cluster.example.org",
+                checkpoints={20: weights},
+            )
+    runs = load.runs()
+    findings = analyze(runs, load.metrics(runs), load.samples(runs))
+    path = tmp_path / "report.html"
+    path.write_text(page.to_html(findings, load.checkpoints(runs), ""), encoding="utf-8")
+    desktop.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    desktop.get(path.as_uri())
+    wait_for(desktop, lambda: desktop.find_elements(By.CSS_SELECTOR, "#curves .points path"))
+    assert desktop.execute_script("return innerWidth") == 1280
+    assert desktop.execute_script("const page = document.documentElement; return page.scrollWidth <= page.clientWidth")
+    tables = desktop.execute_script(
+        "return [...document.querySelectorAll('table')].map((table) => {"
+        "  const scroller = table.closest('.wide'), card = table.closest('section');"
+        "  return [scroller.getAttribute('aria-label'), scroller.scrollWidth <= scroller.clientWidth,"
+        "          table.getBoundingClientRect().right <= card.getBoundingClientRect().right]; })"
+    )
+    assert len(tables) == 5
+    assert not [label for label, fits, inside in tables if not (fits and inside)]
+    assert not complaints(desktop)
+
+
+def test_swatches_curves_and_figures_agree_on_an_experiments_color(opened: WebDriver) -> None:
+    swatches = opened.execute_script(
+        "return [...document.querySelectorAll('table')[0].querySelectorAll('.swatch')]"
+        ".map((swatch) => getComputedStyle(swatch).backgroundColor)"
+    )
+    rgb = [", ".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5)) for color in palette.COLORS[:3]]
+    assert swatches == [f"rgb({color})" for color in rgb]
+    curves = opened.execute_script(
+        "return document.getElementById('curves').data.filter((line) => line.name).map((line) => line.line.color)"
+    )
+    assert curves == list(palette.COLORS[:3])
+
+
+def test_a_figure_keeps_its_height_when_the_window_is_resized(opened: WebDriver) -> None:
+    def svg(side: str) -> int:
+        return int(opened.execute_script(f"return document.querySelector('#speed .main-svg').client{side}"))
+
+    height, window = svg("Height"), opened.get_window_size()
+    for width in (window["width"] - 300, window["width"] - 400, window["width"]):
+        before = svg("Width")
+        opened.set_window_size(width, window["height"])
+        wait_for(opened, lambda before=before: svg("Width") != before)
+    assert svg("Height") == height
 
 
 def test_of_very_many_runs_the_best_are_shown_and_the_rest_is_a_click_away(
@@ -208,8 +288,8 @@ def test_of_very_many_runs_the_best_are_shown_and_the_rest_is_a_click_away(
         )
     runs = load.runs()
     path = tmp_path / "report.html"
-    found = findings.find(runs, load.metrics(runs), load.samples(runs))
-    path.write_text(page.to_html(found, load.checkpoints(runs), ""), encoding="utf-8")
+    findings = analyze(runs, load.metrics(runs), load.samples(runs))
+    path.write_text(page.to_html(findings, load.checkpoints(runs), ""), encoding="utf-8")
     browser.get(path.as_uri())
     assert len(shown(browser)) == 50
     assert len(lines(browser)) == 8

@@ -21,9 +21,9 @@ def test_the_lowest_validation_loss_comes_first_and_none_comes_last(make_run: Ma
 def test_only_what_changes_the_numbers_differs(make_run: MakeRun) -> None:
     make_run("one")
     make_run("two", changes={"train.log_every": 7, "train.steps": 99, "model.tied": True})
-    assert compare.what_differs(load.runs()) == ["model.tied"]
+    assert compare.differing_columns(load.runs()) == ["model.tied"]
     make_run("three", source="other", sha256="ef" * 32, changes={"train.betas": [0.8, 0.9]})
-    assert compare.what_differs(load.runs()) == ["text.sha256", "model.tied", "train.betas", "text.source"]
+    assert compare.differing_columns(load.runs()) == ["text.sha256", "model.tied", "train.betas", "text.source"]
 
 
 def test_a_comparison_of_seeds_has_no_spec_columns(make_run: MakeRun) -> None:
@@ -37,12 +37,12 @@ def test_a_comparison_of_seeds_has_no_spec_columns(make_run: MakeRun) -> None:
 def test_different_yardsticks_are_said_in_words_and_shown(make_run: MakeRun) -> None:
     one = make_run("one", yardstick="aaaaaaaa")
     make_run("none", val_losses=())
-    assert compare.caution(load.runs()) is None
+    assert compare.yardstick_caveat(load.runs()) is None
     two = make_run("two", yardstick="bbbbbbbb")
-    caution = compare.caution(load.runs())
-    assert caution is not None
-    assert "do not compare" in caution
-    assert f"aaaaaaaa: {one.id}; bbbbbbbb: {two.id}" in caution
+    caveat = compare.yardstick_caveat(load.runs())
+    assert caveat is not None
+    assert "do not compare" in caveat
+    assert f"aaaaaaaa: {one.id}; bbbbbbbb: {two.id}" in caveat
     assert "val/yardstick" in compare.comparison(load.runs())
 
 
@@ -66,14 +66,14 @@ def test_sparklines_of_several_runs_have_one_scale(make_run: MakeRun) -> None:
 def test_nothing_to_compare_is_an_empty_table_and_an_empty_figure() -> None:
     runs, metrics = load.runs(), load.metrics()
     assert compare.comparison(runs).empty
-    assert compare.caution(runs) is None
+    assert compare.yardstick_caveat(runs) is None
     assert compare.at_steps(metrics, "val/loss").empty
     assert compare.sparklines(metrics, "val/loss") == {}
     assert not plots.loss_curves(metrics).data
     assert not plots.weight_rms(load.checkpoints()).data
 
 
-def test_loss_curves_are_one_line_per_run_with_a_colour_of_its_own(make_run: MakeRun) -> None:
+def test_loss_curves_are_one_line_per_run_with_a_color_of_its_own(make_run: MakeRun) -> None:
     only_start = make_run("one", val_losses=(11.0,))
     other = make_run("two")
     training = plots.loss_curves(load.metrics())

@@ -259,7 +259,7 @@ def test_headers_are_read_without_touching_a_tensor(
     make_run: MakeRun, weights: Tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_run(checkpoints={10: weights, 20: weights}, header={"tokens": 320, "losses": {"train/loss": 5.5}})
-    monkeypatch.setattr(load.weights, "_read", None)
+    monkeypatch.setattr(load.weights, "_read_tensor", None)
     headers = load.headers()
     assert {column: str(dtype) for column, dtype in headers.dtypes.items()} == columns.HEADERS
     assert headers[["step", "tokens", "train/loss", "tensors", "resumable"]].values.tolist() == [
@@ -274,20 +274,20 @@ def test_a_header_that_is_not_a_runs_costs_the_run(
 ) -> None:
     make_run(checkpoints={10: weights}, header={"tokens": "many"})
     assert load.headers().empty
-    assert "its header is not a run's" in caplog.messages[0]
+    assert "invalid header" in caplog.messages[0]
 
 
 def test_a_tensor_is_read_by_run_step_and_name(make_run: MakeRun, weights: Tensors) -> None:
     run = make_run(checkpoints={10: weights})
-    assert load.weights.tensor(run.id, 10, "final_norm.weight").tolist() == [1, 1, 1]
+    assert load.weights.read_tensor(run.id, 10, "final_norm.weight").tolist() == [1, 1, 1]
     for step, name, message in ((11, "x", "keeps no checkpoint of step 11"), (10, "x", "has no tensor 'x'")):
         with pytest.raises(BadInputError, match=message):
-            load.weights.tensor(run.id, step, name)
+            load.weights.read_tensor(run.id, step, name)
 
 
-def test_neighbours_are_the_rows_of_the_smallest_angle() -> None:
+def test_nearest_rows_have_the_highest_cosine_similarity() -> None:
     rows = np.array([[1, 0], [0, 1], [5, 1], [0, 0], [-1, 0]], np.float32)
-    assert load.weights.neighbours(rows, 0, 2) == [(2, pytest.approx(5 / math.sqrt(26))), (1, 0.0)]
+    assert load.weights.nearest_rows(rows, 0, 2) == [(2, pytest.approx(5 / math.sqrt(26))), (1, 0.0)]
 
 
 def test_filters_choose_runs_before_their_metrics_are_read(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
@@ -309,7 +309,7 @@ def test_filters_choose_runs_before_their_metrics_are_read(make_run: MakeRun, ca
         assert list(load.runs(status="running")["run"]) == [two.id]
         assert list(load.runs(status="complete", tag="first")["run"]) == [one.id]
     for filters, message in (
-        ({"status": "done"}, "there is no status 'done'; there are: running, complete"),
+        ({"status": "done"}, "there is no status 'done'; the statuses are: running, complete"),
         ({"spec": {"learning_rate": 1}}, "did you mean 'train.learning_rate'?"),
     ):
         with pytest.raises(BadInputError, match=re.escape(message)):

@@ -28,11 +28,11 @@ def test_each_seeds_optimum_is_a_replicate() -> None:
         for seed, best in enumerate((5e-4, 1e-3, 2e-3))
         for rate in rates
     ]
-    about = optimum.over_seeds(DataFrame(rows))
-    assert about.mean == pytest.approx(1e-3)
+    estimate = optimum.over_seeds(DataFrame(rows))
+    assert estimate.mean == pytest.approx(1e-3)
     # logarithms −ln 2, 0, ln 2 around the mean: standard error ln 2 / √3, t = 4.3027
-    assert math.log(about.high / about.mean) == pytest.approx(4.302653 * math.log(2) / math.sqrt(3), rel=1e-6)
-    assert about.n == 3
+    assert math.log(estimate.high / estimate.mean) == pytest.approx(4.302653 * math.log(2) / math.sqrt(3), rel=1e-6)
+    assert estimate.n == 3
 
 
 def test_a_seed_without_an_optimum_leaves_none() -> None:

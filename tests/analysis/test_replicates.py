@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from analysis import cautions, compare, load, replicates
+from analysis import caveats, compare, load, replicates
 from gptlab.tracking.run import Run
 
 MakeRun = Callable[..., Run]
@@ -68,8 +68,8 @@ def test_a_diverged_seed_counts_and_an_unfinished_one_is_said(make_run: MakeRun)
     difference = replicates.differences(runs, values, base).iloc[0]
     assert difference["mean"] == math.inf
     assert difference["why"] == "1 diverged; 1 unfinished; 1 without a partner"
-    words = " ".join(cautions.cautions(runs))
-    assert "1 of 6 runs diverged. They count as an infinite loss" in words
+    words = " ".join(caveats.find_caveats(runs))
+    assert "1 of 6 runs diverged; they count as an infinite loss" in words
     assert "1 of 6 runs are unfinished" in words
 
 
@@ -84,7 +84,7 @@ def test_what_was_measured_on_other_windows_is_not_compared_and_says_so(make_run
     assert all("measured on different windows (aaaaaaaa, bbbbbbbb)" in why for why in table["why"])
     assert table["mean"].isna().all()
     assert math.isnan(replicates.summary(values).set_index("experiment").loc[mixed, "mean"])
-    assert "do not compare" in cautions.cautions(runs)[0]
+    assert "do not compare" in caveats.find_caveats(runs)[0]
 
 
 def test_other_batches_or_too_few_common_seeds_are_not_paired(make_run: MakeRun) -> None:
@@ -94,7 +94,7 @@ def test_other_batches_or_too_few_common_seeds_are_not_paired(make_run: MakeRun)
     runs, values = tables()
     table = replicates.differences(runs, values, base).sort_values("why", ignore_index=True)
     assert set(table["how"]) == {"unpaired"}
-    assert table["why"].tolist() == ["other batches (train.batch_size)", "too few seeds in common"]
+    assert table["why"].tolist() == ["different batches (train.batch_size)", "too few seeds in common"]
     assert table["p"].notna().all()
     assert table["seeds_needed"].isna().all()
 
@@ -153,7 +153,7 @@ def test_two_single_runs_are_compared_over_the_windows_that_both_saw(make_run: M
     expected = losses[1][:-1] - losses[0][1:]
     assert (difference.n, difference.mean) == (39, pytest.approx(expected.mean()))
     assert difference.se == pytest.approx(expected.std(ddof=1) / math.sqrt(39))
-    with pytest.raises(ValueError, match="were not judged on the same windows; run `gptlab eval` on both"):
+    with pytest.raises(ValueError, match="were not evaluated on the same windows; run `gptlab eval` on both"):
         replicates.window_difference(load.windows(), ids[0], "nobody")
 
 
@@ -170,16 +170,16 @@ def test_labels_say_what_differs_within_a_name(make_run: MakeRun) -> None:
 
 def test_what_was_made_differently_is_said_in_words(make_run: MakeRun) -> None:
     make_run("clean")
-    assert cautions.cautions(load.runs()) == []
+    assert caveats.find_caveats(load.runs()) == []
     make_run("other", sha256="ef" * 32, source="book.txt", git_commit="deadbeef" * 5, threads=1, torch="2.14")
     make_run("changed", diff_sha256="12" * 32, git_dirty=True)
-    words = cautions.cautions(load.runs())
-    assert words[0] == "Other text: these runs were trained on 2 different texts: words (2), book.txt (1)."
-    assert words[1].startswith("Mixed code: these runs were made by 3 different states of the project: ")
+    words = caveats.find_caveats(load.runs())
+    assert words[0] == "Different texts: these runs were trained on 2 texts: words (2), book.txt (1)."
+    assert words[1].startswith("Mixed code: these runs were made by 3 different versions of the code: ")
     assert "c0ffee00 with changes 12121212 (1)" in words[1]
     assert words[2:] == [
         "These runs were made with 2 different versions of PyTorch: 2.13.0 (2), 2.14 (1).",
-        "These runs were made with 2 different numbers of threads: 2 (2), 1 (1).",
+        "These runs were made with 2 different thread counts: 2 (2), 1 (1).",
     ]
 
 
@@ -188,5 +188,5 @@ def test_nothing_to_compare_is_empty_tables() -> None:
     assert values.empty
     assert replicates.summary(values).empty
     assert replicates.steps_to_reach(load.metrics(), 5.0).empty
-    assert cautions.cautions(runs) == []
+    assert caveats.find_caveats(runs) == []
     assert compare.labels(runs) == {}

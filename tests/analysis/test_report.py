@@ -1,7 +1,8 @@
-"""The report's two files: what they say, and that nothing in them is markup that we did not write."""
+"""The contents of both reports, and that nothing untrusted in them is interpreted as markup."""
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from strategies import as_json, oddly
 
-from analysis import curves, findings, load, markdown, page, plots, report
+from analysis import caveats, load, markdown, page, page_data, palette, plots, report
+from analysis.findings import analyze, cost_table, experiment_table
 from gptlab import project
 from gptlab.tracking.metrics import COLUMNS, COUNTS, METRICS
 from gptlab.tracking.run import RECORD, SAMPLES, Run
@@ -24,10 +26,16 @@ HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)> 
 
 
 def written() -> tuple[str, str]:
-    """Both reports as they are on the disk, the HTML without plotly.js."""
+    """The Markdown report, and the HTML report without plotly.js and optional line breaks."""
     directory = project.runs_directory()
     html = (directory / "report.html").read_text(encoding="utf-8")
-    return (directory / "report.md").read_text(encoding="utf-8"), html.replace(plotly.offline.get_plotlyjs(), "")
+    html = html.replace(plotly.offline.get_plotlyjs(), "").replace("<wbr>", "")
+    return (directory / "report.md").read_text(encoding="utf-8"), html
+
+
+def data(html: str) -> dict[str, Any]:
+    """The data that the page's scripts read."""
+    return json.loads(html.partition('<script type="application/json" id="data">')[2].partition("</script>")[0])
 
 
 def rendered(text: str) -> str:
@@ -53,23 +61,29 @@ def test_the_first_lines_say_which_is_best_and_whether_the_difference_is_real(ma
     three_experiments(make_run)
     assert report.main([]) == 0
     for text in written():
-        assert "Lowest: better, 5.6000 nats per token after 20 steps (mean of 3 seeds, 95% interval" in text
+        assert (
+            "Lowest validation loss: better, 5.6000 nats per token after 20 steps (mean of 3 seeds, 95% interval"
+            in text
+        )
         assert "Its difference to base, -0.5000" in text
-        assert "is real: p = " in text
+        assert "is significant: p = " in text
 
 
 def test_experiments_stand_with_interval_difference_and_corrected_p(make_run: MakeRun) -> None:
     three_experiments(make_run)
     runs = load.runs()
-    table = findings.experiment_table(findings.find(runs, load.metrics(runs), load.samples(runs)))
+    findings = analyze(runs, load.metrics(runs), load.samples(runs))
+    table = experiment_table(findings)
     assert table["experiment"].tolist() == ["better", "base", "other"]
     assert table["val loss at 20 steps"].tolist() == ["5.6000", "6.1000", "6.1200"]
     assert table["difference"].tolist() == ["-0.5000", "–", "+0.0200"]
-    assert table["compared"].tolist() == ["paired by seed", "the reference", "paired by seed"]
+    assert table["comparison"].tolist() == ["paired by seed", "reference", "paired by seed"]
     better = table.iloc[0]
-    assert float(better["Holm's p"]) == pytest.approx(2 * float(better["p"]), abs=2e-3)
-    assert better["steps to 6.240"] == "17"
-    assert any(column.endswith("FLOPs") for column in table.columns)
+    assert float(better["p (Holm)"]) == pytest.approx(2 * float(better["p"]), abs=2e-3)
+    costs = cost_table(findings)
+    assert costs["experiment"].tolist() == ["better", "base", "other"]
+    assert costs["steps to loss 6.240"].tolist()[0] == "17"
+    assert any(column.endswith("FLOPs") for column in costs.columns)
 
 
 def test_both_reports_have_a_row_per_run_best_first_with_what_differs(
@@ -81,9 +95,10 @@ def test_both_reports_have_a_row_per_run_best_first_with_what_differs(
     assert report.main([]) == 0
     assert capsys.readouterr().out.splitlines() == ["runs/report.md", "runs/report.html"]
     markdown_, html = written()
-    row = "| complete | 10 of 20 | 4.0000 | 4.5000 ± 0.2500 | 2.2500 | – | 1,600 | – | 2 s | 0.0003 |"
+    row = "| complete | 10 of 20 | 4.0000 | 4.5000 ± 0.2500 | 2.2500 | – | 0.0003 |"
     assert f"| {best.id} {row}" in markdown_
-    row = "| complete | 20 of 30 | 5.5000 | 6.0000 ± 0.2500 | 3.0000 | – | 1,600 | – | 4 s | 0.01 |"
+    assert f"| {best.id} | 1,600 | – | 2 s |" in markdown_
+    row = "| complete | 20 of 30 | 5.5000 | 6.0000 ± 0.2500 | 3.0000 | – | 0.01 |"
     assert f"| {worse.id} {row}" in markdown_
     for text in (markdown_, html):
         assert "train.learning" in text
@@ -124,6 +139,30 @@ def test_the_page_has_all_it_draws_and_fetches_nothing(make_run: MakeRun) -> Non
     assert "prefers-color-scheme: dark" in html
 
 
+def test_page_and_figures_share_one_palette(make_run: MakeRun) -> None:
+    three_experiments(make_run)
+    report.main([])
+    page_data_ = data(written()[1])
+    assert page_data_["palette"] == {"colors": list(palette.COLORS), "dashes": list(palette.DASHES)}
+    markers = [trace["marker"]["color"] for trace in page_data_["figures"]["estimates"]["data"]]
+    assert markers == list(palette.COLORS[:3])
+    package = Path(page.__file__).parent
+    for path in [*package.rglob("*.js"), *package.rglob("*.j2"), *set(package.glob("*.py")) - {Path(palette.__file__)}]:
+        colors = set(re.findall(r"#[0-9a-fA-F]{6}\b", path.read_text(encoding="utf-8")))
+        assert colors <= {plots.GRAY}, path
+
+
+def test_many_differing_settings_share_one_column(make_run: MakeRun) -> None:
+    make_run("base")
+    changes = {"model.tied": True, "model.bias": False, "train.learning_rate": 0.5, "train.grad_clip": 2.0}
+    make_run("other", changes=changes | {"train.betas": [0.8, 0.9]})
+    report.main([])
+    markdown_, html = written()
+    assert "changes to the reference" in html
+    row = r"bias=False, tied=True, learning\_rate=0.5, betas=\[0.8, 0.9\], grad\_clip=2"
+    assert f"{row} |" in markdown_
+
+
 def test_nothing_that_a_text_or_a_model_wrote_is_markup(make_run: MakeRun) -> None:
     make_run("one", why=HOSTILE, source=HOSTILE, samples=[HOSTILE], notes=HOSTILE, host=HOSTILE)
     make_run("two", sha256="ef" * 32)
@@ -143,7 +182,7 @@ def test_a_hostile_name_does_not_leave_the_pages_data(make_run: MakeRun) -> None
     make_run()
     runs = load.runs().assign(run=HOSTILE, name=HOSTILE)
     metrics = load.metrics(runs)
-    html = page.to_html(findings.find(runs, metrics, load.samples(runs)), load.checkpoints(runs), HOSTILE)
+    html = page.to_html(analyze(runs, metrics, load.samples(runs)), load.checkpoints(runs), HOSTILE)
     assert "<script>alert" not in html
     assert r"\u003cscript\u003ealert(1)" in html
 
@@ -174,14 +213,15 @@ def test_best_values_are_called_optimistic(make_run: MakeRun) -> None:
     report.main([])
     for text in written():
         assert "best val (optimistic)" in text
-        assert findings.cautions.OPTIMISTIC in text
+        assert caveats.OPTIMISTIC in text
 
 
 def test_a_run_without_any_numbers_has_dashes(make_run: MakeRun) -> None:
     run = make_run(val_losses=())
     assert report.main([]) == 0
     markdown_, html = written()
-    assert f"| {run.id} | complete | 0 of 20 | – | – | – | – | – | – | – |" in markdown_
+    assert f"| {run.id} | complete | 0 of 20 | – | – | – | – |" in markdown_
+    assert f"| {run.id} | – | – | – |" in markdown_
     words = markdown_ + html.partition("<script")[0]
     assert "nan" not in words.lower().replace("provenance", "")
     assert "<NA>" not in words
@@ -200,9 +240,9 @@ def test_of_very_many_rows_validations_and_last_rows_stay(make_run: MakeRun, mon
     run = make_run(val_losses=())
     rows = [{"step": step, "train/loss": 5.0} | ({"val/loss": 5.0} if step == 7 else {}) for step in range(12)]
     (run.directory / METRICS).write_bytes(b"".join(as_json(row) + b"\n" for row in rows))
-    monkeypatch.setattr(curves, "MOST_ROWS", 3)
+    monkeypatch.setattr(page_data, "MAX_ROWS", 3)
     runs = load.runs()
-    drawn, stride = curves.of_runs(findings.find(runs, load.metrics(runs), load.samples(runs)))
+    drawn, stride = page_data.run_curves(analyze(runs, load.metrics(runs), load.samples(runs)))
     assert (stride, drawn[0]["step"]) == (4, [0, 4, 7, 8, 11])
     report.main([])
     assert "every 4th row" in written()[1]
@@ -210,7 +250,7 @@ def test_of_very_many_rows_validations_and_last_rows_stay(make_run: MakeRun, mon
 
 def test_weights_are_tables_of_matrices_by_steps(make_run: MakeRun, weights: Any) -> None:
     run = make_run(checkpoints={10: weights, 20: weights})
-    (table,) = curves.of_weights(load.checkpoints(), {run.id: "mine"})
+    (table,) = page_data.weight_tables(load.checkpoints(), {run.id: "mine"})
     assert (table["run"], table["steps"]) == ("mine", [10, 20])
     assert table["tensors"] == ["blocks.0.attention.projection", "blocks.1.attention.projection"]
     assert table["values"]["rms"] == [[1, 1], [2, 2]]
@@ -243,7 +283,7 @@ def test_whatever_numbers_a_run_has_there_is_a_report(
     (run.directory / METRICS).write_bytes(b"".join(as_json(row) + b"\n" for row in [*rows, *odd]))
     runs = load.runs()
     metrics, samples = load.metrics(runs), load.samples(runs)
-    found = findings.find(runs, metrics, samples)
+    found = analyze(runs, metrics, samples)
     assert whole.id in markdown.to_markdown(found, "")
     assert whole.id in page.to_html(found, load.checkpoints(runs), "")
     for column in markdown.LOSSES:

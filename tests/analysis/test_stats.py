@@ -32,11 +32,11 @@ def test_an_unpaired_difference_is_welchs() -> None:
 
 
 def test_the_interval_of_a_mean_has_the_tables_t() -> None:
-    about = stats.estimate([1.0, 2.0, 3.0])
+    estimate = stats.estimate([1.0, 2.0, 3.0])
     # 4.303 is the 97.5% point of t with two degrees of freedom in any table.
-    assert (about.mean, about.se, about.n) == (2.0, pytest.approx(1 / math.sqrt(3)), 3)
-    assert (about.high - about.mean) / about.se == pytest.approx(4.303, abs=5e-4)
-    assert about.mean - about.low == pytest.approx(about.high - about.mean)
+    assert (estimate.mean, estimate.se, estimate.n) == (2.0, pytest.approx(1 / math.sqrt(3)), 3)
+    assert (estimate.high - estimate.mean) / estimate.se == pytest.approx(4.303, abs=5e-4)
+    assert estimate.mean - estimate.low == pytest.approx(estimate.high - estimate.mean)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -48,11 +48,11 @@ def test_a_95_percent_interval_covers_95_percent_of_2000_simulated_experiments(s
     means = [stats.estimate(values) for values in first]
     paired = [stats.paired_by_seed(*values) for values in zip(first, second, strict=True)]
     covered = [
-        sum(about.low <= 5.0 <= about.high for about in means) / tries,
-        sum(about.low <= 0.05 <= about.high for about in paired) / tries,
+        sum(estimate.low <= 5.0 <= estimate.high for estimate in means) / tries,
+        sum(estimate.low <= 0.05 <= estimate.high for estimate in paired) / tries,
     ]
     assert covered == pytest.approx([0.95, 0.95], abs=3 * math.sqrt(0.95 * 0.05 / tries))
-    assert np.mean([about.se for about in paired]) < np.mean([about.se for about in means]) / 4
+    assert np.mean([estimate.se for estimate in paired]) < np.mean([estimate.se for estimate in means]) / 4
 
 
 def test_p_values_are_uniform_where_there_is_no_difference() -> None:
@@ -105,9 +105,9 @@ def test_holm_raises_p_values_for_their_number_and_leaves_unknown_ones() -> None
 
 
 def test_a_diverged_seed_is_never_dropped() -> None:
-    about = stats.estimate([5.0, math.inf, 5.1])
-    assert (about.mean, about.n) == (math.inf, 3)
-    assert all(map(math.isnan, (about.se, about.low, about.high)))
+    estimate = stats.estimate([5.0, math.inf, 5.1])
+    assert (estimate.mean, estimate.n) == (math.inf, 3)
+    assert all(map(math.isnan, (estimate.se, estimate.low, estimate.high)))
     difference = stats.paired_by_seed([5.0, 5.0, 5.0], [5.1, math.inf, 5.1])
     assert (difference.mean, difference.n) == (math.inf, 3)
     assert math.isnan(difference.p)
@@ -117,14 +117,14 @@ def test_a_diverged_seed_is_never_dropped() -> None:
 
 def test_too_few_values_have_no_interval() -> None:
     assert (stats.estimate([5.0]).mean, stats.estimate([5.0]).n) == (5.0, 1)
-    for about in (
+    for estimate in (
         stats.estimate([5.0]),
         stats.estimate([]),
         stats.paired_by_seed([1.0], [2.0]),
         stats.unpaired([1], []),
     ):
-        assert math.isnan(about.low)
-        assert math.isnan(about.se)
+        assert math.isnan(estimate.low)
+        assert math.isnan(estimate.se)
 
 
 def test_values_that_are_all_alike_have_an_interval_of_no_width() -> None:

@@ -1,4 +1,4 @@
-"""What the report's page draws, as data for its script: curves, heat maps and the colours of experiments."""
+"""The data that the report's scripts draw: loss curves of runs, and statistics of their weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,58 +8,61 @@ from pandas import DataFrame
 
 from analysis.findings import Findings
 
-MOST_ROWS = 200_000
-"""Rows of metrics that a page holds; of more some are left out, never a validation, nor a run's last row."""
+MAX_ROWS = 200_000
+"""Rows of metrics that a page holds. Beyond that rows are dropped, but no validation and no run's last row."""
 
-SHOWN_EXPERIMENTS = 8
-"""How many of the best are drawn at first; the reader chooses others."""
+INITIALLY_DRAWN = 8
+"""The best so many experiments are drawn when the page opens."""
 
 STATISTICS = {
     "rms": "RMS",
     "stable_rank": "stable rank",
     "abs_max": "largest magnitude",
     "zeros": "share of zeros",
-    "update": "update since the checkpoint before",
-    "cosine": "cosine to the checkpoint before",
-    "distance": "distance from the first checkpoint",
+    "update": "distance to the previous checkpoint",
+    "cosine": "cosine to the previous checkpoint",
+    "distance": "distance to the first checkpoint",
 }
+"""Columns of `load.checkpoints()` by what the page calls them."""
 
 
-def of_runs(found: Findings) -> tuple[list[dict[str, Any]], int]:
-    """Each run with its rows of metrics, in the order of the runs; and of how many rows one is kept."""
-    stride = -(-len(found.metrics) // MOST_ROWS)
-    shown = set(found.summary["experiment"].head(SHOWN_EXPERIMENTS))
-    rank = {experiment: number for number, experiment in enumerate(found.summary["experiment"])}
-    groups = {str(run): group for run, group in found.metrics.groupby("run", sort=False)}
-    runs = []
-    for row in found.runs.to_dict("records"):
-        rows = _thinned(groups.get(row["run"]), stride)
-        runs.append(
+def run_curves(findings: Findings) -> tuple[list[dict[str, Any]], int]:
+    """Return each run with its rows of metrics, in the order of the runs, and the stride of the rows.
+
+    With a stride of n, one row in n is kept besides validations and last rows.
+    """
+    stride = -(-len(findings.metrics) // MAX_ROWS)
+    rank = {experiment: number for number, experiment in enumerate(findings.summary["experiment"])}
+    groups = {str(run): group for run, group in findings.metrics.groupby("run", sort=False)}
+    curves = []
+    for run in findings.runs.to_dict("records"):
+        rows = _thinned(groups.get(run["run"]), stride)
+        curves.append(
             {
-                "run": row["run"],
-                "experiment": found.labels[row["experiment"]],
-                "colour": rank[row["experiment"]],
-                "shown": row["experiment"] in shown,
-                "tokensPerStep": row["train.batch_size"] * row["train.sequence_length"],
-                "flopsPerToken": row["flops_per_token"],
+                "run": run["run"],
+                "experiment": findings.labels[run["experiment"]],
+                "color": rank[run["experiment"]],
+                "drawn": rank[run["experiment"]] < INITIALLY_DRAWN,
+                "tokensPerStep": run["train.batch_size"] * run["train.sequence_length"],
+                "flopsPerToken": run["flops_per_token"],
                 "step": _numbers(rows, "step", 0),
                 "time": _numbers(rows, "elapsed_s", 2),
                 "train": _numbers(rows, "train/loss", 5),
                 "val": _numbers(rows, "val/loss", 5),
             }
         )
-    return runs, stride
+    return curves, stride
 
 
-def of_weights(checkpoints: DataFrame, labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Each run with a table of matrices by steps for each statistic.
+def weight_tables(checkpoints: DataFrame, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return, for each run and statistic, a table with one row per matrix and one column per checkpoint.
 
     Args:
         checkpoints: Rows of `load.checkpoints()`.
-        labels: What to call each run.
+        labels: The label of each run.
     """
     matrices = checkpoints[checkpoints["shape"].str.contains("x")]
-    found = []
+    runs = []
     for run, rows in matrices.groupby("run", sort=False):
         order = rows.drop_duplicates("tensor").sort_values(["layer", "tensor"], na_position="first")["tensor"]
         tables = {
@@ -68,7 +71,7 @@ def of_weights(checkpoints: DataFrame, labels: Mapping[str, str]) -> list[dict[s
             )
             for key in STATISTICS
         }
-        found.append(
+        runs.append(
             {
                 "run": labels[str(run)],
                 "tensors": [str(name).removesuffix(".weight") for name in order],
@@ -78,7 +81,7 @@ def of_weights(checkpoints: DataFrame, labels: Mapping[str, str]) -> list[dict[s
                 },
             }
         )
-    return found
+    return runs
 
 
 def _thinned(rows: DataFrame | None, stride: int) -> DataFrame | None:
@@ -94,5 +97,5 @@ def _numbers(rows: DataFrame | None, column: str, digits: int) -> list[float | N
 
 
 def _rounded(values: np.ndarray[Any, np.dtype[np.float64]], digits: int) -> list[float | None]:
-    """JSON has no NaN and no infinity, and a curve has a gap there."""
+    """The rounded values, with None (a gap in a curve) for NaN and infinity, which JSON cannot hold."""
     return [round(value, digits) if np.isfinite(value) else None for value in values.tolist()]

@@ -1,0 +1,80 @@
+"""What limits a comparison of runs, in sentences."""
+
+from collections.abc import Iterator
+
+from pandas import DataFrame
+
+from analysis import compare
+
+OPTIMISTIC = (
+    "Best values are optimistic: the best step of a run and the best of many runs were chosen by the losses that are "
+    "reported for them. On other text they will be slightly worse."
+)
+
+MAX_LISTED = 6
+"""Runs or versions that one sentence lists."""
+
+
+def find_caveats(runs: DataFrame) -> list[str]:
+    """Return what makes these runs not directly comparable, the most serious first.
+
+    Args:
+        runs: Rows of `load.runs()`.
+
+    Returns:
+        One sentence per caveat; empty if there is none.
+    """
+    return [caveat for caveat in _candidates(runs) if caveat]
+
+
+def _candidates(runs: DataFrame) -> Iterator[str | None]:
+    yield compare.yardstick_caveat(runs)
+    yield _different(runs, "text.sha256", "text.source", "Different texts: these runs were trained on {n} texts")
+    yield _with_status(
+        runs, ["diverged"], "{n} of {all} runs diverged; they count as an infinite loss and stay in every table"
+    )
+    yield _with_status(
+        runs,
+        ["interrupted", "failed", "running"],
+        "{n} of {all} runs are unfinished and excluded from means at steps that they did not reach",
+    )
+    yield _mixed_code(runs)
+    for column, what in {
+        "numerics": "numerics revisions",
+        "precision": "precisions",
+        "device": "devices",
+        "torch": "versions of PyTorch",
+        "threads": "thread counts",
+    }.items():
+        yield _different(runs, column, column, "These runs were made with {n} different " + what)
+
+
+def _different(runs: DataFrame, column: str, label: str, sentence: str) -> str | None:
+    """The caveat that a column has several values, which are listed by their label with their number of runs."""
+    known = runs.dropna(subset=column)
+    if known[column].nunique() < 2:
+        return None
+    counts = known.groupby([column, label] if label != column else [column], sort=False).size()
+    parts = [f"{key[-1] if isinstance(key, tuple) else key} ({count})" for key, count in counts.items()]
+    return f"{sentence.format(n=known[column].nunique())}: {', '.join(parts)}."
+
+
+def _with_status(runs: DataFrame, statuses: list[str], sentence: str) -> str | None:
+    selected = runs[runs["status"].isin(statuses)]
+    if selected.empty:
+        return None
+    return f"{sentence.format(n=len(selected), all=len(runs))}: {_listed(selected['run'].tolist())}."
+
+
+def _mixed_code(runs: DataFrame) -> str | None:
+    code = runs["git_commit"].str[:8].fillna("unknown") + runs["diff_sha256"].str[:8].radd(" with changes ").fillna("")
+    if code.nunique() < 2:
+        return None
+    counts = code.value_counts(sort=False)
+    listed = _listed([f"{commit} ({count})" for commit, count in counts.items()])
+    return f"Mixed code: these runs were made by {len(counts)} different versions of the code: {listed}."
+
+
+def _listed(items: list[str]) -> str:
+    more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+    return ", ".join(items[:MAX_LISTED]) + more
