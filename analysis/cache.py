@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ import pyarrow.parquet as pq
 from pandas import BooleanDtype, Categorical, DataFrame, Index, Int64Dtype, Series
 
 from gptlab import project
+from gptlab.errors import GptlabError
+from gptlab.files import atomic_write
 
 VERSION = 1
 """Incremented whenever the same files would give other values in a cached table."""
@@ -159,18 +160,12 @@ def _is_settled(fingerprint_json: str) -> bool:
 def _write(path: Path, table: pa.Table, fingerprints: Mapping[str, str]) -> None:
     """Replace the cached table atomically. If that fails, log a warning and keep the old one."""
     metadata = json.dumps({"version": VERSION, "marks": fingerprints})
-    staged = None
+    table = table.replace_schema_metadata({_METADATA: metadata})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, staged = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            table = table.replace_schema_metadata({_METADATA: metadata})
+        with atomic_write(path, make_parents=True) as file:
             pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP)
-        os.replace(staged, path)
-    except OSError as error:
+    except (OSError, GptlabError) as error:
         logger.warning("%s cannot be written: %s; the next read of the runs will not be faster", path, error)
-        if staged:
-            Path(staged).unlink(missing_ok=True)
 
 
 def _to_pandas(table: pa.Table, sources: list[str]) -> DataFrame:

@@ -6,7 +6,8 @@ functions in `analysis.load` document what each column means.
 
 from collections.abc import Iterator
 
-from gptlab.spec import SECTIONS, Experiment, flatten, identity_fields
+from gptlab.identity import identity_fields
+from gptlab.spec import SECTIONS, Experiment, flatten
 from gptlab.tracking.metrics import COLUMNS, COUNTS
 
 _DEFAULTS = Experiment(name="defaults", why="Which fields does a spec have?")

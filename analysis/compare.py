@@ -6,7 +6,7 @@ import numpy as np
 from pandas import DataFrame
 
 from analysis import columns, formatting
-from gptlab import sparkline
+from gptlab.terminal import sparkline
 
 
 def ranked(runs: DataFrame) -> DataFrame:
@@ -69,7 +69,7 @@ def sparklines(metrics: DataFrame, column: str, width: int = 24) -> dict[str, st
         width: Maximum number of bars; longer series are averaged.
     """
     series = {str(run): group.tolist() for run, group in metrics.dropna(subset=column).groupby("run")[column]}
-    shortened = {run: sparkline.shortened(values, width) for run, values in series.items()}
+    shortened = {run: sparkline.resample(values, width) for run, values in series.items()}
     finite = [value for values in shortened.values() for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     return {run: sparkline.bars(values, low, high) for run, values in shortened.items()}

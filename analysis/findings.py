@@ -10,7 +10,7 @@ from pandas import DataFrame, isna
 
 from analysis import caveats, compare, formatting, replicates
 from analysis.formatting import MISSING
-from gptlab.console import duration
+from gptlab.terminal.text import format_duration
 
 HOW_TO_READ = (
     "Losses are in nats per token. For a run, ± is the standard error over its validation windows: the uncertainty "
@@ -172,7 +172,7 @@ def cost_table(findings: Findings) -> DataFrame:
         if math.isfinite(budget):
             values = replicates.at_equal(findings.runs, findings.metrics, by, at=budget)
             means = replicates.summary(values).set_index("experiment")["mean"]
-            at = unit.format(budget if by == "flops" else duration(budget))
+            at = unit.format(budget if by == "flops" else format_duration(budget))
             table[f"val loss at {at}"] = experiments.map(means).map(formatting.loss)
     return DataFrame(table, dtype="str")
 
@@ -208,7 +208,7 @@ def speed_table(findings: Findings) -> DataFrame:
         "run": runs["run"],
         "tokens/s": runs["perf/tokens_per_s"].map(formatting.count),
         "GiB": runs["perf/peak_mem_gib"].map(lambda value: MISSING if isna(value) else f"{value:.2f}"),
-        "time": runs["elapsed_s"].map(lambda s: duration(s) if math.isfinite(s) else MISSING),
+        "time": runs["elapsed_s"].map(lambda s: format_duration(s) if math.isfinite(s) else MISSING),
     }
     return DataFrame(cells, dtype="str")
 

@@ -26,13 +26,13 @@ from pandas import DataFrame, Series
 
 from analysis import cache, columns, weights
 from analysis.windows import window_losses
+from gptlab.checkpoints.manifest import CHECKPOINTS, LoopState, list_checkpoints
 from gptlab.errors import BadInputError
-from gptlab.spec import did_you_mean, flatten
-from gptlab.tracking.checkpoints import CHECKPOINTS, Progress, list_checkpoints
-from gptlab.tracking.lock import holder_of
+from gptlab.spec import flatten
+from gptlab.tracking.lock import lock_holder
 from gptlab.tracking.metrics import METRICS, Row, read_metrics
-from gptlab.tracking.run import ATTEMPTS, RECORD, Run, Status, directories, each
-from gptlab.tracking.run import load as load_run
+from gptlab.tracking.run import ATTEMPTS, RECORD, Run, Status, load_run, run_directories, skip_unreadable
+from gptlab.validation import did_you_mean
 
 _FILES = (RECORD, ATTEMPTS, METRICS, CHECKPOINTS)
 """Files of a run that a row of `runs` depends on, besides its metrics."""
@@ -105,8 +105,8 @@ def runs(
             for column, dtype in columns.RUNS.items()
             if column not in _FROM_METRICS
         },
-        {str(directory): [directory / name for name in _FILES] for directory in directories()},
-        lambda stale: each(lambda directory: (directory, [_facts(load_run(Path(directory)))]), stale),
+        {str(directory): [directory / name for name in _FILES] for directory in run_directories()},
+        lambda stale: skip_unreadable(lambda directory: (directory, [_facts(load_run(Path(directory)))]), stale),
     )
     chosen = facts["name"].map(lambda value: name is None or fnmatchcase(value, name)).astype(bool)
     for key, value in (spec or {}).items():
@@ -171,12 +171,13 @@ def checkpoints(runs: DataFrame | None = None) -> DataFrame:
         distance: Frobenius norm of the difference to the first kept checkpoint.
     """
     table = _all_if_none(runs)
-    loaded = dict(each(lambda directory: (directory, load_run(Path(directory))), table["directory"].unique()))
+    directories = table["directory"].unique()
+    loaded = dict(skip_unreadable(lambda directory: (directory, load_run(Path(directory))), directories))
     rows = cache.read(
         "checkpoints",
         columns.TENSORS,
         {directory: weights.weight_files(run) for directory, run in loaded.items()},
-        lambda stale: each(lambda directory: (directory, weights.statistics(loaded[directory])), stale),
+        lambda stale: skip_unreadable(lambda directory: (directory, weights.statistics(loaded[directory])), stale),
     )
     return _joined(rows, table, columns.CHECKPOINTS)
 
@@ -243,7 +244,7 @@ def _check(status: str | None, spec: Mapping[str, Any]) -> None:
         raise BadInputError(f"there is no status '{status}'; the statuses are: {', '.join(get_args(Status))}")
     for key in spec:
         if key not in columns.SPEC:
-            raise BadInputError(f"there is no spec field '{key}'{did_you_mean(key, list(columns.SPEC))}")
+            raise BadInputError(f"there is no spec field '{key}'{did_you_mean(key, columns.SPEC)}")
 
 
 def _all_if_none(table: DataFrame | None) -> DataFrame:
@@ -256,7 +257,7 @@ def _logged(directories: list[str]) -> tuple[DataFrame, set[str]]:
 
     def read_rows(stale: Iterable[str]) -> Iterator[tuple[str, list[Row]]]:
         damaged.update(stale := list(stale))
-        for directory, rows in each(lambda d: (d, read_metrics(load_run(Path(d)).directory)), stale):
+        for directory, rows in skip_unreadable(lambda d: (d, read_metrics(load_run(Path(d)).directory)), stale):
             damaged.remove(directory)
             yield directory, rows
 
@@ -284,19 +285,20 @@ def _with_current_status(facts: DataFrame) -> DataFrame:
     """Replace the cached status by the current one: whether a run is being trained is known only from its lock."""
 
     def status(row: tuple[str, str]) -> tuple[str, str]:
-        return row[0], "running" if holder_of(Path(row[0])) else row[1]
+        return row[0], "running" if lock_holder(Path(row[0])) else row[1]
 
     rows = facts[["directory", "status"]].itertuples(index=False, name=None)
-    now = DataFrame(each(status, rows), columns=["directory", "status"], dtype="str")
+    now = DataFrame(skip_unreadable(status, rows), columns=["directory", "status"], dtype="str")
     return facts.drop(columns="status").merge(now, on="directory")
 
 
 def _facts(run: Run) -> dict[str, Any]:
     """The columns of a run's row that do not come from its metrics."""
-    record, starts = run.record, run.starts()
+    record, history = run.record, run.history()
+    starts = history.starts
     start: Mapping[str, Any] = starts[-1] if starts else {}
     kept = list_checkpoints(run.directory)
-    progress = kept[-1].manifest.progress if kept else Progress()
+    progress = kept[-1].manifest.progress if kept else LoopState()
     spec = flatten(record.spec.model_dump(mode="json"))
     forward = record.spec.model.forward_flops_per_token(record.spec.train.sequence_length)
     return {
@@ -305,9 +307,9 @@ def _facts(run: Run) -> dict[str, Any]:
         "run": run.id,
         "experiment": run.id.rpartition("-s")[0],
         "seed": record.seed,
-        "status": run.outcome(),
-        "step": run.step(),
-        "steps": run.target(),
+        "status": history.outcome,
+        "step": history.step,
+        "steps": history.target,
         "created": record.created,
         "precision": record.precision,
         "numerics": record.identity["numerics"],
@@ -338,7 +340,7 @@ def _rows_of(table: DataFrame | None, read: Callable[[Run], Iterable[Mapping[str
         return [{**row, **dict(zip(columns.KEYS, keys, strict=True))} for row in read(load_run(Path(directory)))]
 
     selected = _all_if_none(table)[["directory", *columns.KEYS]].itertuples(index=False, name=None)
-    return chain.from_iterable(each(rows, selected))
+    return chain.from_iterable(skip_unreadable(rows, selected))
 
 
 def _joined(rows: DataFrame, table: DataFrame, dtypes: Mapping[str, str]) -> DataFrame:

@@ -18,7 +18,7 @@ from analysis.findings import (
     run_table,
     speed_table,
 )
-from gptlab.console import printable
+from gptlab.terminal.text import printable
 
 LOSSES = {"val/loss": "Validation loss", "train/loss": "Training loss"}
 MAX_RUNS = 50

@@ -35,7 +35,7 @@ def main() -> int:
         browser.execute_script(plotly.offline.get_plotlyjs())
         for path in sorted((project.root() / "analysis").glob("*.ipynb")):
             execute(path, browser)
-            sys.stdout.write(f"{project.shown(path)}\n")
+            sys.stdout.write(f"{project.display_path(path)}\n")
     return 0
 
 

@@ -28,7 +28,7 @@ from analysis.findings import (
     speed_table,
 )
 from analysis.formatting import MISSING
-from gptlab.console import printable
+from gptlab.terminal.text import printable
 
 SCRIPTS = ("theme.js", "curves.js", "table.js", "figures.js")
 

@@ -10,7 +10,7 @@ from pandas import DataFrame, isna
 
 from analysis import palette
 from analysis.stats import Estimate
-from gptlab.console import printable
+from gptlab.terminal.text import printable
 from gptlab.tracking.metrics import COLUMNS
 
 GRID = "rgba(128, 128, 128, 0.25)"

@@ -12,7 +12,7 @@ from analysis import load, markdown, page
 from analysis.findings import analyze
 from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
-from gptlab.tracking.files import write_durably
+from gptlab.files import write_durably
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
 WEIGHT_EXPERIMENTS = 4
@@ -53,7 +53,7 @@ def _write(arguments: Sequence[str] | None) -> None:
         sys.stdout.write(f"{NO_RUNS}\n")
     for name, content in _reports(runs).items():
         write_durably(directory / name, content)
-        sys.stdout.write(f"{project.shown(directory / name)}\n")
+        sys.stdout.write(f"{project.display_path(directory / name)}\n")
 
 
 def _reports(runs: DataFrame) -> dict[str, str]:
@@ -63,7 +63,7 @@ def _reports(runs: DataFrame) -> dict[str, str]:
     findings = analyze(runs, load.metrics(runs), load.samples(runs))
     best = findings.runs.drop_duplicates("experiment").head(WEIGHT_EXPERIMENTS)
     count = f"{len(runs)} runs of {len(findings.summary)} experiments" if len(runs) > 1 else "1 run"
-    heading = f"{count} in {project.shown(project.runs_directory())}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    heading = f"{count} in {project.display_path(project.runs_directory())}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return {
         "report.md": markdown.to_markdown(findings, heading),
         "report.html": page.to_html(findings, load.checkpoints(best), heading),

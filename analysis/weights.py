@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from gptlab.checkpoints.manifest import MODEL, list_checkpoints, plausible_sizes
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.spec import ModelSpec
-from gptlab.tracking.checkpoints import MODEL, list_checkpoints, sizes
-from gptlab.tracking.reading import Count
-from gptlab.tracking.run import Run, find
+from gptlab.tracking.run import Run, find_run
+from gptlab.untrusted import Count
 
 Weights = NDArray[np.float32]
 
@@ -175,7 +175,7 @@ def read_tensor(run: str, step: int, name: str) -> Weights:
     Raises:
         BadInputError: There is no such run, checkpoint or tensor.
     """
-    source = find(run)
+    source = find_run(run)
     for checkpoint in list_checkpoints(source.directory):
         if checkpoint.step == step:
             path = checkpoint.directory / MODEL
@@ -204,7 +204,7 @@ def nearest_rows(embedding: Weights, row: int, count: int = 8) -> list[tuple[int
 def _open(path: Path, model: ModelSpec) -> Any:
     """Open a weight file. The library checks its header; its size is checked against the model here."""
     try:
-        if path.stat().st_size >= sizes(model).stop:
+        if path.stat().st_size >= plausible_sizes(model, MODEL).stop:
             raise GptlabError(f"{path} is too large for a model of {model.parameters:,} parameters")
         return safe_open(path, framework="numpy")
     except FileNotFoundError:

@@ -8,9 +8,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from gptlab.errors import GptlabError
-from gptlab.tracking.run import Run
+from gptlab.tracking.run import EVALUATIONS, Run
 
-EVALUATIONS = "evaluations"
 MAX_BYTES = 1 << 28
 """Enough for sixteen million windows."""
 

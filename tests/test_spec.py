@@ -60,7 +60,7 @@ def test_reference_model_has_163_037_184_parameters():
     bias=st.booleans(),
     tied=st.booleans(),
 )
-def test_parameters_by_formula_are_those_of_the_built_model(head_width: int, **shape: Any):
+def test_parameter_formula_matches_the_built_model(head_width: int, **shape: Any):
     model_spec = ModelSpec(n_embd=shape["n_head"] * head_width, **shape)
     with torch.device("meta"):
         model = GPT(model_spec)
@@ -70,7 +70,7 @@ def test_parameters_by_formula_are_those_of_the_built_model(head_width: int, **s
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("n_layer", "n_embd", "length"), [(1, 8, 4), (2, 8, 16), (3, 12, 7), (2, 16, 32)])
-def test_flops_by_formula_are_those_that_torch_counts(tied: bool, n_layer: int, n_embd: int, length: int):
+def test_flops_formula_matches_torchs_count(tied: bool, n_layer: int, n_embd: int, length: int):
     model_spec = ModelSpec(n_layer=n_layer, n_head=2, n_embd=n_embd, context_length=32, tied=tied)
     with torch.device("meta"), FlopCounterMode(display=False) as counted:
         GPT(model_spec)(torch.zeros((3, length), dtype=torch.long))
@@ -190,7 +190,7 @@ WRONG_CHANGES = [
 
 
 @pytest.mark.parametrize(("changes", "words"), WRONG_CHANGES, ids=map(repr, [case[0] for case in WRONG_CHANGES]))
-def test_wrong_change_is_one_line_that_names_field_and_value(
+def test_invalid_change_is_one_line_that_names_field_and_value(
     plain: Experiment, changes: dict[str, Any], words: list[str]
 ):
     with pytest.raises(BadInputError) as caught:
@@ -203,14 +203,14 @@ def test_wrong_change_is_one_line_that_names_field_and_value(
 @pytest.mark.parametrize(
     "name", ["", "A", "Ab", "../x", "a/b", "-x", ".x", "_x", "a b", "a" * 65, "é", "a\n", "a\0", "a:b", "a\\b"]
 )
-def test_name_that_is_no_safe_file_name_is_refused(plain: Experiment, name: str):
+def test_name_that_is_not_a_safe_file_name_is_refused(plain: Experiment, name: str):
     with pytest.raises(BadInputError, match="^experiment plain: name: ") as caught:
         plain.vary(name, why="Is that a name?")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a", "0", "a" * 64, "a.b_c-d", "1e-3", "gpt2.5"])
-def test_name_that_is_a_safe_file_name_is_taken(plain: Experiment, name: str):
+def test_name_that_is_a_safe_file_name_is_accepted(plain: Experiment, name: str):
     assert plain.vary(name, why="Is that a name?").name == name
 
 
@@ -248,7 +248,7 @@ def test_malformed_setting_is_one_line_that_quotes_it(setting: str, words: list[
         ("train.precision=bfloat16", "bfloat16"),
     ],
 )
-def test_setting_is_read_by_the_type_of_its_field(plain: Experiment, setting: str, expected: object):
+def test_setting_is_parsed_by_the_type_of_its_field(plain: Experiment, setting: str, expected: object):
     changed = plain.with_changes(parse_settings([setting]))
     key = setting.partition("=")[0].strip()
     value = dict(flatten({name: getattr(changed, name).model_dump() for name in SPECS}))[key]
@@ -274,14 +274,14 @@ def test_setting_with_a_wrong_key_suggests_the_right_one(plain: Experiment):
     ("word", "hint"),
     [("train.step", "; did you mean 'train.steps'?"), ("steps", "; did you mean 'train.steps'?"), ("qqq", "")],
 )
-def test_only_a_near_word_is_suggested(word: str, hint: str):
+def test_only_a_similar_word_is_suggested(word: str, hint: str):
     assert did_you_mean(word, ["model.n_layer", "train.steps"]) == hint
 
 
 # --- Variants ---
 
 
-def test_variant_differs_in_what_was_changed_and_leaves_the_original_alone(plain: Experiment):
+def test_variant_has_the_changes_and_leaves_the_original_alone(plain: Experiment):
     before = plain.model_dump()
     changes = {"model.tied": True, "train.betas": (0.8, 0.9)}
     variant = plain.vary("tied", why="How much does tying cost?", **changes)
@@ -335,7 +335,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_field_changes_the_identity_exactly_when_it_changes_what_is_computed(plain: Experiment, field: str):
+def test_field_changes_the_identity_if_and_only_if_it_changes_the_computation(plain: Experiment, field: str):
     assert field in OTHER_VALUES, f"say in OTHER_VALUES whether the new field {field} changes what is computed"
     value, computed = OTHER_VALUES[field]
     changed = plain.with_changes({field: value})
@@ -343,7 +343,7 @@ def test_field_changes_the_identity_exactly_when_it_changes_what_is_computed(pla
     assert (identity_hash(changed) != identity_hash(plain)) is computed
 
 
-def test_each_other_value_is_of_a_field_that_exists():
+def test_other_values_name_existing_fields():
     assert set(OTHER_VALUES) == set(FIELDS)
 
 
@@ -367,11 +367,11 @@ def test_name_and_question_do_not_change_the_identity(plain: Experiment):
         {"initial_weights_sha256": "some"},
     ],
 )
-def test_what_the_run_reads_and_computes_in_changes_the_identity(plain: Experiment, resolved: dict[str, str]):
+def test_precision_text_tokenizer_and_initial_weights_change_the_identity(plain: Experiment, resolved: dict[str, str]):
     assert identity_hash(plain, **resolved) != identity_hash(plain)
 
 
-def test_weights_to_start_from_are_in_the_identity_only_where_there_are_some(plain: Experiment):
+def test_initial_weights_are_in_the_identity_only_if_there_are_some(plain: Experiment):
     assert identity_hash(plain, initial_weights_sha256="some") != identity_hash(plain, initial_weights_sha256="other")
     drawn = identify(plain, precision="float32", text_sha256="aa", tokenizer_sha256="bb", initial_weights_sha256=None)
     assert drawn.hash == identity_hash(plain)
@@ -384,7 +384,7 @@ def test_numerics_revision_changes_the_identity(plain: Experiment, monkeypatch: 
     assert identity_hash(plain) != before
 
 
-def test_default_written_out_is_the_default_left_out(plain: Experiment):
+def test_explicit_defaults_do_not_change_the_identity(plain: Experiment):
     written_out = Experiment(
         name="plain",
         why="What do the defaults do?",
@@ -395,7 +395,7 @@ def test_default_written_out_is_the_default_left_out(plain: Experiment):
     assert identity_hash(written_out) == identity_hash(plain)
 
 
-def test_value_written_in_another_way_is_the_same_identity(plain: Experiment):
+def test_another_notation_of_a_value_gives_the_same_identity(plain: Experiment):
     one = plain.with_changes({"train.learning_rate": 0.001, "train.weight_decay": 0, "train.betas": (0.8, 0.9)})
     two = plain.with_changes(
         parse_settings(["train.learning_rate=1e-3", "train.weight_decay=0.0", "train.betas=[0.8, 0.9]"])
@@ -403,12 +403,12 @@ def test_value_written_in_another_way_is_the_same_identity(plain: Experiment):
     assert identity_hash(one) == identity_hash(two)
 
 
-def test_identity_survives_the_stored_json(plain: Experiment):
+def test_identity_survives_a_round_trip_through_json(plain: Experiment):
     changed = plain.with_changes({"train.betas": (0.8, 0.9), "train.learning_rate": 1 / 3})
     assert identity_hash(Experiment.model_validate_json(changed.model_dump_json())) == identity_hash(changed)
 
 
-def test_identity_fields_are_those_that_change_what_is_computed(plain: Experiment):
+def test_identity_fields_are_those_that_change_the_computation(plain: Experiment):
     fields = {key for key, _ in flatten(identity_fields(plain))}
     assert fields == {field for field, (_, computed) in OTHER_VALUES.items() if computed}
     assert identity_fields(plain, exclude_defaults=True) == {"model": {}, "data": {}, "train": {}}
@@ -483,13 +483,13 @@ def test_run_id_is_name_hash_and_seed(plain: Experiment, seed: int):
 # --- Canonical JSON ---
 
 
-def test_canonical_json_is_one_text_per_value():
+def test_canonical_json_is_unique_per_value():
     assert canonical_json({"b": [1, 2.0], "a": {"d": None, "c": "é"}}) == '{"a":{"c":"é","d":null},"b":[1,2.0]}'
     assert canonical_json({"a": 1, "b": 2}) == canonical_json({"b": 2, "a": 1})
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_canonical_json_has_no_nan(number: float):
+def test_canonical_json_refuses_nan(number: float):
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"loss": number})
 

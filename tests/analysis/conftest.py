@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gptlab.tracking.checkpoints import MANIFEST, MODEL, Manifest, Progress, digest_of, directory_of
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from gptlab.spec import Experiment, ModelSpec, TrainSpec, identify
+from gptlab.checkpoints.manifest import MANIFEST, MODEL, LoopState, Manifest, checkpoint_directory, compute_digest
+from gptlab.identity import identify
+from gptlab.spec import Experiment, ModelSpec, TrainSpec
 from gptlab.tracking import run as tracking
 from gptlab.tracking.metrics import MetricsFile
 from gptlab.tracking.records import Outcome
@@ -79,7 +80,7 @@ def make_run() -> MakeRun:
         ).with_changes(changes or {})
         text = TextRecord(source=source, path="/words.txt", bytes=1000, sha256=sha256)
         identity = identify(experiment, precision="float32", text_sha256=sha256, tokenizer_sha256="cd" * 32)
-        run = tracking.create(experiment, identity, seed, "float32", text)
+        run = tracking.create_run(experiment, identity, seed, "float32", text)
         attempt = run.start_attempt(**FACTS | facts)
         rows = [_row(number, loss, yardstick) for number, loss in enumerate(val_losses)]
         with MetricsFile(run.directory, 0) as metrics:
@@ -103,14 +104,14 @@ def _row(number: int, val_loss: float, yardstick: str) -> dict[str, Any]:
 
 
 def _save_weights(run: Run, step: int, tensors: Tensors, header: Mapping[str, Any]) -> None:
-    directory = directory_of(run.directory, step)
+    directory = checkpoint_directory(run.directory, step)
     directory.mkdir(parents=True)
     save_file(dict(tensors), directory / MODEL, {"gptlab": json.dumps(header)})
     manifest = Manifest(
         run=run.id,
         step=step,
-        files={MODEL: digest_of(directory / MODEL)},
-        progress=Progress(best_val_loss=5.5, best_step=10),
+        files={MODEL: compute_digest(directory / MODEL)},
+        progress=LoopState(best_val_loss=5.5, best_step=10),
         text_sha256=run.record.text.sha256,
         tokenizer_sha256=run.record.tokenizer_sha256,
         torch="2.13.0",

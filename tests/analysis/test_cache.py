@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gptlab.tracking.checkpoints import MODEL, directory_of
 from numpy.typing import NDArray
 
 from analysis import cache, load, weights
 from gptlab import project
+from gptlab.checkpoints.manifest import MODEL, checkpoint_directory
 from gptlab.tracking.metrics import METRICS, MetricsFile
 from gptlab.tracking.run import Run
 
@@ -69,7 +69,7 @@ def test_weights_are_read_again_where_a_file_has_changed(make_run: MakeRun, weig
     run = make_run(checkpoints={10: weights, 20: weights})
     settle(run)
     load.checkpoints()
-    shutil.copy(directory_of(run.directory, 10) / MODEL, directory_of(run.directory, 20) / MODEL)
+    shutil.copy(checkpoint_directory(run.directory, 10) / MODEL, checkpoint_directory(run.directory, 20) / MODEL)
     read.clear()
     load.checkpoints()
     assert read

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from gptlab.tracking.checkpoints import MODEL, directory_of
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from analysis import columns, load
+from gptlab.checkpoints.manifest import MODEL, checkpoint_directory
 from gptlab.errors import BadInputError
-from gptlab.spec import NUMERICS, SECTIONS, Experiment
+from gptlab.identity import NUMERICS
+from gptlab.spec import SECTIONS, Experiment
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import COLUMNS, METRICS, MetricsFile
 from gptlab.tracking.run import Run
@@ -206,7 +207,7 @@ def test_the_norm_of_a_large_tensor_does_not_drift(make_run: MakeRun) -> None:
 
 def test_weights_that_retention_removes_meanwhile_are_passed_over(make_run: MakeRun, weights: Tensors) -> None:
     run = make_run(checkpoints={10: weights, 20: weights})
-    (directory_of(run.directory, 10) / MODEL).unlink()
+    (checkpoint_directory(run.directory, 10) / MODEL).unlink()
     assert set(load.checkpoints()["step"]) == {20}
 
 
@@ -214,7 +215,7 @@ def test_damaged_weights_cost_the_run_and_are_named(
     make_run: MakeRun, weights: Tensors, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, other = make_run(checkpoints={20: weights}), make_run(seed=1, checkpoints={20: weights})
-    path = directory_of(run.directory, 20) / MODEL
+    path = checkpoint_directory(run.directory, 20) / MODEL
     path.write_bytes(path.read_bytes()[:-4])
     assert set(load.checkpoints()["run"]) == {other.id}
     (warning,) = caplog.messages

@@ -22,19 +22,19 @@ Outputs = dict[str, list[Any]]
 
 @pytest.fixture(scope="module")
 def trained(micro: Experiment, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs directory with three learning rates of two seeds each, two of the runs judged on all windows."""
+    """A runs directory with three learning rates of two seeds each, two of the runs evaluated on all windows."""
     runs = tmp_path_factory.mktemp("trained") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTLAB_RUNS", str(runs))
         patch.setenv("GPTLAB_CACHE", str(cache))
-        from gptlab.console import Console
-        from gptlab.training.judge import judge
+        from gptlab.commands.evaluate import evaluate_run
+        from gptlab.terminal.console import Console
 
         for learning_rate in (1e-3, 3e-2, 1.0):
             changes = {"name": "tiny", "train.learning_rate": learning_rate, "train.snapshots": True}
             for seed in (0, 1):
                 result = run_attempt(micro.with_changes(changes), seed, steps=20)
-            judge(result.run, step=None, text=None, device="cpu", console=Console(stderr=True))
+            evaluate_run(result.run, step=None, text=None, device="cpu", console=Console(stderr=True))
     return runs
 
 
