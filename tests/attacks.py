@@ -1,6 +1,6 @@
-"""What a stranger may have done to a run directory. Each attack changes a copy of a real run.
+"""Attacks that an untrusted run directory may contain. Each one changes a copy of a real run.
 
-`folder` is the run's directory; `outside` holds what belongs to the user: `bashrc`, a file, and `folder`, a directory.
+`run` is the run's directory; `outside` holds the user's files: `bashrc`, a file, and `folder`, a directory.
 """
 
 import json
@@ -32,9 +32,9 @@ class Attack:
     name: str
     make: Callable[[Path, Path], object]
     listed: bool
-    """Whether the run is still among the runs."""
+    """Whether the run is still listed."""
     resumes: bool
-    """Whether training can go on."""
+    """Whether the run can be resumed."""
 
     def __str__(self) -> str:
         return self.name
@@ -56,7 +56,7 @@ def _away_and_linked(run: Path) -> None:
 
 
 def _away(path: Path) -> Path:
-    """Where something of that name can be put: nothing is there, and its folder is."""
+    """Remove what is at the path, create its folder and return it."""
     if path.is_dir() and not path.is_symlink():
         path.rename(path.with_name("away"))
     path.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def special_files() -> Iterator[Attack]:
 
     def bound_socket(run: Path, outside: Path) -> None:
         here = Path.cwd()
-        os.chdir(run)  # the name of a socket may not be long
+        os.chdir(run)  # the path of a socket is limited to about a hundred bytes
         socket.socket(socket.AF_UNIX).bind("socket")
         os.chdir(here)
 
@@ -124,7 +124,7 @@ def special_files() -> Iterator[Attack]:
     def deep(run: Path, outside: Path) -> None:
         here = Path.cwd()
         os.chdir(run)
-        for _ in range(30):  # too long a path for any call
+        for _ in range(30):  # longer than the longest path of a system call
             Path("d" * 200).mkdir()
             os.chdir("d" * 200)
         os.chdir(here)
@@ -210,7 +210,7 @@ def rows() -> Iterator[Attack]:
         ],
     }
     for name, several in refused.items():
-        for row in several:  # those of metrics are beyond what the checkpoint vouches for, and cut off
+        for row in several:  # rows of metrics after the checkpoint are cut off
             yield Attack(f"{name} with {json.dumps(row):.60}", _adding(name, row), False, resumes=name == METRICS)
     for row in ({"step": 40, "prompt": 1, "text": "a"}, {"step": "x", "prompt": "a", "text": "a"}, {"step": 40}):
         yield Attack(f"{SAMPLES} with {json.dumps(row)}", _adding(SAMPLES, row), listed=True, resumes=False)
@@ -383,7 +383,7 @@ def checkpoints() -> Iterator[Attack]:
 
 
 def _lures(run: Path) -> Path:
-    """A folder beside the runs, with what a record may name: a folder, a file, a pipe, a huge file."""
+    """A folder beside the runs with what a record may point to: a folder, a file, a pipe and a huge file."""
     folder = run.parent.parent / "lures"
     (folder / "folder").mkdir(parents=True)
     (folder / "secret").write_text("secret")
@@ -394,7 +394,7 @@ def _lures(run: Path) -> Path:
 
 
 def rewrite_record(run: Path, **changes: Any) -> None:
-    """Change the record so that its identity and ids agree with it again."""
+    """Change the record and make its identity and ids consistent with it."""
     record = json.loads((run / RECORD).read_bytes())
     for key, value in changes.items():
         holder = record["spec"] if key == "model" else record

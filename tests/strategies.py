@@ -1,4 +1,4 @@
-"""What a stranger may write where gptlab reads: any JSON, documents with something odd in them, damaged bytes."""
+"""Untrusted input for everything that gptlab reads: any JSON, changed documents, damaged bytes."""
 
 import copy
 import json
@@ -27,13 +27,13 @@ ANYTHING: SearchStrategy[Any] = st.recursive(
 
 
 def as_json(value: Any) -> bytes:
-    """The value as a file may hold it: NaN and infinities as Python spells them, lone surrogates escaped."""
+    """The value as JSON, with Python's spelling of NaN and infinities and with escaped lone surrogates."""
     return json.dumps(value).encode()
 
 
 @st.composite
 def oddly(draw: st.DrawFn, document: Any) -> Any:
-    """The document, in which up to three values are something else, gone or new."""
+    """The document with up to three values replaced, removed or added."""
     document = copy.deepcopy(document)
     for _ in range(draw(st.integers(0, 3))):
         holder = draw(st.sampled_from(_holders(document)))
@@ -52,7 +52,7 @@ def _holders(document: Any) -> list[dict[str, Any]]:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """The bytes, somewhere overwritten, cut off, or with something put in."""
+    """The bytes with a part overwritten, cut off or inserted."""
     start = draw(st.integers(0, len(content)))
     end = draw(st.integers(start, min(start + 8, len(content))))
     tail = content[end:] if draw(st.booleans()) else content[end : draw(st.integers(end, len(content)))]

@@ -1,7 +1,7 @@
-"""Whatever a user can get wrong is one clear line with the nearest right answer, exit code 2, and nothing is written.
+"""Bad input is one line with the nearest valid answer and exit code 2, and nothing is written.
 
-The tables name every command's every option, every field of a spec, and every variable of the environment and of make;
-what is new and has no row fails a test.
+The tables have a case for every option of every command, every field of a spec, and every variable of the environment
+and of make. A new one without a case fails a test.
 """
 
 import re
@@ -137,7 +137,7 @@ MAKE = [
 
 @pytest.fixture(scope="module")
 def two_runs(micro, cache, tmp_path_factory):
-    """A runs directory with two runs whose ids begin alike; gives it and the first run's id."""
+    """A runs directory with two runs whose ids share a prefix, and the id of the first."""
     runs = tmp_path_factory.mktemp("kept") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTLAB_RUNS", str(runs))
@@ -149,7 +149,7 @@ def two_runs(micro, cache, tmp_path_factory):
 
 @pytest.fixture
 def complain(two_runs, monkeypatch, capfd):
-    """`complain("run", …)` → the one line that the command has to say; sees that nothing was written."""
+    """`complain("run", …)` → the command's one-line error; checks that nothing was written."""
     runs, run = two_runs
     monkeypatch.setenv("GPTLAB_RUNS", str(runs))
 
@@ -173,19 +173,19 @@ def complain(two_runs, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(("line", "answer"), COMMANDS, ids=[line for line, _ in COMMANDS])
-def test_a_command_that_cannot_be_meant_is_one_line(complain, line, answer):
+def test_an_invalid_command_is_a_one_line_error(complain, line, answer):
     assert answer in complain(*line.split(" "))
 
 
 @pytest.mark.parametrize(("field", "value", "answer"), FIELDS)
-def test_a_value_that_a_field_cannot_have_is_one_line(complain, field, value, answer):
+def test_an_invalid_field_value_is_a_one_line_error(complain, field, value, answer):
     line = complain("run", "tiny", "--set", f"{field}={value}")
     assert answer in line
     assert field.rpartition(".")[2] in line
 
 
 @pytest.mark.parametrize(("variables", "answer"), MAKE, ids=[" ".join(variables) for variables, _ in MAKE])
-def test_a_variable_of_make_that_cannot_be_meant_is_one_line(variables, answer, tmp_path):
+def test_an_invalid_make_variable_is_a_one_line_error(variables, answer, tmp_path):
     own = ["-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}"] if "VENV={empty}" not in variables else []
     command = ["make", *own, *(word.format(empty=tmp_path / "venv") for word in variables)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -198,7 +198,7 @@ def test_a_variable_of_make_that_cannot_be_meant_is_one_line(variables, answer, 
 
 @pytest.mark.parametrize("variable", ["GPTLAB_RUNS", "GPTLAB_CACHE"])
 @pytest.mark.parametrize("value", ["{file}", "{file}/below", "~nobody-of-that-name/x", "x" * 5000])
-def test_a_place_that_can_be_no_directory_is_one_line(monkeypatch, capfd, tmp_path, variable, value):
+def test_an_invalid_directory_variable_is_a_one_line_error(monkeypatch, capfd, tmp_path, variable, value):
     (tmp_path / "file").touch()
     monkeypatch.setenv(variable, value.format(file=tmp_path / "file"))
     monkeypatch.setattr(sys, "argv", ["gptlab", "run", "tiny", "--wandb", "off"])
@@ -212,7 +212,7 @@ def test_a_place_that_can_be_no_directory_is_one_line(monkeypatch, capfd, tmp_pa
 
 
 @pytest.mark.parametrize("value", ["ofline", "on"])
-def test_a_mode_that_wandb_has_not_is_one_line(complain, monkeypatch, value):
+def test_an_invalid_wandb_mode_is_a_one_line_error(complain, monkeypatch, value):
     monkeypatch.setenv("WANDB_MODE", value)
     answer = "did you mean 'offline'?" if value == "ofline" else f"there is no WANDB_MODE '{value}'"
     assert answer in complain("run", "tiny")
@@ -227,7 +227,7 @@ def test_a_mode_that_wandb_has_not_is_one_line(complain, monkeypatch, value):
         (["--name", "zzz"], "there is no run with name 'zzz'"),
     ],
 )
-def test_a_report_that_cannot_be_meant_is_one_line(capsys, tmp_path, arguments, answer):
+def test_an_invalid_report_option_is_a_one_line_error(capsys, tmp_path, arguments, answer):
     assert report.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -237,14 +237,14 @@ def test_a_report_that_cannot_be_meant_is_one_line(capsys, tmp_path, arguments, 
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_report_of_a_place_that_can_be_no_directory_is_one_line(capsys, tmp_path, monkeypatch):
+def test_a_report_of_an_invalid_runs_directory_is_a_one_line_error(capsys, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / "file"))
     assert report.main([]) == 2
     assert capsys.readouterr().err.startswith("error: GPTLAB_RUNS is '")
 
 
-def test_a_variable_that_is_empty_is_as_good_as_none(monkeypatch):
+def test_an_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("GPTLAB_RUNS", "")
     assert project.runs_directory() == project.root() / "runs"
 
@@ -276,11 +276,11 @@ def test_every_field_of_a_spec_has_a_case():
     assert {field for field, _, _ in FIELDS} == fields
 
 
-def test_every_variable_of_the_environment_has_a_case():
+def test_every_environment_variable_has_a_case():
     sources = "".join(path.read_text() for folder in ("gptlab", "analysis") for path in (ROOT / folder).rglob("*.py"))
     assert set(re.findall(r"\bGPTLAB_[A-Z]+\b", sources)) == {"GPTLAB_RUNS", "GPTLAB_CACHE"}
 
 
-def test_every_variable_of_make_has_a_case():
+def test_every_make_variable_has_a_case():
     (listed,) = re.findall(r"^VARIABLES := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {word.partition("=")[0] for variables, _ in MAKE for word in variables[1:]} >= set(listed.split())

@@ -1,4 +1,4 @@
-"""Which experiments there are, and what is said of a file that cannot be read."""
+"""How experiments are found, and the errors of a file that cannot be imported."""
 
 import re
 import sys
@@ -20,7 +20,7 @@ from gptlab.spec import Experiment
 
 @pytest.fixture(autouse=True)
 def fresh_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No `experiments` of another project is known, and none is left behind."""
+    """Forget imported `experiments` modules before and after the test."""
 
     def forget() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "experiments"]:
@@ -36,7 +36,7 @@ def fresh_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`write(a=…, b=…)` makes a project with experiments/a.py and experiments/b.py, and goes there."""
+    """`write(a=…, b=…)` creates a project with experiments/a.py and experiments/b.py in the working directory."""
     root = tmp_path / "project"
     (root / "experiments").mkdir(parents=True)
     (root / "pyproject.toml").touch()
@@ -75,7 +75,7 @@ def test_project_without_experiments_has_none(write: Callable[..., None]):
     assert catalog.experiments() == {}
 
 
-def test_variant_of_an_imported_experiment_repeats_nothing(write: Callable[..., None]):
+def test_imported_experiment_is_not_listed_twice(write: Callable[..., None]):
     write(
         baseline=ONE.format(name="baseline"),
         a_variant="from experiments.baseline import baseline\nwide = baseline.vary('wide', why='Wider?')\n",
@@ -86,17 +86,17 @@ def test_variant_of_an_imported_experiment_repeats_nothing(write: Callable[..., 
     assert list(catalog.experiments()) == ["wide", "baseline", "tied", "deep", "flat"], "each in its own file's place"
 
 
-def test_second_name_for_one_experiment_repeats_nothing(write: Callable[..., None]):
+def test_alias_is_not_listed_twice(write: Callable[..., None]):
     write(a=ONE.format(name="one") + "\nalias = one\n")
     assert list(catalog.experiments()) == ["one"]
 
 
-def test_experiments_in_a_list_are_no_named_experiments(write: Callable[..., None]):
+def test_experiments_in_a_list_are_not_found(write: Callable[..., None]):
     write(a="from gptlab.spec import Experiment\nhidden = [Experiment(name='one', why='One?')]\n")
     assert catalog.experiments() == {}
 
 
-def test_experiment_under_a_name_that_was_imported_before_is_found(write: Callable[..., None]):
+def test_experiment_that_reuses_an_imported_name_is_found(write: Callable[..., None]):
     write(
         baseline=ONE.format(name="baseline"),
         variant="from experiments.baseline import baseline\nbaseline = baseline.vary('wide', why='Wider?')\n",
@@ -107,7 +107,7 @@ def test_experiment_under_a_name_that_was_imported_before_is_found(write: Callab
 # --- Mistakes in a file ---
 
 
-def test_two_specs_of_one_name_are_an_error_that_names_both_files(write: Callable[..., None]):
+def test_two_experiments_of_one_name_are_an_error_that_names_both_files(write: Callable[..., None]):
     write(a=ONE.format(name="same"), b=ONE.format(name="same"))
     message = message_of(catalog.experiments)
     assert "'same'" in message
@@ -115,7 +115,7 @@ def test_two_specs_of_one_name_are_an_error_that_names_both_files(write: Callabl
     assert "experiments/b.py" in message
 
 
-def test_two_specs_of_one_name_in_one_file_are_an_error(write: Callable[..., None]):
+def test_two_experiments_of_one_name_in_one_file_are_an_error(write: Callable[..., None]):
     write(a=ONE.format(name="same") + "\nother = Experiment(name='same', why='Another?')\n")
     assert "two experiments are named 'same'" in message_of(catalog.experiments)
 
@@ -159,7 +159,7 @@ def test_mistake_in_a_file_is_one_line_that_names_file_and_line(
     assert all(word in message for word in words), message
 
 
-def test_mistake_in_a_file_is_told_again_the_second_time(write: Callable[..., None]):
+def test_mistake_in_a_file_is_reported_every_time(write: Callable[..., None]):
     write(broken="x = 1 / 0\n")
     assert message_of(catalog.experiments) == message_of(catalog.find, "anything")
 
@@ -176,7 +176,7 @@ def test_mistake_in_an_imported_file_names_that_file(write: Callable[..., None])
     assert re.match(r"experiments/(a\.py:2|broken\.py:1): ZeroDivisionError", message_of(catalog.experiments))
 
 
-def test_syntax_error_in_an_imported_file_names_a_line_of_the_file_that_it_names(write: Callable[..., None]):
+def test_syntax_error_in_an_imported_file_names_a_matching_file_and_line(write: Callable[..., None]):
     write(a="import os\nfrom experiments.broken import x\n", broken="\n\n\n\nx = = 1\n")
     assert re.match(r"experiments/(a\.py:2|broken\.py:5): SyntaxError", message_of(catalog.experiments))
 
@@ -190,7 +190,7 @@ def test_unknown_name_suggests_the_nearest(write: Callable[..., None], name: str
     assert message_of(catalog.find, name) == f"there is no experiment '{name}'; did you mean '{nearest}'?"
 
 
-def test_unknown_name_that_is_near_to_none_lists_all(write: Callable[..., None]):
+def test_unknown_name_without_a_similar_one_lists_all(write: Callable[..., None]):
     write(a=ONE.format(name="baseline"), b=ONE.format(name="tiny"))
     assert message_of(catalog.find, "zzz") == "there is no experiment 'zzz'; available: baseline, tiny"
 
@@ -198,7 +198,7 @@ def test_unknown_name_that_is_near_to_none_lists_all(write: Callable[..., None])
 # --- The experiments of this project ---
 
 
-def test_baseline_is_the_reference_model_in_a_small_budget(monkeypatch: pytest.MonkeyPatch):
+def test_baseline_is_the_reference_model_with_a_small_budget(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     baseline = catalog.find("baseline")
     assert baseline.model.parameters == 163_037_184
@@ -209,7 +209,7 @@ def test_baseline_is_the_reference_model_in_a_small_budget(monkeypatch: pytest.M
     assert not train.snapshots
 
 
-def test_tiny_is_the_same_shape_in_small(monkeypatch: pytest.MonkeyPatch):
+def test_tiny_is_a_small_version_of_the_reference_model(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     tiny = catalog.find("tiny")
     assert (tiny.model.n_layer, tiny.model.n_head, tiny.model.n_embd) == (4, 4, 128)

@@ -1,4 +1,4 @@
-"""The commands as a user types them: what they print, and what a mistake costs."""
+"""The commands as a user types them: their output and their errors."""
 
 import errno
 import json
@@ -63,7 +63,7 @@ def test_list_shows_names_parameters_and_questions(gptlab):
     assert experiments["tiny"]["why"].endswith("?")
 
 
-def test_show_has_the_contract_of_its_json(gptlab):
+def test_show_prints_the_documented_json(gptlab):
     document = json.loads(gptlab("show", "baseline", "--json")[1])
     assert document["name"] == "baseline"
     assert document["parameters"] == 163_037_184
@@ -88,7 +88,7 @@ def test_show_prints_the_architecture(gptlab):
         assert row in out
 
 
-def test_text_that_looks_like_markup_is_shown_as_it_is(gptlab, text_file):
+def test_text_that_looks_like_markup_is_displayed_literally(gptlab, text_file):
     settings = [*MICRO, "--set", "train.prompt=x[/INST] \x1b[31m"]
     code, _, _ = gptlab("run", "tiny", *settings, "--text", text_file, "--steps", 1, "--wandb", "off")
     assert code == 0
@@ -97,7 +97,7 @@ def test_text_that_looks_like_markup_is_shown_as_it_is(gptlab, text_file):
     assert "x[/INST] �[31m" in out
 
 
-def test_json_has_null_where_a_number_is_not_finite(capfd):
+def test_json_output_has_null_for_non_finite_numbers(capfd):
     cli._print_json({"a": [float("nan"), {"b": float("inf")}], "c": 1.5})
     assert json.loads(capfd.readouterr().out, parse_constant=pytest.fail) == {"a": [None, {"b": None}], "c": 1.5}
 
@@ -123,7 +123,7 @@ def test_run_ends_with_one_json_document(gptlab, text_file):
     assert "is complete: 3 steps" in err
 
 
-def test_run_opens_and_closes_with_what_one_wants_to_know(gptlab, text_file):
+def test_run_prints_the_setup_first_and_the_results_last(gptlab, text_file):
     code, out, err = gptlab("run", "tiny", *MICRO, "--text", text_file, "--steps", 3, "--wandb", "off")
     assert (code, err) == (0, "")
     opening, closing = out.split("is complete")
@@ -142,7 +142,7 @@ def test_run_opens_and_closes_with_what_one_wants_to_know(gptlab, text_file):
     assert "compare     make notebook" in closing
 
 
-def test_runs_lists_what_there_is(gptlab, trained):
+def test_runs_lists_all_runs(gptlab, trained):
     assert json.loads(gptlab("runs", "--json")[1]) == [summarize(find_run(trained)).facts]
     (row,) = json.loads(gptlab("runs", "--json")[1])
     assert list(row) == ["run", "name", "seed", "status", "step", "steps", "val_loss", "directory"]
@@ -150,7 +150,7 @@ def test_runs_lists_what_there_is(gptlab, trained):
     assert trained in gptlab("runs")[1]
 
 
-def test_without_runs_the_list_says_how_to_make_one(gptlab):
+def test_an_empty_list_of_runs_says_how_to_start_one(gptlab):
     assert gptlab("runs") == (0, "no runs yet; start one with: make exp NAME=tiny\n", "")
     assert gptlab("runs", "--json")[1].strip() == "[]"
 
@@ -161,7 +161,7 @@ def test_resume_extends_a_run(gptlab, trained):
     assert (json.loads(out)["status"], json.loads(out)["step"]) == ("complete", 15)
 
 
-def test_sample_continues_the_prompt_and_repeats_itself(gptlab, trained):
+def test_sample_continues_the_prompt_and_is_reproducible(gptlab, trained):
     first = gptlab("sample", trained, "--prompt", "one", "--seed", 3, "--tokens", 5)
     assert first[0] == 0
     assert first[1].startswith("one")
@@ -171,7 +171,7 @@ def test_sample_continues_the_prompt_and_repeats_itself(gptlab, trained):
     assert len(document["texts"]) == 1
 
 
-def test_sample_gives_as_many_continuations_as_asked_for_each_the_same_whatever_their_number(gptlab, trained):
+def test_sampled_continuations_do_not_depend_on_their_count(gptlab, trained):
     options = ["sample", trained, "--prompt", "one", "--tokens", 5]
     few, many = (json.loads(gptlab(*options, "--json", "--count", count)[1])["texts"] for count in (2, 4))
     assert len(set(many)) == 4
@@ -181,7 +181,7 @@ def test_sample_gives_as_many_continuations_as_asked_for_each_the_same_whatever_
     assert out == f"— 1 of 2 —\none{few[0]}\n\n— 2 of 2 —\none{few[1]}\n"
 
 
-def test_eval_judges_the_whole_split_and_keeps_the_windows(gptlab, trained):
+def test_eval_uses_the_full_validation_split_and_stores_the_window_losses(gptlab, trained):
     code, out, _ = gptlab("eval", trained, "--json")
     document = json.loads(out)
     assert code == 0
@@ -210,7 +210,7 @@ def test_rm_moves_a_run_to_the_trash(gptlab, trained):
     assert gptlab("runs", "--json")[1].strip() == "[]"
 
 
-def test_nothing_said_is_help(gptlab):
+def test_no_arguments_print_help(gptlab):
     _, out, err = gptlab()
     assert "Usage" in out + err
 
@@ -224,7 +224,7 @@ def test_nothing_said_is_help(gptlab):
         (b"good \xff bad " * 500, "is not UTF-8: byte 0xff at offset 5"),
     ],
 )
-def test_a_text_that_cannot_be_used_is_one_clear_line(gptlab, tmp_path, content, message):
+def test_an_unusable_text_is_a_one_line_error(gptlab, tmp_path, content, message):
     path = tmp_path / "mine.txt"
     path.write_bytes(content)
     code, out, err = gptlab("run", "tiny", "--wandb=off", "--text", path)
@@ -234,7 +234,7 @@ def test_a_text_that_cannot_be_used_is_one_clear_line(gptlab, tmp_path, content,
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_place_that_cannot_be_written_is_one_line(gptlab, text_file, monkeypatch):
+def test_an_unwritable_runs_directory_is_a_one_line_error(gptlab, text_file, monkeypatch):
     monkeypatch.setenv("GPTLAB_RUNS", "/proc/nowhere")
     code, out, err = gptlab("run", "tiny", *MICRO, "--text", text_file, "--wandb", "off")
     assert (code, out) == (1, "")
@@ -243,7 +243,7 @@ def test_a_place_that_cannot_be_written_is_one_line(gptlab, text_file, monkeypat
     assert err.count("\n") == 1
 
 
-def test_a_run_that_diverges_ends_with_exit_code_3_and_is_not_tried_again(gptlab, text_file):
+def test_a_diverged_run_exits_with_3_and_is_not_retried(gptlab, text_file):
     arguments = ["run", "tiny", *MICRO, "--text", text_file, "--wandb", "off", "--set", "train.learning_rate=1e30"]
     code, _, err = gptlab(*arguments)
     assert code == 3
@@ -258,7 +258,7 @@ def test_a_run_that_diverges_ends_with_exit_code_3_and_is_not_tried_again(gptlab
     assert "would diverge again" in err
 
 
-def test_a_second_command_on_a_run_that_is_training_fails_at_once_and_says_who_holds_it(gptlab, trained):
+def test_a_second_command_on_a_running_run_fails_at_once_and_names_the_holder(gptlab, trained):
     with RunLock(find_run(trained).directory):
         code, out, err = gptlab("resume", trained, "--steps", 20, "--wandb", "off")
         assert json.loads(gptlab("runs", "--json")[1])[0]["status"] == "running"
@@ -283,7 +283,7 @@ def test_help_and_list_start_without_the_heavy_packages(arguments):
     assert done.stdout
 
 
-def test_training_begins_and_goes_on_without_what_only_others_need(text_file):
+def test_training_starts_and_resumes_without_unneeded_packages(text_file):
     """torch.compile takes a second to import, tiktoken's vocabulary half a second."""
     script = (
         "import gc, sys; sys.argv = ['gptlab', *sys.argv[1:]]\n"
@@ -302,7 +302,7 @@ def test_training_begins_and_goes_on_without_what_only_others_need(text_file):
         "assert len(steps) == 2\n"
     )
     run = [sys.executable, "-c", script, "run", "tiny", *MICRO, "--text", str(text_file), "--wandb", "off", "--steps"]
-    tokens.prepare(text.locate(str(text_file)), 0.1)  # once per text, by tiktoken
+    tokens.prepare(text.locate(str(text_file)), 0.1)  # so that the runs below need no tokenizer
     for steps in ("2", "4"):
         done = subprocess.run([*run, steps], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -34,7 +34,7 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "gptlab", "run", "tiny", *settings, *map(str, arguments)]
 
 
-def test_ctrl_c_saves_and_the_same_command_in_a_new_process_ends_like_an_undisturbed_run(
+def test_ctrl_c_saves_and_the_same_command_ends_with_the_bytes_of_an_uninterrupted_run(
     text_file, tmp_path, monkeypatch
 ):
     arguments = command("--text", text_file, "--steps", 60, "--wandb", "offline")
@@ -42,7 +42,7 @@ def test_ctrl_c_saves_and_the_same_command_in_a_new_process_ends_like_an_undistu
     stop_after = f"step {random.choice(range(5, 45, 5)):>6} ·"
     for line in process.stdout:
         if stop_after in line:
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+            os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
             break
     rest, _ = process.communicate()
     assert process.returncode == 130
@@ -72,7 +72,7 @@ def test_ctrl_c_saves_and_the_same_command_in_a_new_process_ends_like_an_undistu
     assert steps == [row["step"] for row in read_metrics(run.directory)]
 
 
-def test_sigterm_during_start_up_leaves_nothing_that_stands_in_the_way(text_file):
+def test_sigterm_during_startup_does_not_prevent_the_next_start(text_file):
     arguments = command("--text", text_file, "--steps", 5, "--wandb", "off")
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     process.stdout.readline()
@@ -103,8 +103,8 @@ mount -o remount,ro "$GPTLAB_RUNS"
 
 
 @pytest.mark.skipif(not MOUNT_WORKS, reason="mounting a small disk needs unshare with user namespaces")
-def test_a_disk_that_fills_up_and_one_that_is_read_only_cost_one_line_each(text_file, tmp_path):
-    """A real disk of 80 MB, filled by somebody else while the run saves and W&B writes."""
+def test_a_disk_that_fills_up_and_a_read_only_disk_are_one_line_errors(text_file, tmp_path):
+    """A real disk of 80 MB that another process fills while the run saves and W&B writes."""
     (tmp_path / "runs").mkdir()
     environment = {**os.environ, "OUT": str(tmp_path)}
     arguments = command("--text", text_file, "--wandb", "offline", "--set", "train.snapshots=false")
@@ -122,11 +122,11 @@ def test_a_disk_that_fills_up_and_one_that_is_read_only_cost_one_line_each(text_
     assert "is complete" in (tmp_path / "second.out").read_text()
 
 
-def test_make_exp_passes_every_variable_on_as_it_was_given(text_file, tmp_path):
+def test_make_exp_passes_every_variable_unchanged(text_file, tmp_path):
     mine = tmp_path / "it's $HOME mine.txt"
     mine.write_text(text_file.read_text())
     settings = " ".join(f"{key}={value}" for key, value in MICRO.items())
-    # A dollar sign is doubled for make, as everywhere in it.
+    # make needs every dollar sign doubled.
     variables = ["NAME=tiny", "SEED=3", "STEPS=2", f"TEXT={str(mine).replace('$', '$$')}", f"SET={settings}"]
     environment = {**os.environ, "WANDB_MODE": "disabled"}
     done = subprocess.run([*MAKE, "exp", *variables], cwd=ROOT, env=environment, capture_output=True, text=True)

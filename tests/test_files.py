@@ -23,7 +23,7 @@ def test_rows_are_read_as_they_were_written(rows, tmp_path_factory):
 
 
 @given(rows=ROWS.filter(bool), data=st.data())
-def test_a_file_cut_anywhere_gives_its_whole_rows(rows, data, tmp_path_factory):
+def test_a_truncated_file_gives_its_complete_rows(rows, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("cut") / "rows.jsonl"
     for row in rows:
         append_json_line(path, row)
@@ -35,7 +35,7 @@ def test_a_file_cut_anywhere_gives_its_whole_rows(rows, data, tmp_path_factory):
 
 
 @given(rows=ROWS.filter(bool), data=st.data())
-def test_a_torn_line_never_swallows_the_row_that_is_added_after_it(rows, data, tmp_path_factory):
+def test_a_torn_line_is_dropped_before_the_next_row_is_appended(rows, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("torn") / "rows.jsonl"
     for row in rows:
         append_json_line(path, row)
@@ -46,7 +46,7 @@ def test_a_torn_line_never_swallows_the_row_that_is_added_after_it(rows, data, t
     assert list(read_json_lines(path)) == [*rows[: whole[:cut].count(b"\n")], {"new": 1}]
 
 
-def test_a_file_that_is_not_there_has_no_rows(tmp_path):
+def test_a_missing_file_has_no_rows(tmp_path):
     assert list(read_json_lines(tmp_path / "nothing")) == []
     assert torn_bytes(tmp_path / "nothing") == 0
 
@@ -59,13 +59,13 @@ def test_a_damaged_line_elsewhere_is_named(tmp_path, line):
         list(read_json_lines(path))
 
 
-def test_nan_is_not_written_as_invalid_json(tmp_path):
+def test_nan_is_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         append_json_line(tmp_path / "rows.jsonl", {"a": float("nan")})
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_what_lies_in_the_way_of_writing_is_replaced_and_never_written_to(tmp_path, link):
+def test_a_link_is_replaced_and_its_target_is_never_written(tmp_path, link):
     other = tmp_path / "other"
     other.write_text("precious")
     link(other, tmp_path / "a.json")
@@ -74,7 +74,7 @@ def test_what_lies_in_the_way_of_writing_is_replaced_and_never_written_to(tmp_pa
     assert not (tmp_path / "a.json").is_symlink()
 
 
-def test_a_file_is_replaced_at_once(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "a.json"
     write_durably(path, "old")
     write_durably(path, json.dumps({"new": 1}))

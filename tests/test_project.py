@@ -1,4 +1,4 @@
-"""Where the project, its runs and its cache are looked for."""
+"""Where the project, its runs and its cache are found."""
 
 import sys
 from pathlib import Path
@@ -31,13 +31,13 @@ def test_nearest_of_two_nested_projects_is_the_root(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("has", ["experiments", "pyproject.toml", "neither"])
-def test_folder_without_both_marks_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: str):
-    (tmp_path / has).mkdir()  # `pyproject.toml` as a folder is no mark either
+def test_folder_without_both_markers_is_not_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: str):
+    (tmp_path / has).mkdir()  # a folder named pyproject.toml is not a marker either
     monkeypatch.chdir(tmp_path)
     assert project.root() == HERE, "outside of any project it is the one that the package lies in"
 
 
-def test_runs_lie_in_the_project_unless_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_runs_are_in_the_project_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(make_project(tmp_path / "project"))
     monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / "elsewhere"))
     assert project.runs_directory() == tmp_path / "elsewhere"
@@ -61,15 +61,13 @@ def test_moved_directory_may_be_relative_or_below_home(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG is Linux's convention")
-def test_cache_is_the_users_own_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cache_is_in_the_users_cache_directory_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("GPTLAB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert project.cache_directory() == tmp_path / "xdg" / "gptlab"
 
 
-def test_path_is_shown_relative_to_the_working_directory_where_it_lies_below(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_path_below_the_working_directory_is_displayed_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert project.display_path(tmp_path / "here" / "experiments" / "a.py") == "experiments/a.py"

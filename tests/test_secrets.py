@@ -1,4 +1,4 @@
-"""What is nobody's business appears nowhere: neither in the run's directory, nor in W&B's files, nor on the console."""
+"""Secrets appear neither in the run's directory, nor in W&B's files, nor on the console."""
 
 import base64
 import os
@@ -22,7 +22,7 @@ SHOWN = "notes0that0belong0there"
 
 
 def spellings(word: str) -> list[bytes]:
-    """The word as it stands, and as it may look inside of something else."""
+    """The word as it is, and in the encodings that may hide it in a file."""
     plain = word.encode()
     shifted = [base64.b64encode(b"\0" * shift + plain)[4:-4] for shift in range(3)]
     return [plain, plain.hex().encode(), word.encode("utf-16-le"), *shifted]
@@ -35,7 +35,7 @@ def found(place: Path, word: str) -> list[Path]:
 
 @pytest.fixture
 def left(project: Path, tmp_path: Path) -> tuple[Path, str]:
-    """The directory of a run that saw every secret, mirrored offline and profiled, and what the console said."""
+    """The directory of a run that saw every secret, mirrored offline and profiled, and its console output."""
     (project / ".env").write_text(f"TOKEN={CANARIES['an untracked .env']}\n")
     (project / "notes.ipynb").write_text(f'{{"token": "{CANARIES["an untracked notebook"]}"}}\n')
     (project / "new.py").write_text(f"# {SHOWN}\n")
@@ -58,10 +58,10 @@ def left(project: Path, tmp_path: Path) -> tuple[Path, str]:
     return run.directory, said
 
 
-def test_no_secret_is_in_a_runs_directory_nor_in_wandbs_file_nor_said(left):
+def test_no_secret_is_in_a_runs_directory_in_wandbs_file_or_on_the_console(left):
     directory, said = left
     kept = {path.suffix for path in found(directory, SHOWN)}
-    assert {".wandb", ".patch", ".jsonl"} <= kept  # the search finds what is there
+    assert {".wandb", ".patch", ".jsonl"} <= kept  # the search works
     for source, secret in CANARIES.items():
         assert found(directory, secret) == [], source
         assert secret not in said, source

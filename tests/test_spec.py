@@ -1,4 +1,4 @@
-"""What a spec refuses, how it varies, and that its identity outlives the code."""
+"""What a spec refuses, how variants are derived, and that identities stay the same."""
 
 import re
 from typing import Any
@@ -304,7 +304,7 @@ def test_variant_needs_a_question(plain: Experiment):
 # --- The identity ---
 
 OTHER_VALUES: dict[str, tuple[Any, bool]] = {
-    # field: (another valid value, whether it changes what is computed)
+    # field: (another valid value, whether it changes the computation)
     "model.n_layer": (3, True),
     "model.n_head": (6, True),
     "model.n_embd": (384, True),
@@ -323,7 +323,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "train.eps": (1e-6, True),
     "train.weight_decay": (0.0, True),
     "train.grad_clip": (0.0, True),
-    "train.precision": ("bfloat16", False),  # what it comes to on the device is what counts
+    "train.precision": ("bfloat16", False),  # the resolved precision is what counts
     "train.steps": (1000, False),
     "train.log_every": (1, False),
     "train.eval_every": (5, False),
@@ -414,8 +414,8 @@ def test_identity_fields_are_those_that_change_the_computation(plain: Experiment
     assert identity_fields(plain, exclude_defaults=True) == {"model": {}, "data": {}, "train": {}}
 
 
-# Runs are found by these identities. A change here means that nobody finds their old runs again: bump NUMERICS when the
-# numbers change, and never change a default or what an unchanged spec hashes to.
+# Runs are found by these identities; if they change, existing runs are no longer found. Bump NUMERICS when the numbers
+# change, and never change a default or the hash of an unchanged spec.
 @pytest.mark.parametrize(("name", "expected"), [("baseline", "d13572e1"), ("tiny", "75f7ab13")])
 def test_golden_identities(name: str, expected: str):
     identity = identify(
@@ -434,9 +434,8 @@ def test_golden_identity_with_a_field_of_each_section_changed(plain: Experiment)
     assert identity.run_id(0) == "plain-cdd49493-s0"
 
 
-# Fields at their defaults are not hashed, so a default stands for its value in every identity there is: changing one
-# would give old and new runs that compute different things the same name. A new field is added here with the value that
-# computes what was computed without it.
+# Fields at their defaults are not hashed. Changing a default would therefore give old and new runs the same id although
+# they compute different things. Add a new field here with the value that keeps the computation as it was without it.
 GOLDEN_DEFAULTS = {
     "model": {
         "n_layer": 12,

@@ -1,4 +1,4 @@
-"""Whatever is written where a spec is read, it is a valid spec or refused."""
+"""Any input that is read as a spec is a valid spec or refused."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def run_id(experiment: Experiment, seed: int = 0) -> str:
 
 
 def assert_sound(experiment: Experiment) -> None:
-    """It can be stored, read back, named and shown."""
+    """Check that the experiment can be stored, read back, named and displayed."""
     stored = Experiment.model_validate_json(experiment.model_dump_json())
     assert stored == experiment
     assert run_id(stored) == run_id(experiment)
@@ -34,7 +34,7 @@ def assert_sound(experiment: Experiment) -> None:
 
 
 @given(document=oddly(PLAIN.model_dump(mode="json")))
-def test_a_document_is_a_spec_or_refused_with_a_reason(document):
+def test_any_document_is_a_spec_or_refused_with_a_reason(document):
     try:
         experiment = Experiment.model_validate_json(as_json(document))
     except ValidationError as error:
@@ -47,7 +47,7 @@ def test_a_document_is_a_spec_or_refused_with_a_reason(document):
 @given(
     key=st.sampled_from(KEYS) | st.text(max_size=10), value=SCALARS.map(str) | st.text(), equals=st.sampled_from("= ")
 )
-def test_a_setting_is_a_spec_or_refused(key, value, equals):
+def test_any_setting_is_valid_or_refused(key, value, equals):
     try:
         experiment = PLAIN.with_changes(parse_settings([key + equals + value]))
     except BadInputError:
@@ -56,7 +56,7 @@ def test_a_setting_is_a_spec_or_refused(key, value, equals):
 
 
 @given(name=NAMES, seed=st.integers(0, 2**63 - 1))
-def test_whatever_an_experiment_is_called_its_runs_lie_in_the_runs_directory(name, seed):
+def test_runs_of_any_valid_name_are_children_of_the_runs_directory(name, seed):
     try:
         experiment = PLAIN.vary(name, why="Does the name hold?")
     except BadInputError:
@@ -71,5 +71,5 @@ def test_whatever_an_experiment_is_called_its_runs_lie_in_the_runs_directory(nam
 
 
 @pytest.mark.parametrize("name", ["a", "0123", "a..b", "a.", "a-s0", "x" * 64])
-def test_such_names_are_among_those_that_are_taken(name):
+def test_unusual_but_valid_names_are_accepted(name):
     assert PLAIN.vary(name, why="Is it taken?").name == name

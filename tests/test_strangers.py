@@ -1,8 +1,8 @@
-"""A run directory from a stranger is listed, reported, sampled and resumed, and nothing in it is executed.
+"""An untrusted run directory is listed, reported, sampled and resumed, and nothing in it is executed.
 
-Each attack is made on a copy of a real run, and then every command meets it in a child process: under Python's audit
-hook, with a limit on its memory, and killed if it hangs. Nothing that is not the run's is opened or changed, and what
-cannot be used costs one line and leaves the other runs as they are.
+Each attack changes a copy of a real run. Then every command reads it in a child process: under Python's audit hook,
+with limited memory, and killed if it hangs. Nothing outside of the run is opened or changed. What cannot be used is a
+one-line error and does not affect the other runs.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from gptlab.training import initial
 
 @pytest.fixture(scope="module")
 def two_runs(micro, cache, tmp_path_factory) -> Path:
-    """A runs directory with the stranger's run, of seed 0, and one of the user's own."""
+    """A runs directory with the untrusted run, of seed 0, and one of the user's own."""
     runs = tmp_path_factory.mktemp("begun") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTLAB_RUNS", str(runs))
@@ -51,7 +51,7 @@ def two_runs(micro, cache, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def outside(tmp_path) -> Path:
-    """What belongs to the user."""
+    """A folder of the user's files."""
     folder = tmp_path / "outside"
     (folder / "folder" / "step-00000001").mkdir(parents=True)
     (folder / "bashrc").write_text("export PATH\n")
@@ -67,7 +67,7 @@ def runs(two_runs, tmp_path) -> Path:
 
 
 def contents(folder: Path, besides: list[Path]) -> dict[str, bytes | None]:
-    """What lies below a folder, files with their bytes; some folders are left out."""
+    """All paths below a folder, files with their bytes, without those in `besides`."""
     found: dict[str, bytes | None] = {}
     for path in sorted(folder.iterdir()):
         if path in besides:
@@ -79,7 +79,7 @@ def contents(folder: Path, besides: list[Path]) -> dict[str, bytes | None]:
 
 
 def outcome(command: Callable[[], object]) -> tuple[int, str, str]:
-    """The code with which a command ends, what it says on stdout and on stderr."""
+    """A command's exit code, stdout and stderr."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -87,7 +87,7 @@ def outcome(command: Callable[[], object]) -> tuple[int, str, str]:
         except GptlabError as error:
             code = error.exit_code
             err.write(f"error: {error}\n")
-        except OSError as error:  # as `main` does it
+        except OSError as error:  # as `main` does
             code = 1
             err.write(f"error: {error}\n")
         except SystemExit as exit_:
@@ -106,15 +106,15 @@ def typed(*words: str) -> Callable[[], object]:
 
 
 def mirror(runs: list[Run], notice: object) -> int:
-    """Read what the process that mirrors a run in W&B reads, and start none."""
+    """Read what the W&B mirror of a run reads, without starting it."""
     for run in runs:
         run.history().starts, run.history().outcome, run.samples(), list(NewRows(run.directory))
     return 0
 
 
 def meet_all_commands(name: str, micro: Experiment) -> dict[str, tuple[int, str, str]]:
-    """What each command says to a run."""
-    logging.getLogger().handlers.clear()  # warnings go where they go without pytest
+    """The outcome of each command on a run."""
+    logging.getLogger().handlers.clear()  # send warnings where they go without pytest
     dashboard.show = mirror
     commands = {
         "runs": typed("runs"),
@@ -139,11 +139,11 @@ def meet_all_commands(name: str, micro: Experiment) -> dict[str, tuple[int, str,
 
 
 OURS = (".trash", "report.md", "report.html", ".report.md.tmp", ".report.html.tmp")
-"""What commands make beside the runs."""
+"""Names in the runs directory that commands create."""
 
 
 @pytest.mark.parametrize("attack", list(attacks()), ids=str)
-def test_a_hostile_run_is_refused_or_used_and_nothing_else_is_touched(
+def test_an_untrusted_run_is_refused_or_used_and_nothing_else_is_touched(
     attack: Attack, runs, outside, micro, tmp_path, monkeypatch
 ):
     hostile, own = sorted(runs.iterdir())
@@ -184,7 +184,7 @@ PAYLOADS = (
 
 @pytest.fixture
 def loaded(runs, tmp_path) -> tuple[Path, Path]:
-    """A run that is full of code, and the file that appears when any of it is executed."""
+    """A run full of code, and the file that appears if any of it is executed."""
     hostile, mark = min(runs.iterdir()), tmp_path / "executed"
     for name in PAYLOADS:
         (hostile / name).parent.mkdir(exist_ok=True)
@@ -221,7 +221,7 @@ report.main([])
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_a_real_process_inside_a_run_full_of_code_executes_none_of_it(loaded, tmp_path):
+def test_commands_inside_an_untrusted_run_execute_none_of_its_code(loaded, tmp_path):
     hostile, mark = loaded
     script, trace = tmp_path / "bin" / "gptlab", tmp_path / "trace"
     script.parent.mkdir()
@@ -249,7 +249,7 @@ def test_a_real_process_inside_a_run_full_of_code_executes_none_of_it(loaded, tm
         assert path == Path("/dev/null") or any(place in (path, *path.parents) for place in places), path
 
 
-def test_the_dashboard_of_a_run_full_of_code_executes_none_of_it(loaded, tmp_path):
+def test_the_dashboard_of_an_untrusted_run_executes_none_of_its_code(loaded, tmp_path):
     hostile, mark = loaded
     script = tmp_path / "gptlab"
     script.write_text("from gptlab import cli\ncli.main()\n")

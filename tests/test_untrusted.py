@@ -12,7 +12,7 @@ class Document(BaseModel):
     number: int
 
 
-def test_a_document_is_read_as_what_it_must_be(tmp_path):
+def test_a_document_is_validated_by_its_model(tmp_path):
     (tmp_path / "a.json").write_text('{"number": 7}')
     assert read_document(tmp_path / "a.json", Document).number == 7
     (tmp_path / "a.json").write_text('{"number": "' + "x" * 10_000 + '"}')
@@ -22,7 +22,7 @@ def test_a_document_is_read_as_what_it_must_be(tmp_path):
 
 
 @pytest.mark.parametrize("row", ['{"a": 1}', "{}"])
-def test_rows_end_where_they_would_fill_the_memory_however_short_they_are(tmp_path, monkeypatch, row):
+def test_memory_for_rows_is_bounded_even_for_short_rows(tmp_path, monkeypatch, row):
     monkeypatch.setattr(untrusted, "MAX_ROWS_BYTES", 100 * untrusted.MIN_ROW_COST)
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{row}\n" * 99)
@@ -32,14 +32,14 @@ def test_rows_end_where_they_would_fill_the_memory_however_short_they_are(tmp_pa
         list(read_json_lines(path))
 
 
-def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     (tmp_path / "a").touch()
     monkeypatch.setattr(os, "open", lambda *arguments: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     with pytest.raises(GptlabError, match="a cannot be read: Permission denied"), open_regular(tmp_path / "a"):
         pass
 
 
-def test_what_wandb_links_to_may_stay_and_nothing_else(tmp_path):
+def test_only_wandbs_own_links_are_allowed(tmp_path):
     logs = tmp_path / "wandb" / "run-1" / "logs"
     logs.mkdir(parents=True)
     (tmp_path / "wandb" / "latest-run").symlink_to("run-1")
@@ -53,7 +53,7 @@ def test_what_wandb_links_to_may_stay_and_nothing_else(tmp_path):
         link.unlink()
 
 
-def test_files_that_are_never_written_in_place_may_have_other_names(tmp_path):
+def test_only_files_that_are_never_written_in_place_may_have_hard_links(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "weights").touch()
     os.link(tmp_path / "weights", tmp_path / "checkpoints" / "model.safetensors")

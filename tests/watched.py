@@ -1,4 +1,4 @@
-"""A child process in which all commands meet a run, under Python's audit hook and with a limit on its memory."""
+"""A child process that reads an untrusted run, under Python's audit hook and with limited memory."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MEMORY = 1 << 30
-"""Bytes that the child may take beyond what it has when it begins."""
+"""Bytes that the child may allocate in addition to those that it starts with."""
 PATIENCE_S = 100
 """Seconds after which a child that hangs is killed."""
 
@@ -29,17 +29,17 @@ CHANGES = {
     "os.chown": 1,
     "os.utime": 1,
 }
-"""Audit events that change a file system, and how many paths they name."""
+"""Audit events that change the file system, and the number of paths in their arguments."""
 
 FOREIGN = re.compile(r"os\.(system|exec|spawn|posix_spawn|fork|forkpty)|pty\.spawn|pickle\.find_class|socket\.connect")
 
 
 @dataclass
 class Watch:
-    """Hears what the process does, and notes what it should not."""
+    """An audit hook that records what the process must not do."""
 
     writable: list[Path]
-    """Below these it may change something."""
+    """The process may change only these and what is below them."""
     hostile: Path
     """Nothing below it may be executed."""
     private: Path
@@ -79,7 +79,7 @@ class Watch:
         paths = [Path(os.fsdecode(path)) for path in arguments[: CHANGES[event]] if not isinstance(path, int)]
         for path in paths:
             if event == "os.mkdir" and path.is_dir() and not path.is_symlink():
-                continue  # it is there already
+                continue  # it exists already
             if path.is_absolute() and not self._may_change(Path(os.path.realpath(path.parent)) / path.name):
                 return f"{event} {path}"
         return None
@@ -89,7 +89,7 @@ class Watch:
 
 
 def in_child(work: Callable[[], object], watch: Watch, result: Path) -> dict[str, Any]:
-    """What `work` gives in a child process that is watched, beside its offences."""
+    """Return the result of `work` in a watched child process; fail if there were offences."""
     child = os.fork()
     if child == 0:
         signal.alarm(PATIENCE_S)

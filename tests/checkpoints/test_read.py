@@ -1,4 +1,4 @@
-"""A damaged checkpoint is named and passed over; nothing in it reaches a model."""
+"""A damaged checkpoint is named and skipped; nothing of it reaches a model."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from gptlab.errors import GptlabError
 
 @pytest.fixture
 def kept(long_run, tmp_path):
-    """A copy of the long run's checkpoints, of the steps 30 and 40; returns the directory of the newest."""
+    """The directory of the newest checkpoint in a copy of the long run's checkpoints, of steps 30 and 40."""
     shutil.copytree(long_run.directory / CHECKPOINTS, tmp_path / CHECKPOINTS)
     assert [c.step for c in list_checkpoints(tmp_path) if c.resumable] == [30, 40]
     return list_checkpoints(tmp_path)[-1].directory
@@ -40,19 +40,19 @@ def restored(micro, kept):
 
 
 def commit(directory):
-    """Write a manifest that vouches for whatever the files hold now."""
+    """Write a manifest with the current digests of the files."""
     manifest = json.loads((directory / MANIFEST).read_text())
     manifest["files"] = {name: compute_digest(directory / name).model_dump() for name in (MODEL, OPTIMIZER)}
     (directory / MANIFEST).write_text(json.dumps(manifest))
 
 
-def test_the_newest_whole_checkpoint_is_used_without_a_word(restored):
+def test_the_newest_intact_checkpoint_is_used_without_a_notice(restored):
     assert restored() == (40, [])
 
 
 @pytest.mark.parametrize("name", [MODEL, OPTIMIZER])
 @pytest.mark.parametrize("damage", ["empty", "truncated", "longer", "missing", "a directory"])
-def test_a_file_of_another_size_is_named_and_the_older_checkpoint_used(kept, restored, name, damage):
+def test_a_file_of_the_wrong_size_is_named_and_an_older_checkpoint_is_used(kept, restored, name, damage):
     path = kept / name
     content = path.read_bytes()
     path.unlink()
@@ -68,7 +68,7 @@ def test_a_file_of_another_size_is_named_and_the_older_checkpoint_used(kept, res
 
 @settings(max_examples=settings.default.max_examples // 2)
 @given(name=st.sampled_from([MODEL, OPTIMIZER]), where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_any_flipped_bit_is_noticed(kept, restored, name, where, bit):
+def test_any_flipped_bit_is_detected(kept, restored, name, where, bit):
     path = kept / name
     offset = int(where * path.stat().st_size)
     with path.open("r+b") as file:
@@ -85,7 +85,7 @@ def test_any_flipped_bit_is_noticed(kept, restored, name, where, bit):
     assert "checksum" in notices[0]
 
 
-def test_where_all_manifests_are_damaged_nothing_begins_again_by_itself(kept, micro):
+def test_damage_to_all_manifests_is_an_error_and_not_a_new_start(kept, micro):
     for path in (kept.parent).glob("*/manifest.json"):
         path.write_text("{")
     with pytest.raises(GptlabError, match="no checkpoint is intact.*manifest.json is missing or damaged"):
@@ -93,7 +93,7 @@ def test_where_all_manifests_are_damaged_nothing_begins_again_by_itself(kept, mi
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"step": 40}', b"\xff\xfe"])
-def test_a_directory_whose_manifest_is_damaged_is_no_checkpoint(kept, restored, content):
+def test_a_directory_with_a_damaged_manifest_is_not_a_checkpoint(kept, restored, content):
     (kept / MANIFEST).write_bytes(content)
     step, notices = restored()
     assert step == 30
@@ -101,13 +101,13 @@ def test_a_directory_whose_manifest_is_damaged_is_no_checkpoint(kept, restored, 
     assert str(kept / MANIFEST) in notices[0]
 
 
-def test_a_manifest_of_another_step_is_no_checkpoint(kept, restored):
+def test_a_directory_with_the_manifest_of_another_step_is_not_a_checkpoint(kept, restored):
     shutil.copy(kept.parent / "step-00000030" / MANIFEST, kept / MANIFEST)
     assert restored()[0] == 30
 
 
 @pytest.mark.parametrize("size", [10 << 30, 1_000])
-def test_a_file_that_is_not_as_long_as_the_models_tensors_is_not_even_read(kept, restored, size):
+def test_a_file_whose_length_does_not_fit_the_model_is_not_read(kept, restored, size):
     os.truncate(kept / MODEL, size)
     manifest = json.loads((kept / MANIFEST).read_text())
     manifest["files"][MODEL]["bytes"] = size
@@ -147,7 +147,7 @@ def halved(tensors):
         (halved, "has final_norm.weight as [8] F16"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named_even_under_a_valid_manifest(kept, restored, change, message):
+def test_tensors_that_do_not_fit_the_model_are_named_even_with_a_valid_manifest(kept, restored, change, message):
     tensors = {name: tensor.clone() for name, tensor in load_file(kept / MODEL).items()}
     change(tensors)
     save_file(tensors, kept / MODEL)
@@ -185,7 +185,7 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
                b'"data_offsets":[0,8]}}') + bytes(8),
     ],
 )  # fmt: skip
-def test_a_hostile_header_is_an_error_that_names_the_file_even_under_a_valid_manifest(kept, restored, content):
+def test_a_hostile_header_is_an_error_that_names_the_file_even_with_a_valid_manifest(kept, restored, content):
     (kept / MODEL).write_bytes(content)
     commit(kept)
     step, notices = restored()
@@ -194,7 +194,7 @@ def test_a_hostile_header_is_an_error_that_names_the_file_even_under_a_valid_man
 
 
 @given(data=st.data())
-def test_whatever_a_manifest_says_it_is_a_checkpoints_or_there_is_none(kept, micro, data):
+def test_any_changed_manifest_is_valid_or_its_directory_is_not_a_checkpoint(kept, micro, data):
     document = json.loads((kept / MANIFEST).read_text())
     changed = oddly(document).map(as_json) | damaged(as_json(document))
     (kept / MANIFEST).write_bytes(data.draw(changed))
@@ -208,14 +208,14 @@ def test_whatever_a_manifest_says_it_is_a_checkpoints_or_there_is_none(kept, mic
     assert math.isfinite(progress.loss_sum)
 
 
-def test_where_no_checkpoint_is_whole_the_error_says_so(kept, micro):
+def test_an_error_reports_that_no_checkpoint_is_intact(kept, micro):
     for checkpoint in list_checkpoints(kept.parents[1]):
         (checkpoint.directory / OPTIMIZER).write_bytes(b"")
     with pytest.raises(GptlabError, match="no checkpoint is intact.*--fresh"):
         read_newest_state(kept.parents[1], micro.model, lambda notice: None)
 
 
-def test_weights_alone_are_nothing_to_go_on_from(kept, restored):
+def test_a_weights_only_checkpoint_is_not_resumed(kept, restored):
     manifest = json.loads((kept / MANIFEST).read_text())
     del manifest["files"][OPTIMIZER]
     (kept / MANIFEST).write_text(json.dumps(manifest))
@@ -226,7 +226,7 @@ def test_without_a_checkpoint_there_is_no_state(tmp_path, micro):
     assert read_newest_state(tmp_path, micro.model, pytest.fail) is None
 
 
-def test_tensors_are_read_as_they_were_saved_and_do_not_change_with_the_file(kept, micro):
+def test_tensors_are_read_as_saved_and_do_not_change_with_the_file(kept, micro):
     state = read_newest_state(kept.parents[1], micro.model, pytest.fail)
     saved = {name: tensor.numpy().copy() for name, tensor in load_file(kept / MODEL).items()}
     (kept / MODEL).write_bytes(bytes((kept / MODEL).stat().st_size))
@@ -235,7 +235,7 @@ def test_tensors_are_read_as_they_were_saved_and_do_not_change_with_the_file(kep
         np.testing.assert_array_equal(tensor.numpy(), saved[name])
 
 
-def test_a_damaged_file_gives_no_model(kept, micro):
+def test_no_model_is_loaded_from_a_damaged_file(kept, micro):
     newest = list_checkpoints(kept.parents[1])[-1]
     (kept / MODEL).write_bytes(bytes((kept / MODEL).stat().st_size))
     with pytest.raises(GptlabError, match="damaged"):

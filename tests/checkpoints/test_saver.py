@@ -1,4 +1,4 @@
-"""A save is written beside training: it holds the bytes of its step, stands in nobody's way, and never fails unseen."""
+"""Background saves hold the bytes of their step, delay nothing but the next update, and never fail silently."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ from gptlab.training.state import TrainingState
 
 @pytest.fixture
 def slowly(monkeypatch):
-    """Every tensor takes far longer to be read than a step of training takes."""
+    """Reading a tensor takes far longer than a training step."""
     pieces = tensors.pieces
 
     def slow_pieces(tensor):
@@ -41,7 +41,7 @@ def slowly(monkeypatch):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """`failing(function, step)` lets the disk be full when that function of `checkpoint` saves that step."""
+    """`failing(name, step)` makes that function fail with a full disk while it saves that step."""
 
     def arrange(name, step):
         module = saver if name == "apply_retention" else write
@@ -69,13 +69,13 @@ def assert_same_files(run, other, step):
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_the_update_waits_until_the_tensors_of_its_step_are_read(train, micro, long_run, slowly):
+def test_an_update_waits_until_the_save_has_read_the_tensors(train, micro, long_run, slowly):
     run = train(micro).run
     for step in (30, 40):
         assert_same_files(run, long_run, step)
 
 
-def test_the_next_forward_pass_waits_for_nothing(train, micro, long_run, monkeypatch):
+def test_the_next_forward_pass_does_not_wait_for_a_save(train, micro, long_run, monkeypatch):
     begun, write_tensors, batch = threading.Event(), write.write_tensors, Windows.batch
 
     def write_late(*arguments):
@@ -92,7 +92,7 @@ def test_the_next_forward_pass_waits_for_nothing(train, micro, long_run, monkeyp
     assert_same_files(train(micro).run, long_run, 30)
 
 
-def test_an_update_waits_for_nothing_but_the_reading(train, micro, monkeypatch):
+def test_an_update_waits_only_until_the_tensors_are_read(train, micro, monkeypatch):
     done, flush = threading.Event(), write.fsync_file
 
     def flush_late(path):
@@ -108,7 +108,7 @@ def test_an_update_waits_for_nothing_but_the_reading(train, micro, monkeypatch):
     assert train(micro, steps=20, hooks=hooks).run.history().status == "complete"
 
 
-def test_an_update_waits_for_nothing_where_the_tensors_are_copied_as_from_a_gpu(train, micro, long_run, monkeypatch):
+def test_an_update_does_not_wait_if_the_tensors_are_copied_as_from_a_gpu(train, micro, long_run, monkeypatch):
     done, write_tensors = threading.Event(), write.write_tensors
 
     def write_late(*arguments):
@@ -134,12 +134,12 @@ def assert_same_files_but_for_the_header(run, other, step):
         }
 
 
-def test_what_training_waited_for_is_in_the_metrics(train, micro, monkeypatch):
+def test_the_time_that_training_waited_is_in_the_metrics(train, micro, monkeypatch):
     waiting, write_tensors, wait_until_read = threading.Event(), write.write_tensors, BackgroundSaver.wait_until_read
 
     def write_later(*arguments):
         assert waiting.wait(PATIENCE_S)
-        time.sleep(0.1)  # for each of two files
+        time.sleep(0.1)  # for each of the two files
         return write_tensors(*arguments)
 
     def noted_until_read(saver):
@@ -170,9 +170,7 @@ def test_two_saves_never_overlap(train, micro, slowly, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["write_tensors", "fsync_file", "fsync_directory", "apply_retention"])
-def test_what_fails_in_the_background_ends_training_at_the_next_step(
-    train, micro, long_run, failing, monkeypatch, name
-):
+def test_a_failure_in_the_background_ends_training_at_the_next_step(train, micro, long_run, failing, monkeypatch, name):
     wait_until_read = BackgroundSaver.wait_until_read
 
     def until_it_failed(saver):
@@ -191,14 +189,14 @@ def test_what_fails_in_the_background_ends_training_at_the_next_step(
 
 
 @pytest.mark.parametrize("name", ["write_tensors", "fsync_file"])
-def test_the_last_save_does_not_fail_unseen(train, micro, failing, name):
+def test_a_failure_of_the_last_save_is_raised(train, micro, failing, name):
     failing(name, 20)
     with pytest.raises(OSError, match="No space left on device"):
         train(micro, steps=20)
     assert find_run("micro").history().status == "failed"
 
 
-def test_what_failed_since_the_last_update_is_told_at_the_next_save(train, micro, failing, monkeypatch):
+def test_a_failure_since_the_last_update_is_raised_at_the_next_save(train, micro, failing, monkeypatch):
     failing("fsync_file", 10)
     updated, fail = threading.Event(), write.fsync_file
 
@@ -218,7 +216,7 @@ def test_what_failed_since_the_last_update_is_told_at_the_next_save(train, micro
 
 
 @pytest.mark.parametrize("error", [DivergedError("it diverged"), RuntimeError("a bug"), KeyboardInterrupt()])
-def test_whatever_ends_training_the_save_in_flight_is_committed_first(
+def test_a_save_in_flight_is_committed_before_an_error_ends_training(
     train, micro, long_run, slowly, monkeypatch, error
 ):
     step = TrainingLoop._train_step
@@ -235,14 +233,14 @@ def test_whatever_ends_training_the_save_in_flight_is_committed_first(
     assert_same_files(find_run("micro"), long_run, 30)
 
 
-def test_of_two_errors_the_one_that_came_first_is_told(train, micro, failing, monkeypatch):
+def test_the_first_of_two_errors_is_raised(train, micro, failing, monkeypatch):
     monkeypatch.setattr(TrainingLoop, "_wait_for_saver", lambda loop: 1 / 0)
     failing("write_tensors", 0)
     with pytest.raises(ZeroDivisionError):
         train(micro.with_changes({"train.snapshots": True}))
 
 
-def test_a_signal_while_a_save_is_in_flight_saves_once_more_and_the_run_goes_on_exactly(
+def test_a_signal_while_a_save_is_in_flight_saves_once_more_and_the_run_resumes_exactly(
     train, micro, long_run, slowly, signal_at_step
 ):
     interrupted = train(micro, hooks=signal_at_step(31))
@@ -252,7 +250,7 @@ def test_a_signal_while_a_save_is_in_flight_saves_once_more_and_the_run_goes_on_
     assert_same_files(train(micro).run, long_run, 40)
 
 
-def test_a_file_that_does_not_read_back_is_not_committed_and_costs_no_older_checkpoint(train, micro, monkeypatch):
+def test_a_file_that_does_not_read_back_is_not_committed_and_older_checkpoints_stay(train, micro, monkeypatch):
     run = train(micro, steps=20).run
 
     def damage(path):
@@ -268,7 +266,7 @@ def test_a_file_that_does_not_read_back_is_not_committed_and_costs_no_older_chec
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
-def test_saving_takes_no_memory_however_often(train, micro):
+def test_repeated_saves_take_no_additional_memory(train, micro):
     run = train(micro, steps=1).run
     model = gpt.build(micro.with_changes({"model.n_embd": 64}).model, seed=0)
     adamw = optimizer.build(model, micro.train, fused=True)
@@ -278,7 +276,7 @@ def test_saving_takes_no_memory_however_often(train, micro):
     assert size > 70 << 20
     training = TrainingState(model, adamw)
     with BackgroundSaver(run.directory, micro.train) as saving:
-        Path("/proc/self/clear_refs").write_text("5")  # begin a new peak
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = memory("VmRSS")
         for step in range(2, 6):
             files = state.checkpoint_files(training, resumable=True, copy=False)

@@ -1,4 +1,4 @@
-"""Files of tensors are the library's, byte for byte, and what is read from one is what it holds, or an error."""
+"""Tensor files have the bytes that safetensors writes; reading one gives its tensors or an error."""
 
 import json
 import struct
@@ -42,7 +42,7 @@ def assert_equal(tensors, others):
 
 
 @given(shapes=FILES, metadata=st.text(st.characters(exclude_categories=["Cs"])))
-def test_a_file_is_byte_for_byte_what_the_library_writes(shapes, metadata, tmp_path_factory):
+def test_a_file_has_the_bytes_that_the_library_writes(shapes, metadata, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     tensors = filled(shapes)
     digest = write_tensors(folder / "ours", tensors, {"gptlab": metadata})
@@ -53,7 +53,7 @@ def test_a_file_is_byte_for_byte_what_the_library_writes(shapes, metadata, tmp_p
 
 
 def test_a_tensor_of_many_pieces_is_written_and_read_without_a_copy(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MIB", 1000)  # which no tensor's length is a multiple of
+    monkeypatch.setattr(module, "MIB", 1000)  # no tensor's length is a multiple of it
     tensors = filled({"a": (300, 7), "b": (1,), "c": ()})
     digest = write_tensors(tmp_path / "file", tensors, {"gptlab": "{}"})
     assert (tmp_path / "file").read_bytes() == save(tensors, {"gptlab": "{}"})
@@ -63,7 +63,7 @@ def test_a_tensor_of_many_pieces_is_written_and_read_without_a_copy(tmp_path, mo
     assert not tensors["a"].any()
 
 
-def test_tensors_are_read_into_memory_that_is_aligned_as_torchs_own(tmp_path):
+def test_tensors_are_read_into_memory_aligned_like_torchs_own(tmp_path):
     tensors = filled({"a": (3,), "b": (5,), "c": (MIB,)})
     save_file(tensors, tmp_path / "file", {"gptlab": "{ }"})
     read_back = read(tmp_path / "file", {"a": (3,), "b": (5,), "c": (MIB,)})
@@ -76,7 +76,7 @@ def test_only_float32_can_be_written(tmp_path, tensor):
         write_tensors(tmp_path / "file", {"a": tensor}, {"gptlab": "{}"})
 
 
-def test_a_file_that_exists_is_never_written_over(tmp_path):
+def test_an_existing_file_is_never_overwritten(tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(GptlabError, match="file cannot be written: it exists"):
         write_tensors(tmp_path / "file", {}, {"gptlab": "{}"})
@@ -98,7 +98,7 @@ CHANGED = oddly(HEADER).map(as_json).map(with_header)
 
 
 @given(content=damaged(SAVED) | CHANGED | damaged(SAVED[8 : 8 + LENGTH]).map(with_header) | st.binary(max_size=64))
-def test_whatever_a_file_of_tensors_holds_it_is_what_the_library_reads_or_it_is_named(content, tmp_path_factory):
+def test_any_file_is_read_as_the_library_reads_it_or_named_in_an_error(content, tmp_path_factory):
     path = tmp_path_factory.mktemp("file") / "model.safetensors"
     path.write_bytes(content)
     try:
@@ -111,7 +111,7 @@ def test_whatever_a_file_of_tensors_holds_it_is_what_the_library_reads_or_it_is_
 
 
 def placed(*entries, metadata=None):
-    """A header of entries (name, begin, end), each twelve bytes of a vector of three."""
+    """A header with entries (name, begin, end), each a float32 vector of length three."""
     document = {name: {"dtype": "F32", "shape": [3], "data_offsets": [begin, end]} for name, begin, end in entries}
     return json.dumps(document if metadata is None else {METADATA: metadata, **document}).encode()
 
@@ -144,7 +144,7 @@ def placed(*entries, metadata=None):
         (b"", 24, False),
     ],
 )
-def test_a_header_is_refused_where_the_library_refuses_it(tmp_path, encoded, tail, valid):
+def test_a_header_is_refused_if_the_library_refuses_it(tmp_path, encoded, tail, valid):
     content = struct.pack("<Q", len(encoded)) + encoded + bytes(range(tail))
     path = tmp_path / "file"
     path.write_bytes(content)
@@ -158,14 +158,14 @@ def test_a_header_is_refused_where_the_library_refuses_it(tmp_path, encoded, tai
 
 
 @pytest.mark.parametrize("cut", [0, 7, 8, 20, len(SAVED) - 1])
-def test_a_file_that_becomes_shorter_while_it_is_read_is_named(tmp_path, cut):
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path, cut):
     path = tmp_path / "file"
     path.write_bytes(SAVED[:cut])
     with path.open("rb") as file, pytest.raises(GptlabError, match="file (is not a safetensors file|became shorter)"):
         read_tensors(path, file, len(SAVED), SHAPES, xxhash.xxh3_128(), None)
 
 
-def test_damage_is_named_before_what_follows_from_it(tmp_path):
+def test_a_wrong_checksum_is_reported_before_its_consequences(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(SAVED.replace(b"a.weight", b"a.height"))
     with pytest.raises(GptlabError, match="has a tensor a.height"):

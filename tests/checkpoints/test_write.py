@@ -65,7 +65,7 @@ def test_the_same_state_gives_the_same_bytes(tmp_path):
         assert (first.directory / name).read_bytes() == (second.directory / name).read_bytes()
 
 
-def test_files_are_as_readable_as_the_umask_says(tmp_path):
+def test_file_permissions_follow_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         path = save_step(tmp_path, 1).directory / MODEL
@@ -75,8 +75,8 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="which file is flushed is read from /proc")
-def test_the_order_on_the_disk_is_metrics_files_manifest_directory_rename_parent(train, micro, monkeypatch):
-    """What a power failure leaves is decided by this order; killing a process could never show a missing fsync."""
+def test_files_reach_the_disk_in_the_order_metrics_tensors_manifest_directory_rename_parent(train, micro, monkeypatch):
+    """This order decides what survives a power failure. Killing a process cannot reveal a missing fsync."""
     run = train(micro, steps=5).run
     order = []
     fsync, rename, replace = os.fsync, os.rename, os.replace
@@ -110,7 +110,7 @@ def test_the_order_on_the_disk_is_metrics_files_manifest_directory_rename_parent
     ]
 
 
-def test_a_directory_without_a_manifest_is_no_checkpoint(tmp_path):
+def test_a_directory_without_a_manifest_is_not_a_checkpoint(tmp_path):
     save_step(tmp_path, 1)
     (save_step(tmp_path, 2).directory / MANIFEST).unlink()
     assert [c.step for c in list_checkpoints(tmp_path)] == [1]
@@ -140,8 +140,8 @@ def test_retention_keeps_the_newest_the_best_and_snapshots(tmp_path, snapshots, 
     keep=st.integers(2, 4),
     snapshots=st.booleans(),
 )
-def test_whatever_is_saved_retention_keeps_what_it_must(saves, keep, snapshots, tmp_path_factory):
-    """`saves` are (resumable, is the best so far), one for each step from 1."""
+def test_retention_keeps_what_it_must_after_any_sequence_of_saves(saves, keep, snapshots, tmp_path_factory):
+    """`saves` holds (resumable, best so far) for each step from 1."""
     directory = tmp_path_factory.mktemp("retention")
     best, resumable = None, []
     for step, (is_resumable, is_best) in enumerate(saves, start=1):
@@ -156,7 +156,7 @@ def test_whatever_is_saved_retention_keeps_what_it_must(saves, keep, snapshots, 
         assert kept.keys() <= {*resumable[-keep:], best, *(s for s in range(step + 1) if snapshots and is_snapshot(s))}
 
 
-def test_the_order_is_by_step_and_not_by_clock_and_other_runs_are_left_alone(tmp_path):
+def test_retention_orders_by_step_and_not_by_time_and_leaves_other_runs_alone(tmp_path):
     for step in (30, 10, 20):
         save_step(tmp_path / "run", step)
         save_step(tmp_path / "other", step)
@@ -176,7 +176,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert [c.resumable for c in list_checkpoints(tmp_path)] == [True]
 
 
-def test_remains_of_a_crash_are_cleared(tmp_path):
+def test_incomplete_saves_of_a_crash_are_removed(tmp_path):
     save_step(tmp_path, 1)
     for name in (STAGING, TRASH):
         (tmp_path / CHECKPOINTS / name).mkdir()
@@ -184,7 +184,7 @@ def test_remains_of_a_crash_are_cleared(tmp_path):
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000001"]
 
 
-def test_pick_names_the_steps_there_are(tmp_path):
+def test_selecting_a_missing_step_names_the_available_steps(tmp_path):
     save_step(tmp_path, 1)
     save_step(tmp_path, 2)
     assert (select_checkpoint(tmp_path, None).step, select_checkpoint(tmp_path, 1).step) == (2, 1)

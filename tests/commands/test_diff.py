@@ -1,4 +1,4 @@
-"""`gptlab diff`: what could be the reason first, then what came of it, and only what differs."""
+"""`gptlab diff` shows causes first, then results, and only what differs."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def diff(monkeypatch, capsys):
 
 
 def edited(run: Run, file: str, change) -> None:
-    """Change the rows of one of a run's files."""
+    """Apply `change` to each row of one of a run's files."""
     path = run.directory / file
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.unlink()
@@ -48,7 +48,7 @@ def run(micro) -> Run:
     return run_attempt(micro, steps=20).run
 
 
-def test_only_what_differs_is_shown_reasons_before_results(diff, micro, run):
+def test_only_differences_are_shown_causes_before_results(diff, micro, run):
     other = run_attempt(micro.with_changes({"train.learning_rate": 1e-3}), seed=1, steps=20).run
     lines = diff(run.id, other.id).splitlines()
     sections = [line.strip() for line in lines if line and not line.startswith((" ", "note"))]
@@ -60,7 +60,7 @@ def test_only_what_differs_is_shown_reasons_before_results(diff, micro, run):
     assert f"{theirs - ours:+.4g}" in next(line for line in lines if "val/loss at step 20" in line)
 
 
-def test_the_document_has_every_section(diff, micro, run):
+def test_the_json_document_has_every_section(diff, micro, run):
     other = run_attempt(micro.with_changes({"model.tied": True}), steps=20).run
     document = json.loads(diff(run.id, other.id, "--json"))
     assert list(document) == ["a", "b", "spec", "code", "data", "environment", "results", "files", "notes"]
@@ -83,7 +83,7 @@ def test_the_first_row_that_differs_is_named(run, micro, monkeypatch, tmp_path):
     ]
 
 
-def test_validations_on_different_windows_are_said_not_to_compare(run, micro):
+def test_losses_on_different_windows_are_reported_as_not_comparable(run, micro):
     other = run_attempt(micro.with_changes({"data.val_windows": 3}), steps=20).run
     assert any("are not comparable" in note for note in compare(recorded_side(run), recorded_side(other)).notes)
 
@@ -99,7 +99,7 @@ def test_another_text_is_data_and_other_threads_are_environment(run, micro, text
     assert sections["spec"] == {}
 
 
-def test_an_environment_that_changed_between_attempts_is_told_in_order(run, micro):
+def test_values_that_changed_between_attempts_are_listed_in_order(run, micro):
     run_attempt(micro, steps=30)
     edited(run, ATTEMPTS, lambda row: row.update({"threads": 5} if row.get("from_step") == 20 else {}))
     assert recorded_side(run).environment["threads"] == [1, 5]
@@ -124,7 +124,7 @@ def test_a_run_is_compared_with_the_working_tree(project, micro):
     assert "+micro = micro.with_changes" in out
 
 
-def test_an_experiment_that_is_gone_and_a_text_that_has_changed_are_said(project, micro, text_file, tmp_path):
+def test_a_missing_experiment_and_a_changed_text_are_reported(project, micro, text_file, tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text(text_file.read_text())
     run = run_attempt(micro.with_changes({"data.text": str(mine), "name": "other"})).run
@@ -144,7 +144,7 @@ def test_a_commit_that_is_an_option_and_a_hash_that_is_a_path_are_refused(run, f
     assert f"attempts.jsonl:1: {field}" in capsys.readouterr().err.replace("start.", "")
 
 
-def test_what_a_stranger_wrote_does_not_steer_the_terminal(diff, run):
+def test_control_codes_of_an_untrusted_run_do_not_reach_the_terminal(diff, run):
     edited(run, ATTEMPTS, lambda row: row.update({"host": "\x1b[31mred"} if row["event"] == "start" else {}))
     assert "\x1b" not in diff(run.id, run.id)
     other = recorded_side(run)

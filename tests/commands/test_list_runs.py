@@ -18,7 +18,7 @@ def line(**changes: object) -> list_runs.RunSummary:
     return list_runs.RunSummary({**SUMMARY, **changes}, [9.0, 7.0, 5.0], 83.4, created)
 
 
-def test_a_run_is_a_line_with_status_loss_course_age_and_cost(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_a_line_with_status_loss_curve_age_and_training_time(capfd: pytest.CaptureFixture[str]) -> None:
     list_runs.render([line(), line(run="x" * 90, status="running", step=7, val_loss=None)])
     heading, first, second = capfd.readouterr().out.splitlines()
     assert heading.split("  ")[0] == "run"
@@ -26,7 +26,7 @@ def test_a_run_is_a_line_with_status_loss_course_age_and_cost(capfd: pytest.Capt
     assert second.split()[:6] == ["x" * 90, "running", "7", "of", "100", "–"]
 
 
-def test_numbers_that_are_nobodys_leave_the_line_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+def test_absurd_numbers_do_not_break_the_line(capfd: pytest.CaptureFixture[str]) -> None:
     odd = list_runs.RunSummary({**SUMMARY, "val_loss": 1e308}, [1e308, -1e308], 1e308, datetime.now(UTC))
     list_runs.render([odd, list_runs.RunSummary({**SUMMARY, "val_loss": math.inf}, [], 0.0, datetime.now(UTC))])
     first, second = capfd.readouterr().out.splitlines()[1:]
@@ -34,7 +34,7 @@ def test_numbers_that_are_nobodys_leave_the_line_as_it_is(capfd: pytest.CaptureF
     assert second.split()[3] == "inf"
 
 
-def test_on_a_narrow_terminal_no_line_is_longer_than_it(
+def test_no_line_is_longer_than_a_narrow_terminal(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -47,11 +47,11 @@ def test_on_a_narrow_terminal_no_line_is_longer_than_it(
 @pytest.mark.parametrize(
     ("minutes", "words"), [(-5, "0 min"), (0.5, "0 min"), (59, "59 min"), (60, "1 h"), (2879, "47 h"), (2880, "2 d")]
 )
-def test_ages_are_in_the_unit_that_one_thinks_in(minutes: float, words: str) -> None:
+def test_ages_have_a_readable_unit(minutes: float, words: str) -> None:
     assert format_age(timedelta(minutes=minutes)) == words
 
 
-def test_a_sparkline_goes_from_the_lowest_to_the_highest_and_crosses_what_is_not_finite() -> None:
+def test_a_sparkline_scales_from_lowest_to_highest_and_marks_non_finite_values() -> None:
     assert sparkline.bars([8, 4, 1]) == "█▄▁"
     assert sparkline.bars([1, 1, math.inf, math.nan]) == "▁▁××"
     assert sparkline.bars([1e308, -1e308]) == "█▁"
@@ -77,11 +77,11 @@ def test_a_chart_has_its_highest_value_on_top_and_its_last_step_on_the_right() -
 
 
 @pytest.mark.parametrize("ys", [[], [5.0], [5.0, 5.0], [math.nan, math.inf], [1e308, -1e308], [5.0, math.inf]])
-def test_any_numbers_have_a_chart_or_none(ys: list[float]) -> None:
+def test_any_numbers_give_a_chart_that_fits_or_none(ys: list[float]) -> None:
     lines = chart([Curve("·", [0] * len(ys), ys)], width=40)
     assert not lines or all(len(text) <= 40 for text in lines)
 
 
-def test_what_cannot_be_drawn_leaves_no_chart() -> None:
+def test_values_that_cannot_be_drawn_give_no_chart() -> None:
     assert chart([Curve("·", [1], [5.0])], 40) == []
     assert chart([Curve("·", [1, 2], [math.nan, math.inf])], 40) == []

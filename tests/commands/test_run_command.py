@@ -1,4 +1,4 @@
-"""What a command does with a run that is there already, and what it leaves behind."""
+"""`gptlab run` and `gptlab resume` on new and existing runs: what they print, record and refuse."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
-def test_a_complete_run_says_so_and_changes_nothing(train, micro, capfd):
+def test_a_complete_run_is_reported_and_not_changed(train, micro, capfd):
     run = train(micro, steps=10).run
     before = contents(run.directory)
     result = train(micro, steps=10)
@@ -106,7 +106,7 @@ def test_fresh_moves_the_old_run_to_the_trash(train, micro):
     assert len(new.history().attempts) == 2
 
 
-def test_a_run_that_another_process_trains_is_left_alone(train, micro, signal_at_step):
+def test_a_run_that_another_process_trains_is_refused(train, micro, signal_at_step):
     from gptlab.tracking.lock import RunLock
 
     run = train(micro, hooks=signal_at_step(12)).run
@@ -117,7 +117,7 @@ def test_a_run_that_another_process_trains_is_left_alone(train, micro, signal_at
     assert run.history().status == "interrupted"
 
 
-def test_a_new_id_says_which_fields_differ(train, micro, capfd):
+def test_a_new_run_reports_which_fields_differ(train, micro, capfd):
     old = train(micro, steps=1).run
     capfd.readouterr()
     train(micro.with_changes({"train.learning_rate": 0.5}), steps=1)
@@ -125,7 +125,7 @@ def test_a_new_id_says_which_fields_differ(train, micro, capfd):
     assert first_line == f"a new run, not {old.id}: train.learning_rate 0.01 → 0.5"
 
 
-def test_another_text_is_another_run_and_says_so(train, micro, tmp_path, text_file, capfd):
+def test_another_text_starts_a_new_run_and_reports_why(train, micro, tmp_path, text_file, capfd):
     train(micro, steps=1)
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text() * 2)
@@ -133,7 +133,7 @@ def test_another_text_is_another_run_and_says_so(train, micro, tmp_path, text_fi
     assert "text_sha256" in capfd.readouterr().err.split("a new run")[1].splitlines()[0]
 
 
-def test_resume_uses_the_stored_spec_and_goes_to_the_target(train, micro, signal_at_step):
+def test_resume_uses_the_stored_spec_and_trains_to_the_target(train, micro, signal_at_step):
     run = train(micro, hooks=signal_at_step(12)).run
     result = resume_run(find_run(run.id), Options(wandb="off"), Console(stderr=True))
     assert (result.run.history().status, result.run.history().step) == ("complete", 40)
@@ -141,7 +141,7 @@ def test_resume_uses_the_stored_spec_and_goes_to_the_target(train, micro, signal
     assert run.history().step == 45
 
 
-def test_resume_refuses_a_text_that_has_changed(train, micro, tmp_path, text_file):
+def test_resume_refuses_a_changed_text(train, micro, tmp_path, text_file):
     text = tmp_path / "mine.txt"
     shutil.copy(text_file, text)
     run = train(micro.with_changes({"data.text": str(text)}), steps=5).run
@@ -182,7 +182,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(train, micro, long_run, mon
     assert [c.step for c in list_checkpoints(run.directory)] == [30, 40]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(train, micro, monkeypatch):
+def test_a_non_finite_loss_ends_the_run_before_the_update(train, micro, monkeypatch):
     norm = optimizer.gradient_norm
 
     def explode(model):
@@ -205,8 +205,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(train, micro, 
         train(micro)
 
 
-def test_on_a_device_that_runs_behind_the_update_is_held_back_and_the_next_row_ends_the_run(train, micro, monkeypatch):
-    """As on a GPU: nobody waits for the number, fused AdamW skips the update by itself."""
+def test_on_an_asynchronous_device_the_update_is_skipped_and_the_next_row_ends_the_run(train, micro, monkeypatch):
+    """As on a GPU: the host does not wait for the loss, and fused AdamW skips the update by itself."""
     from dataclasses import replace
 
     real = plan.resolve_settings
@@ -249,7 +249,7 @@ def test_reading_losses_late_changes_no_number(train, micro, long_run, monkeypat
         assert [row.get(column) for row in ours] == [row.get(column) for row in theirs]
 
 
-def test_an_error_in_training_is_recorded_and_the_run_goes_on_later(train, micro, monkeypatch):
+def test_an_error_in_training_is_recorded_and_the_run_resumes_later(train, micro, monkeypatch):
     with monkeypatch.context() as patch:
         step = TrainingLoop._train_step
 
@@ -265,7 +265,7 @@ def test_an_error_in_training_is_recorded_and_the_run_goes_on_later(train, micro
     assert train(micro).run.history().status == "complete"
 
 
-def test_a_full_disk_ends_the_attempt_and_the_run_goes_on_later(train, micro, monkeypatch):
+def test_a_full_disk_ends_the_attempt_and_the_run_resumes_later(train, micro, monkeypatch):
     import errno
 
     with monkeypatch.context() as patch:
@@ -287,14 +287,14 @@ def test_text_too_short_for_a_window_writes_nothing(train, micro, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_console_is_kept_in_the_runs_log(train, micro):
+def test_console_output_is_written_to_the_runs_log(train, micro):
     log = (train(micro, steps=5).run.directory / "log.txt").read_text()
     assert "micro-" in log
     assert "step      5 · train loss" in log
     assert "is complete: 5 steps" in log
 
 
-def test_code_that_changed_since_is_mentioned(train, micro, capfd, monkeypatch):
+def test_changed_code_is_reported(train, micro, capfd, monkeypatch):
     before = contents(train(micro, steps=5).run.directory)
     monkeypatch.setattr("gptlab.tracking.provenance.working_tree", lambda: provenance.Source("0" * 40, b"a change\n"))
     run = train(micro, steps=5).run
@@ -305,7 +305,7 @@ def test_code_that_changed_since_is_mentioned(train, micro, capfd, monkeypatch):
     assert "bitwise equal results are not guaranteed" in capfd.readouterr().err
 
 
-def test_another_number_of_threads_is_mentioned_and_recorded(train, micro, capfd, monkeypatch):
+def test_another_number_of_threads_is_reported_and_recorded(train, micro, capfd, monkeypatch):
     run = train(micro, steps=5).run
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     train(micro, steps=6)
@@ -322,7 +322,7 @@ def test_load_gives_the_trained_model_and_its_tokenizer(long_run: Run):
     assert checkpoint_directory(long_run.directory, 30).is_dir()
 
 
-def test_a_warm_start_begins_with_the_parents_weights_and_names_them_in_its_identity(train, micro, long_run):
+def test_a_warm_start_has_the_parents_weights_and_their_hash_in_its_identity(train, micro, long_run):
     parent = initial.find_initial_weights(f"{long_run.directory}@30")
     snapshots = micro.with_changes({"train.snapshots": True, "train.steps": 1})
     child = train(snapshots, initial_weights=parent).run
@@ -356,7 +356,7 @@ def test_a_warm_start_from_a_damaged_checkpoint_is_refused(train, micro):
         initial.find_initial_weights(f"{run.id}@5")
 
 
-def test_a_run_that_ends_on_a_checkpoint_without_validation_is_validated_all_the_same(train, micro, signal_at_step):
+def test_a_run_that_ends_at_an_existing_checkpoint_is_still_validated(train, micro, signal_at_step):
     run = train(micro, hooks=signal_at_step(15)).run
     assert "val/loss" not in read_metrics(run.directory)[-1]
     train(micro, steps=15)
@@ -367,7 +367,7 @@ def test_a_run_that_ends_on_a_checkpoint_without_validation_is_validated_all_the
     assert [row["step"] for row in rows] == list(range(0, 41, 5))
 
 
-def test_a_validation_that_is_not_finite_ends_the_run(train, micro):
+def test_a_non_finite_validation_loss_ends_the_run(train, micro):
     wild = micro.with_changes({"train.learning_rate": 1e30, "train.eval_every": 1})
     with pytest.raises(DivergedError, match="validation loss is|the loss is"):
         train(wild)
@@ -375,7 +375,7 @@ def test_a_validation_that_is_not_finite_ends_the_run(train, micro):
     assert list_checkpoints(find_run("micro").directory) == []
 
 
-def test_metrics_that_were_lost_are_noticed_and_training_goes_on(train, micro, signal_at_step, capfd):
+def test_lost_metrics_are_reported_and_training_continues(train, micro, signal_at_step, capfd):
     run = train(micro, hooks=signal_at_step(12)).run
     (run.directory / "metrics.jsonl").unlink()
     assert train(micro).run.history().status == "complete"
@@ -383,14 +383,14 @@ def test_metrics_that_were_lost_are_noticed_and_training_goes_on(train, micro, s
     assert [row["step"] for row in read_metrics(run.directory)] == [15, 20, 25, 30, 35, 40]
 
 
-def test_a_prompt_that_does_not_fit_costs_the_sample_and_not_the_run(train, micro, capfd):
+def test_a_run_whose_prompt_does_not_fit_completes_without_a_sample(train, micro, capfd):
     run = train(micro.with_changes({"train.prompt": "the " * 20}), steps=5).run
     assert run.history().status == "complete"
     assert run.samples() == []
     assert "no sample: the prompt has" in capfd.readouterr().err
 
 
-def test_a_complete_run_without_checkpoints_still_says_that_it_is_complete(train, micro, capfd):
+def test_a_complete_run_without_checkpoints_is_still_reported_as_complete(train, micro, capfd):
     run = train(micro, steps=5).run
     shutil.rmtree(run.directory / "checkpoints")
     train(micro, steps=5)
@@ -403,13 +403,13 @@ def test_a_profile_is_written_on_request(train, micro):
     assert "aten::" in (run.directory / "profile" / "operators.txt").read_text()
 
 
-def test_a_run_too_short_for_a_profile_says_so(train, micro, capfd):
+def test_too_few_steps_for_a_profile_are_reported(train, micro, capfd):
     run = train(micro, steps=2, profile=True).run
     assert not (run.directory / "profile").exists()
     assert "no profile was recorded: it takes 6 steps" in capfd.readouterr().err
 
 
-def test_when_to_log_is_settled_when_a_run_begins(train, micro, capfd):
+def test_log_every_is_fixed_when_a_run_begins(train, micro, capfd):
     train(micro, steps=10)
     run = train(micro.with_changes({"train.log_every": 1}), steps=20).run
     assert f"{run.id} keeps train.log_every=5 from its start" in capfd.readouterr().err

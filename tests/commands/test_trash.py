@@ -1,4 +1,4 @@
-"""`gptlab gc` removes what lies in the trash, and nothing else."""
+"""`gptlab gc` empties the trash and removes nothing else."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from gptlab import cli
 
 @pytest.fixture
 def trash(tmp_path: Path) -> Path:
-    """Two things in the trash, one of them a link to a folder that is not."""
+    """A trash with two entries: a run, and a link to a folder outside of the trash."""
     folder = tmp_path / "runs" / ".trash"
     (folder / "old-run" / "checkpoints").mkdir(parents=True)
     (folder / "old-run" / "checkpoints" / "weights").write_bytes(b"0" * 3 * 2**20)
@@ -29,7 +29,7 @@ def gc(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
     return ended.value.code
 
 
-def test_gc_shows_what_goes_and_removes_it_and_no_more(trash, monkeypatch, capsys):
+def test_gc_lists_the_entries_and_removes_nothing_else(trash, monkeypatch, capsys):
     assert gc(monkeypatch, "--yes") == 0
     printed = capsys.readouterr().out
     assert "3.0 MiB  old-run" in printed
@@ -38,19 +38,19 @@ def test_gc_shows_what_goes_and_removes_it_and_no_more(trash, monkeypatch, capsy
     assert (trash.parent.parent / "precious" / "thesis.txt").read_text() == "mine"
 
 
-def test_gc_without_a_terminal_removes_nothing_unasked(trash, monkeypatch, capsys):
+def test_gc_without_a_terminal_needs_yes(trash, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", (trash / "old-run" / "checkpoints" / "weights").open())
     assert gc(monkeypatch) == 2
     assert "--yes" in capsys.readouterr().err
     assert len(list(trash.iterdir())) == 2
 
 
-def test_gc_has_one_json_document(trash, monkeypatch, capsys):
+def test_gc_prints_one_json_document(trash, monkeypatch, capsys):
     assert gc(monkeypatch, "--yes", "--json") == 0
     assert json.loads(capsys.readouterr().out)["removed"] == ["link", "old-run"]
 
 
-def test_an_empty_trash_is_said(monkeypatch, capsys):
+def test_an_empty_trash_is_reported(monkeypatch, capsys):
     assert gc(monkeypatch) == 0
     assert "empty" in capsys.readouterr().out
 
@@ -65,7 +65,7 @@ def test_a_trash_that_is_a_link_is_left_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 2)])
-def test_on_a_terminal_gc_asks(trash, monkeypatch, answer, left):
+def test_gc_asks_on_a_terminal(trash, monkeypatch, answer, left):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

@@ -13,7 +13,7 @@ ROW = {"step": 10, "train/loss": 5.25, "val/loss": 5.5, "val/bpb": 2.5, "perf/to
 
 @pytest.fixture
 def terminal() -> tuple[Console, io.StringIO]:
-    """A console on a terminal of 100 columns, and what it shows."""
+    """A console on a terminal of 100 columns, and its output."""
     shown = io.StringIO()
     console = Console()
     console.rich = RichConsole(file=shown, force_terminal=True, width=100, highlight=False, markup=False)
@@ -31,14 +31,14 @@ def test_on_a_terminal_a_bar_shows_step_loss_speed_and_eta(terminal):
         assert part in output
 
 
-def test_elsewhere_there_are_plain_lines(capfd):
+def test_without_a_terminal_rows_are_plain_lines(capfd):
     with StepProgress(Console(), 0, 40, 512) as display:
         display.update(10, 5.5)
     assert capfd.readouterr() == ("", "")
     assert row_line(ROW) == "  step     10 · train loss 5.2500 · val loss 5.5000 · 2.500 bits/byte · 1,234 tokens/s"
 
 
-def test_what_is_said_is_also_in_the_log(tmp_path, capfd):
+def test_console_output_is_also_in_the_log(tmp_path, capfd):
     console = Console()
     console.log_to(tmp_path / "log.txt")
     console.print("[bold]not markup[/]", style="bold")
@@ -46,7 +46,7 @@ def test_what_is_said_is_also_in_the_log(tmp_path, capfd):
     assert capfd.readouterr().out == (tmp_path / "log.txt").read_text() == "[bold]not markup[/]\n  label       value\n"
 
 
-def test_characters_that_steer_a_terminal_are_harmless(tmp_path, capfd):
+def test_terminal_control_characters_are_replaced(tmp_path, capfd):
     console = Console()
     console.log_to(tmp_path / "log.txt")
     console.print("a\x1b[31mb\x07c\rd\x9be\u202ef\ng")
@@ -59,11 +59,11 @@ def test_characters_that_steer_a_terminal_are_harmless(tmp_path, capfd):
     ("seconds", "words"),
     [(0.4, "0 s"), (59.6, "1 min 0 s"), (372, "6 min 12 s"), (7325, "2 h 2 min"), (59, "59 s")],
 )
-def test_durations_are_said_in_words(seconds, words):
+def test_durations_are_formatted_with_units(seconds, words):
     assert format_duration(seconds) == words
 
 
-def test_commands_are_shown_as_they_can_be_typed(monkeypatch, tmp_path):
+def test_commands_are_displayed_so_that_they_can_be_copied(monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/gptlab")
     assert shell_command("resume", "x") == "gptlab resume x"
     monkeypatch.setattr("shutil.which", lambda name: None)

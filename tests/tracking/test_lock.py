@@ -24,12 +24,12 @@ def other_process(tmp_path):
     process.wait()
 
 
-def test_a_second_process_fails_at_once_and_says_who_holds_the_run(tmp_path, other_process):
+def test_a_second_process_fails_at_once_and_names_the_holder(tmp_path, other_process):
     with pytest.raises(GptlabError, match=rf"process {other_process.pid} on .* since 20"):
         RunLock(tmp_path).__enter__()
 
 
-def test_the_lock_dies_with_its_holder(tmp_path, other_process):
+def test_the_lock_is_released_when_its_holder_dies(tmp_path, other_process):
     assert lock_holder(tmp_path).pid == other_process.pid
     other_process.send_signal(signal.SIGKILL)
     other_process.wait()
@@ -38,24 +38,24 @@ def test_the_lock_dies_with_its_holder(tmp_path, other_process):
         assert lock_holder(tmp_path).pid == os.getpid()
 
 
-def test_asking_who_holds_a_run_never_stands_in_the_way(tmp_path):
+def test_a_query_for_the_holder_never_blocks_the_lock(tmp_path):
     with RunLock(tmp_path):
         pass
     with (tmp_path / "heartbeat").open() as heartbeat:
         import fcntl
 
-        fcntl.flock(heartbeat, fcntl.LOCK_SH)  # somebody asks, at this moment
+        fcntl.flock(heartbeat, fcntl.LOCK_SH)  # as a concurrent query does
         fcntl.flock(heartbeat, fcntl.LOCK_UN)
         with RunLock(tmp_path):
             assert lock_holder(tmp_path) is not None
     assert lock_holder(tmp_path) is None
 
 
-def test_nobody_holds_a_run_that_was_never_trained(tmp_path):
+def test_a_run_that_was_never_trained_has_no_holder(tmp_path):
     assert lock_holder(tmp_path) is None
 
 
-def test_the_heartbeat_shows_life(tmp_path):
+def test_a_beat_updates_the_time_of_the_heartbeat(tmp_path):
     with RunLock(tmp_path) as lock:
         os.utime(tmp_path / "heartbeat", (0, 0))
         lock.beat()

@@ -21,14 +21,14 @@ def test_rows_read_back_exactly(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_numbers_that_are_not_finite_are_strings_that_every_reader_understands(tmp_path, value):
+def test_non_finite_numbers_are_strings_that_every_reader_can_parse(tmp_path, value):
     write(tmp_path, [{"step": 1, "train/loss": value}])
     text = (tmp_path / METRICS).read_text()
     assert isinstance(json.loads(text, parse_constant=pytest.fail)["train/loss"], str)
     assert str(read_metrics(tmp_path)[0]["train/loss"]) == str(value)
 
 
-def test_opening_cuts_the_file_to_what_a_checkpoint_vouches_for(tmp_path):
+def test_opening_truncates_the_file_to_the_length_in_the_manifest(tmp_path):
     size = write(tmp_path, [{"step": 1}])
     write(tmp_path, [{"step": 2}, {"step": 3}], size)
     write(tmp_path, [{"step": 2, "attempt": 2}], size)
@@ -42,7 +42,7 @@ def test_opening_never_makes_the_file_longer(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
-def test_a_torn_last_row_is_left_out_and_one_elsewhere_is_named(tmp_path):
+def test_a_torn_last_row_is_skipped_and_one_elsewhere_is_an_error(tmp_path):
     (tmp_path / METRICS).write_text('{"step": 1}\n{"ste')
     assert read_metrics(tmp_path) == [{"step": 1}]
     (tmp_path / METRICS).write_text('{"ste\n{"step": 1}\n')
@@ -50,7 +50,7 @@ def test_a_torn_last_row_is_left_out_and_one_elsewhere_is_named(tmp_path):
         read_metrics(tmp_path)
 
 
-def test_last_value_looks_past_rows_without_the_column():
+def test_last_value_skips_rows_without_the_column():
     rows = [{"step": 1, "val/loss": 2.0}, {"step": 2}]
     assert last_value(rows, "val/loss") == 2.0
     assert last_value(rows, "val/bpb") is None

@@ -31,14 +31,14 @@ def run_directory(tmp_path):
     return tmp_path / "run"
 
 
-def test_a_clean_checkout_is_its_commit(checkout, run_directory):
+def test_a_clean_checkout_is_recorded_as_its_commit(checkout, run_directory):
     facts = source(run_directory)
     assert len(facts["git_commit"]) == 40
     assert (facts["git_dirty"], facts["diff_sha256"]) == (False, None)
     assert list(run_directory.iterdir()) == []
 
 
-def test_changes_are_kept_as_one_patch_per_distinct_difference(checkout, run_directory):
+def test_changes_are_stored_as_one_patch_per_distinct_difference(checkout, run_directory):
     (checkout / "pyproject.toml").write_text("changed = 1\n")
     (checkout / "new.py").write_text("print('new')\n")
     facts = source(run_directory)
@@ -53,7 +53,7 @@ def test_changes_are_kept_as_one_patch_per_distinct_difference(checkout, run_dir
     assert (checkout / "new.py").read_text() == "print('new')\n"
 
 
-def test_other_untracked_files_stay_out_of_the_patch(checkout, run_directory):
+def test_the_patch_excludes_other_untracked_files(checkout, run_directory):
     (checkout / ".env").write_text("SECRET=hunter2\n")
     (checkout / "ignored.py").write_text("hunter2\n")
     (checkout / "new.py").write_text("1\n")
@@ -80,7 +80,7 @@ def test_the_environment_names_versions():
     ("key", "value"), [("diff.noprefix", "true"), ("color.ui", "always"), ("diff.external", "false"), ("", "")]
 )
 @pytest.mark.parametrize("inside", [True, False], ids=["a folder of a larger repository", "the repository's root"])
-def test_the_patch_applies_whatever_the_configuration_and_wherever_the_project_lies(
+def test_the_patch_applies_with_any_git_configuration_and_project_location(
     checkout, run_directory, tmp_path, monkeypatch, key, value, inside
 ):
     project = checkout
@@ -105,7 +105,7 @@ def test_the_patch_applies_whatever_the_configuration_and_wherever_the_project_l
     assert (project / "größer.py").read_text() == "print('new')\n"
 
 
-def test_a_difference_that_git_cannot_tell_is_unknown_and_not_clean(checkout, run_directory):
+def test_a_failure_of_git_is_recorded_as_unknown_and_not_as_clean(checkout, run_directory):
     (checkout / ".git" / "index").write_bytes(b"damaged")
     facts = source(run_directory)
     assert len(facts["git_commit"]) == 40
@@ -118,13 +118,13 @@ def commit(message):
 
 
 def kept(directory):
-    """The code as a run keeps it, read back."""
+    """The code as a run records it, read back."""
     tree = working_tree()
     tree.keep_patch(directory)
     return recorded_source(directory, [{"event": "start", "steps": 1, **tree.facts()}])
 
 
-def test_what_a_run_records_of_its_code_reads_back(checkout, run_directory):
+def test_the_recorded_code_of_a_run_reads_back(checkout, run_directory):
     assert kept(run_directory) == working_tree()
     (checkout / "new.py").write_text("1\n")
     assert kept(run_directory) == working_tree()
@@ -132,7 +132,7 @@ def test_what_a_run_records_of_its_code_reads_back(checkout, run_directory):
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
-def test_a_patch_that_is_gone_or_not_the_recorded_one_is_unknown(checkout, run_directory, damage):
+def test_a_missing_or_modified_patch_makes_the_code_unknown(checkout, run_directory, damage):
     (checkout / "new.py").write_text("1\n")
     tree = working_tree()
     tree.keep_patch(run_directory)
@@ -142,7 +142,7 @@ def test_a_patch_that_is_gone_or_not_the_recorded_one_is_unknown(checkout, run_d
     assert compare_sources(read, tree) is None
 
 
-def test_changes_between_two_codes_are_told_by_git_and_leave_the_repository_as_it_was(checkout, run_directory):
+def test_code_changes_are_computed_by_git_without_changing_the_repository(checkout, run_directory):
     (checkout / "old.py").write_text("one\ntwo\n")
     (checkout / "dirty.py").write_text("untracked\n")
     before = kept(run_directory)
@@ -157,7 +157,7 @@ def test_changes_between_two_codes_are_told_by_git_and_leave_the_repository_as_i
     assert {path: path.read_bytes() for path in checkout.rglob("*") if path.is_file()} == files
 
 
-def test_a_patch_that_was_committed_since_is_the_same_code(checkout, run_directory):
+def test_a_patch_that_was_committed_later_is_the_same_code(checkout, run_directory):
     (checkout / "new.py").write_text("1\n")
     before = kept(run_directory)
     commit("second")
@@ -165,14 +165,14 @@ def test_a_patch_that_was_committed_since_is_the_same_code(checkout, run_directo
     assert compare_sources(before, working_tree()).files == {}
 
 
-def test_a_commit_that_the_repository_lacks_cannot_be_compared(checkout):
+def test_a_commit_missing_from_the_repository_cannot_be_compared(checkout):
     assert compare_sources(Source("0" * 40, b""), working_tree()) is None
     assert compare_sources(Source(None, None), working_tree()) is None
     assert compare_sources(Source(None, None), Source(None, None)) is None
     assert compare_sources(Source("0" * 40, b"x"), Source("0" * 40, b"x")).files == {}
 
 
-def test_files_outside_of_the_project_do_not_count(checkout, monkeypatch, run_directory):
+def test_files_outside_the_project_are_ignored(checkout, monkeypatch, run_directory):
     project = checkout / "projects" / "mine"
     (project / "experiments").mkdir(parents=True)
     (project / "pyproject.toml").write_text("")

@@ -1,4 +1,4 @@
-"""Whatever a run's files hold: it is read as what it must be, or refused in one line that names the file."""
+"""A run's files, whatever they hold, are read as valid values or refused in one line that names the file."""
 
 import json
 
@@ -27,7 +27,7 @@ def run(micro) -> Run:
 
 
 def assert_refused_or_sound(run: Run) -> None:
-    """Either an error that names a file of the run, or facts of their types."""
+    """Check that reading the run gives values of the right types, or an error that names one of its files."""
     try:
         found = load_run(run.directory)
         summary, samples = summarize(found).facts, found.samples()
@@ -47,11 +47,11 @@ def assert_refused_or_sound(run: Run) -> None:
     for row in rows:
         types = {key: int if key in COUNTS else str if key == "val/yardstick" else float for key in COLUMNS}
         assert all(type(value) is types[key] for key, value in row.items())
-    json.dumps(summary, ensure_ascii=False).encode()  # can be printed
+    json.dumps(summary, ensure_ascii=False).encode()  # the summary can be printed
 
 
 @given(data=st.data())
-def test_a_record_that_is_changed_anyhow_is_refused_or_is_one(run, data):
+def test_any_changed_record_is_refused_or_valid(run, data):
     document = json.loads((run.directory / RECORD).read_bytes())
     whole = as_json(document)
     (run.directory / RECORD).write_bytes(
@@ -65,7 +65,7 @@ def test_a_record_that_is_changed_anyhow_is_refused_or_is_one(run, data):
 
 @pytest.mark.parametrize(("name", "rows"), [(ATTEMPTS, [START, END]), (METRICS, [ROW]), (SAMPLES, [SAMPLE])])
 @given(data=st.data())
-def test_rows_that_are_changed_anyhow_are_refused_or_are_rows(run, name, rows, data):
+def test_any_changed_rows_are_refused_or_valid(run, name, rows, data):
     changed = st.sampled_from(rows).flatmap(oddly).map(as_json) | ANYTHING.map(as_json)
     lines = data.draw(st.lists(changed | st.sampled_from(rows).map(as_json).flatmap(damaged), max_size=4))
     (run.directory / name).write_bytes(b"\n".join([*lines, b""]))

@@ -29,7 +29,7 @@ def test_a_run_is_read_back_as_it_was_created(new_run):
     assert run.record.wandb_id.startswith(run.id + "-")
 
 
-def test_no_run_is_made_where_something_leads_elsewhere(new_run, tmp_path):
+def test_no_run_is_created_in_a_directory_with_a_symbolic_link(new_run, tmp_path):
     run = new_run()
     (run.directory / RECORD).unlink()
     (run.directory / "heartbeat").symlink_to(tmp_path / "elsewhere")
@@ -38,14 +38,14 @@ def test_no_run_is_made_where_something_leads_elsewhere(new_run, tmp_path):
     assert [path.name for path in run.directory.iterdir()] == ["heartbeat"]
 
 
-def test_creating_a_run_where_another_one_lies_is_refused(new_run):
+def test_creating_a_run_in_the_directory_of_another_is_refused(new_run):
     run, other = new_run(), new_run(**{"model.n_layer": 3})
     shutil.copy(other.directory / RECORD, run.directory / RECORD)
     with pytest.raises(GptlabError, match=f"{run.directory} holds another run, {other.id}"):
         new_run()
 
 
-def test_creating_a_run_again_gives_the_one_that_is_there(new_run):
+def test_creating_a_run_again_returns_the_existing_one(new_run):
     assert new_run() == new_run()
 
 
@@ -84,7 +84,7 @@ def test_a_run_is_found_by_id_unique_prefix_or_path(new_run):
         find_run("")
 
 
-def test_a_prefix_that_is_a_whole_id_is_that_run(new_run):
+def test_a_complete_id_is_found_even_if_it_is_a_prefix_of_another(new_run):
     run = new_run(seed=1)
     new_run(seed=11)
     assert find_run(run.id) == run
@@ -117,7 +117,7 @@ WORDS = st.text(max_size=6) | st.sampled_from(
 
 
 @given(data=st.data())
-def test_whatever_is_to_be_removed_it_is_one_run_or_none(new_run, tmp_path, data):
+def test_any_reference_removes_one_run_or_none(new_run, tmp_path, data):
     runs = [new_run(), new_run(seed=1)]
     (tmp_path / "outside").mkdir(exist_ok=True)
     (tmp_path / "outside" / "precious").touch()
@@ -139,7 +139,7 @@ def test_whatever_is_to_be_removed_it_is_one_run_or_none(new_run, tmp_path, data
 
 
 @given(data=st.data())
-def test_no_reference_to_weights_leaves_the_runs(new_run, tmp_path, data):
+def test_no_reference_to_weights_leads_outside_the_runs(new_run, tmp_path, data):
     from gptlab.training.initial import find_initial_weights
 
     new_run()
@@ -147,7 +147,7 @@ def test_no_reference_to_weights_leaves_the_runs(new_run, tmp_path, data):
         find_initial_weights("".join(data.draw(st.lists(WORDS | st.just("/"), max_size=5))))
 
 
-def test_a_trash_that_leads_elsewhere_is_not_used(new_run, tmp_path):
+def test_a_trash_that_is_a_symbolic_link_is_not_used(new_run, tmp_path):
     run = new_run()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "runs" / ".trash").symlink_to(tmp_path / "elsewhere")

@@ -1,6 +1,6 @@
-"""A run survives the death of its process and a full disk, at any operation on its files.
+"""A run survives a crash or a full disk at any operation on its files.
 
-Children are forked from this process, which has everything imported already; the runs are small, the deaths are real.
+The child processes are forked from this one, so they need not import anything; the runs are small, the crashes real.
 """
 
 import errno
@@ -39,7 +39,7 @@ from gptlab.training.loop import Hooks, TrainingLoop
 from gptlab.training.signals import StopSignals
 
 PARTS = 4
-"""The operations are dealt out to so many tests, which can run beside each other."""
+"""Number of tests among which the operations are divided, so that they can run in parallel."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def begun(small, cache, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(small, cache, tmp_path_factory) -> Run:
-    """The same run, fifteen steps from the start."""
+    """The same run, started with fifteen steps."""
     return load_run(next(trained_in(tmp_path_factory.mktemp("finished"), cache, small, 15).iterdir()))
 
 
@@ -70,7 +70,7 @@ def trained_in(runs: Path, cache: Path, experiment, steps: int) -> Path:
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Do some work in a forked child; its wait status (0: done, 1 << 8: an error that users see)."""
+    """Call `work` in a forked child and return its wait status (0: success, 1 << 8: an expected error)."""
     child = os.fork()
     if child == 0:
         code = 0
@@ -86,9 +86,9 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 class Operations:
-    """Counts what is done to files (open for writing, fsync, rename, remove, mkdir), and acts at the N-th.
+    """Counts file operations (open for writing, fsync, rename, remove, mkdir) of all threads, and calls `act` at one.
 
-    A file of tensors counts once more: when half of it is written. Any thread may do it.
+    A tensor file counts once more: when half of it is written.
     """
 
     def __init__(self, act_at: int, act: Callable[[], None]) -> None:
@@ -96,7 +96,7 @@ class Operations:
         self._lock = threading.Lock()
 
     def watch(self, folder: Path) -> None:
-        """From now on, in this process, for files below `folder`."""
+        """Start to count, in this process, the operations on files below `folder`."""
         self._folder = str(folder)
         sys.addaudithook(self._hear)
         fsync, write_tensors = os.fsync, write.write_tensors
@@ -118,7 +118,7 @@ class Operations:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         if writes or event in {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}:
             path = os.fspath(arguments[0]) if isinstance(arguments[0], (str, Path)) else ""
-            if path.startswith(self._folder) or not path.startswith("/"):  # rmtree names files below a directory
+            if path.startswith(self._folder) or not path.startswith("/"):  # rmtree passes relative names
                 self._done()
 
     def _done(self) -> None:
@@ -130,7 +130,7 @@ class Operations:
 
 
 def goes_on(small, runs: Path, act_at: int, act: Callable[[], None], count_to: Path | None = None) -> int:
-    """In a child, extend the run from 10 to 15 steps, and act at an operation; the child's wait status."""
+    """Extend the run from 10 to 15 steps in a child, call `act` at one operation, and return the wait status."""
 
     def work() -> None:
         from support import run_attempt
@@ -146,7 +146,7 @@ def goes_on(small, runs: Path, act_at: int, act: Callable[[], None], count_to: P
 
 @pytest.fixture(scope="module")
 def operations(small, begun, cache, tmp_path_factory) -> int:
-    """How many operations an undisturbed extension takes."""
+    """The number of operations of an undisturbed extension."""
     folder = tmp_path_factory.mktemp("count")
     shutil.copytree(begun, folder / "runs")
     with pytest.MonkeyPatch.context() as patch:
@@ -179,7 +179,7 @@ def assert_finished_like(run: Run, finished: Run, steps: int = 15) -> None:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_a_process_that_dies_at_any_operation_leaves_a_run_that_goes_on_exactly(
+def test_after_a_crash_at_any_file_operation_the_run_resumes_and_ends_with_the_same_bytes(
     small, begun, finished, operations, train, tmp_path, part
 ):
     for number in range(1 + part, operations + 1, PARTS):
@@ -200,7 +200,7 @@ def no_space() -> None:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_a_disk_that_is_full_at_any_operation_costs_no_checkpoint_and_the_run_goes_on_later(
+def test_a_full_disk_at_any_file_operation_loses_no_checkpoint_and_the_run_resumes_later(
     small, begun, finished, operations, train, tmp_path, part
 ):
     for number in range(1 + part, operations + 1, PARTS):
@@ -217,8 +217,8 @@ def test_a_disk_that_is_full_at_any_operation_costs_no_checkpoint_and_the_run_go
         shutil.rmtree(runs)
 
 
-def test_twenty_kills_in_a_row_at_least_half_of_them_inside_a_save_lose_nothing(small, train, tmp_path, monkeypatch):
-    """The process saves after every step and is killed by the kernel, wherever it is."""
+def test_twenty_kills_at_least_half_of_them_during_a_save_lose_nothing(small, train, tmp_path, monkeypatch):
+    """The process saves after every step and is killed with SIGKILL at a random moment."""
     saving = small.with_changes({"train.checkpoint_every": 1, "train.steps": 90})
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
@@ -251,7 +251,7 @@ def newest_step(checkpoints: Path) -> int:
 
 
 @pytest.mark.parametrize("limit", [1_000, 100_000, 1_000_000])
-def test_a_file_that_cannot_grow_is_one_line_and_the_run_goes_on_later(
+def test_a_file_size_limit_is_a_one_line_error_and_the_run_resumes_later(
     small, begun, finished, train, tmp_path, monkeypatch, limit
 ):
     shutil.copytree(begun, tmp_path / "runs")
@@ -267,7 +267,9 @@ def test_a_file_that_cannot_grow_is_one_line_and_the_run_goes_on_later(
     assert_finished_like(find_run("small"), finished)
 
 
-def test_a_disk_without_room_for_the_checkpoints_is_said_before_the_first_step(train, micro, tmp_path, monkeypatch):
+def test_too_little_disk_space_for_the_checkpoints_is_reported_before_the_first_step(
+    train, micro, tmp_path, monkeypatch
+):
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(GptlabError, match=r"need 0\.03 GiB more.*has 0\.00 GiB free.*GPTLAB_RUNS"):
@@ -277,7 +279,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_said_before_the_first_step(t
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_the_process_at_once_with_the_old_checkpoints_intact(
+def test_a_second_signal_ends_the_process_at_once_and_older_checkpoints_stay_intact(
     small, begun, finished, train, tmp_path, monkeypatch, number
 ):
     shutil.copytree(begun, tmp_path / "runs")
@@ -289,9 +291,9 @@ def test_the_second_signal_ends_the_process_at_once_with_the_old_checkpoints_int
 
     def interrupted_write(path, *rest):
         write_tensors(path, *rest)
-        os.kill(os.getpid(), number)  # the first: the save continues
-        assert received.wait(PATIENCE_S)  # two at once would be one
-        os.kill(os.getpid(), number)  # the second: it does not
+        os.kill(os.getpid(), number)  # after the first one the save continues
+        assert received.wait(PATIENCE_S)  # two pending signals would merge into one
+        os.kill(os.getpid(), number)  # after the second one it does not
         time.sleep(PATIENCE_S)
 
     def work() -> None:
@@ -307,7 +309,7 @@ def test_the_second_signal_ends_the_process_at_once_with_the_old_checkpoints_int
     assert_finished_like(run, finished)
 
 
-def test_a_signal_during_a_save_ends_the_run_after_it(small, train, monkeypatch):
+def test_a_signal_during_a_save_ends_the_run_after_the_save(small, train, monkeypatch):
     write_tensors, pending = write.write_tensors, [signal.SIGTERM]
 
     def signalled_write(path, *rest):
@@ -321,7 +323,7 @@ def test_a_signal_during_a_save_ends_the_run_after_it(small, train, monkeypatch)
     assert (result.run.history().status, result.run.history().step) == ("interrupted", 6)
 
 
-def test_a_signal_before_the_first_step_ends_the_run_there(small, train, monkeypatch):
+def test_a_signal_before_the_first_step_ends_the_run_at_step_zero(small, train, monkeypatch):
     hooks = Hooks(on_start=[lambda: os.kill(os.getpid(), signal.SIGINT)])
     result = train(small, steps=10, hooks=hooks)
     assert result.exit_code == 130
@@ -329,7 +331,7 @@ def test_a_signal_before_the_first_step_ends_the_run_there(small, train, monkeyp
     assert train(small, steps=10).run.history().status == "complete"
 
 
-def test_memory_that_runs_out_is_one_line_that_names_batch_and_sequence(small, train, monkeypatch):
+def test_out_of_memory_is_a_one_line_error_with_batch_size_and_sequence_length(small, train, monkeypatch):
     def run_out(self):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
@@ -340,7 +342,7 @@ def test_memory_that_runs_out_is_one_line_that_names_batch_and_sequence(small, t
     assert find_run("small").history().status == "failed"
 
 
-def test_memory_that_runs_out_in_an_evaluation_is_one_line_that_speaks_of_no_batch(small, train, monkeypatch):
+def test_out_of_memory_in_an_evaluation_is_a_one_line_error_without_a_batch_size(small, train, monkeypatch):
     run = train(small).run
 
     def run_out(*arguments, **options):

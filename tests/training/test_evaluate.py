@@ -12,7 +12,7 @@ from gptlab.training.evaluate import BATCH_TOKENS, evaluate
 from gptlab.training.settings import Available, resolve_settings
 
 LENGTH = 32
-MANY = BATCH_TOKENS // LENGTH + 3  # windows: more than a batch
+MANY = BATCH_TOKENS // LENGTH + 3  # number of windows, more than one batch
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def evaluated(model, windows):
     return evaluation, batches, gradients
 
 
-def test_a_batch_is_as_many_windows_as_make_the_fixed_number_of_tokens(model):
+def test_a_batch_has_a_fixed_number_of_tokens(model):
     evaluation, batches, gradients = evaluated(model, MANY)
     assert [tuple(shape) for shape in batches] == [(BATCH_TOKENS // LENGTH, LENGTH), (3, LENGTH)]
     assert BATCH_TOKENS >= 4096

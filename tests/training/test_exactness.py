@@ -1,4 +1,4 @@
-"""Training is a pure function of (spec, seed, step): however a run came to its end, it ends with the same bytes."""
+"""Training is a pure function of (spec, seed, step): interrupted or not, a run ends with the same bytes."""
 
 import os
 import signal
@@ -34,13 +34,13 @@ def test_the_same_run_twice_ends_with_the_same_bytes(train, micro, long_run):
 
 
 @pytest.mark.parametrize("first", [1, 5, 20, 25, 27, 39])
-def test_an_extended_run_is_the_run_that_was_long_from_the_start(train, micro, long_run, first):
+def test_an_extended_run_equals_one_that_was_started_with_all_steps(train, micro, long_run, first):
     train(micro, steps=first)
     assert_same(train(micro, steps=40).run, long_run)
 
 
 @pytest.mark.parametrize("step", [1, 9, 10, 13, 20, 38, 39])
-def test_an_interrupted_run_goes_on_exactly(train, micro, long_run, signal_at_step, step):
+def test_an_interrupted_run_resumes_and_ends_with_the_same_bytes(train, micro, long_run, signal_at_step, step):
     interrupted = train(micro, hooks=signal_at_step(step))
     assert interrupted.exit_code == 130
     assert interrupted.run.history().status == "interrupted"
@@ -48,7 +48,9 @@ def test_an_interrupted_run_goes_on_exactly(train, micro, long_run, signal_at_st
     assert_same(train(micro).run, long_run)
 
 
-def test_a_run_extended_twice_and_interrupted_in_between_goes_on_exactly(train, micro, long_run, signal_at_step):
+def test_a_run_extended_twice_and_interrupted_in_between_ends_with_the_same_bytes(
+    train, micro, long_run, signal_at_step
+):
     train(micro, steps=7)
     assert train(micro, steps=33, hooks=signal_at_step(18, signal.SIGTERM)).exit_code == 143
     train(micro, steps=33)
@@ -81,14 +83,14 @@ def test_resume_is_exact_at_every_step(train, micro, monkeypatch, tmp_path, sign
         assert deterministic_rows(run) == deterministic_rows(undisturbed)
 
 
-def test_another_seed_ends_elsewhere(train, micro, long_run):
+def test_another_seed_ends_with_other_weights(train, micro, long_run):
     other = train(micro, seed=1).run
     assert other.id.endswith("-s1")
     assert final_state(other, 40) != final_state(long_run, 40)
 
 
 def test_golden_losses(long_run):
-    """They may only change together with `NUMERICS`: the same spec would compute other numbers."""
+    """These losses may change only together with `NUMERICS`: the same spec must not compute other numbers."""
     rows = {row["step"]: row for row in read_metrics(long_run.directory)}
     assert rows[0]["val/loss"] == pytest.approx(10.8342, abs=2e-3)
     assert rows[40]["train/loss"] == pytest.approx(3.9541, abs=2e-3)
@@ -96,8 +98,8 @@ def test_golden_losses(long_run):
 
 
 @pytest.mark.parametrize("kill_at", [21, 31])
-def test_a_killed_process_leaves_a_run_that_a_new_process_finishes_exactly(micro, long_run, tmp_path, kill_at):
-    """Real processes: one is killed, perhaps while a checkpoint is in flight; another one finishes the run."""
+def test_after_sigkill_a_new_process_finishes_the_run_with_the_same_bytes(micro, long_run, tmp_path, kill_at):
+    """Real processes: one is killed, possibly during a save; another one finishes the run."""
     runs = tmp_path / "killed"
     environment = {**os.environ, "GPTLAB_RUNS": str(runs), "MICRO": micro.model_dump_json(), "KILL_AT": str(kill_at)}
     script = (
@@ -118,14 +120,17 @@ def test_a_killed_process_leaves_a_run_that_a_new_process_finishes_exactly(micro
     run = load_run(directory)
     assert run.history().status == "interrupted"
     newest = kill_at // 10 * 10
-    assert max(c.step for c in list_checkpoints(directory)) in {newest - 10, newest}  # it may have been in flight
+    assert max(c.step for c in list_checkpoints(directory)) in {
+        newest - 10,
+        newest,
+    }  # the newest may have been in flight
     environment["KILL_AT"] = "-1"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
     assert run.history().status == "complete"
     assert_same(run, long_run)
 
 
-def test_rows_stand_on_the_grid_and_at_the_last_step(train, micro):
+def test_rows_are_on_the_grid_and_at_the_last_step(train, micro):
     run = train(micro.with_changes({"train.log_every": 4, "train.eval_every": 6}), steps=15).run
     rows = read_metrics(run.directory)
     assert [row["step"] for row in rows] == [0, 4, 6, 8, 12, 15]
@@ -134,7 +139,7 @@ def test_rows_stand_on_the_grid_and_at_the_last_step(train, micro):
     assert all("train/loss" in row for row in rows[1:])
 
 
-def test_the_best_validation_counts_evaluations_on_the_grid_only(train, micro):
+def test_only_evaluations_on_the_grid_count_for_the_best_validation_loss(train, micro):
     run = train(micro, steps=15).run
     rows = {row["step"]: row for row in read_metrics(run.directory)}
     newest = list_checkpoints(run.directory)[-1].manifest.progress

@@ -43,7 +43,7 @@ def test_device_and_precision_decide_the_settings(device, precision, available, 
         ("mps", "bfloat16", APPLE, "cannot train in bfloat16"),
     ],
 )
-def test_what_the_machine_cannot_do_is_refused(device, precision, available, message):
+def test_a_device_or_precision_that_the_machine_lacks_is_refused(device, precision, available, message):
     with pytest.raises(BadInputError, match=message):
         resolve_settings(device, precision, available)
 
@@ -54,13 +54,13 @@ from gptlab.training.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 def step():
-    torch.ones(16, 1 << 20).add_(1)  # 64 MiB, taken and freed again
+    torch.ones(16, 1 << 20).add_(1)  # 64 MiB, allocated and freed
 faults = []
 for _ in range(15):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step()
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(statistics.median(faults))  # now and then the heap grows at another place
+print(statistics.median(faults))  # the median ignores the few steps in which the heap grows elsewhere
 """
 
 

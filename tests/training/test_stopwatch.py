@@ -1,4 +1,4 @@
-"""What is measured is this process's own."""
+"""The measured peak memory is that of this process only."""
 
 import subprocess
 import sys
@@ -11,6 +11,6 @@ subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
 """
 
 
-def test_the_peak_does_not_begin_at_the_memory_of_the_process_that_started_this_one():
+def test_peak_memory_does_not_include_that_of_the_parent_process():
     done = subprocess.run([sys.executable, "-c", STARTER, PEAK], capture_output=True, text=True, check=True)
     assert 0.1 < float(done.stdout) < 1, "GiB: torch itself, and not the two of the process before"
