@@ -249,10 +249,7 @@ def _settings(findings: Findings) -> dict[str, list[str]]:
         return cells
     rows = [dict(zip(differing, row, strict=True)) for row in zip(*cells.values(), strict=True)]
     reference = rows[runs["experiment"].tolist().index(findings.reference)]
-    changes = [
-        ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in row.items() if value != reference[key])
-        for row in rows
-    ]
+    changes = [", ".join(f"{key}={value}" for key, value in row.items() if value != reference[key]) for row in rows]
     return {"changes to the reference": [change or MISSING for change in changes]}
 
 

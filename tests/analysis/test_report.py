@@ -159,7 +159,7 @@ def test_many_differing_settings_share_one_column(make_run: MakeRun) -> None:
     report.main([])
     markdown_, html = written()
     assert "changes to the reference" in html
-    row = r"bias=False, tied=True, learning\_rate=0.5, betas=\[0.8, 0.9\], grad\_clip=2"
+    row = r"model.bias=False, model.tied=True, train.learning\_rate=0.5, train.betas=\[0.8, 0.9\], train.grad\_clip=2"
     assert f"{row} |" in markdown_
 
 
