@@ -1,4 +1,4 @@
-"""The reference model, in a budget that two laptop cores finish over a coffee."""
+"""The reference model with a budget that two laptop cores finish in a few minutes."""
 
 from gptlab.spec import Experiment
 

@@ -1,4 +1,4 @@
-"""How many blocks are put to use in so few steps?"""
+"""How many blocks are useful after so few steps?"""
 
 from experiments.tiny import tiny
 

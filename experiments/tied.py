@@ -1,4 +1,4 @@
-"""Half of tiny's parameters are its output layer. Does it need one of its own?"""
+"""Half of tiny's parameters are its output layer. Does it need weights of its own?"""
 
 from experiments.tiny import tiny
 

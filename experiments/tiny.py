@@ -1,4 +1,4 @@
-"""The reference model's shape in small: for trying things out in under a minute."""
+"""A small version of the reference model, to try things out in under a minute."""
 
 from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
 
