@@ -33,7 +33,7 @@ def batch(micro):
     return lambda step: torch.from_numpy(data.windows.batch(step))
 
 
-def test_steps_outside_of_a_run_compute_what_the_run_computes(micro, long_run, batch):
+def test_steps_outside_of_a_run_give_the_losses_of_the_run(micro, long_run, batch):
     state = new_state(micro)
     step = new_step(micro, state)
     losses = [float(step(batch(number), number)[0]) for number in range(5)]
@@ -64,7 +64,7 @@ def test_the_norm_is_that_before_clipping(micro, batch):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_loss_that_is_not_finite_leaves_weights_and_moments_as_they_are(micro, batch, asynchronous):
+def test_a_non_finite_loss_leaves_weights_and_moments_unchanged(micro, batch, asynchronous):
     state = new_state(micro)
     step = new_step(micro, state, replace(SETTINGS, asynchronous=asynchronous))
     step(batch(0), 0)
