@@ -48,10 +48,11 @@ def rows() -> Iterator[Row]:
 
 def make_runs(runs: int = RUNS, rows: int = ROWS) -> None:
     """Write synthetic runs with two checkpoint manifests each, using the classes that write real runs."""
-    from gptlab.checkpoints.manifest import MANIFEST, MODEL, FileDigest, Manifest, Progress, checkpoint_directory
-    from gptlab.spec import Experiment, TrainSpec, identify
-    from gptlab.tracking import run as tracking
-    from gptlab.tracking.run import TextRecord
+    from gptlab.checkpoints.manifest import MANIFEST, MODEL, FileDigest, LoopState, Manifest, checkpoint_directory
+    from gptlab.identity import identify
+    from gptlab.spec import Experiment, TrainSpec
+    from gptlab.tracking.records import TextRecord
+    from gptlab.tracking.run import create_run
 
     text = TextRecord(source="words", path="/words.txt", bytes=1000, sha256="ab" * 32)
     lines = "".join(json.dumps(row(step)) + "\n" for step in range(rows))
@@ -59,7 +60,7 @@ def make_runs(runs: int = RUNS, rows: int = ROWS) -> None:
         train = TrainSpec(learning_rate=1e-4 * (1 + number // 10))
         experiment = Experiment(name="bench", why="How fast is it read?", train=train)
         identity = identify(experiment, precision="float32", text_sha256="ab" * 32, tokenizer_sha256="cd" * 32)
-        run = tracking.create(experiment, identity, number % 10, "float32", text)
+        run = create_run(experiment, identity, number % 10, "float32", text)
         attempt = run.start_attempt(steps=rows, device="cpu", torch="2", threads=2, tags=["bench"])
         (run.directory / "metrics.jsonl").write_text(lines)
         for step in (rows // 2, rows):
@@ -69,7 +70,7 @@ def make_runs(runs: int = RUNS, rows: int = ROWS) -> None:
                 run=run.id,
                 step=step,
                 files={MODEL: FileDigest(bytes=1, xxh3_128="0")},
-                progress=Progress(best_val_loss=3.0, best_step=step),
+                progress=LoopState(best_val_loss=3.0, best_step=step),
                 text_sha256="ab" * 32,
                 tokenizer_sha256="cd" * 32,
                 torch="2",

@@ -13,18 +13,20 @@ from _pairs import Work, interleave, interleave_processes, status_mib
 from _table import Row
 
 from gptlab import catalog
-from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, Progress, list_checkpoints
-from gptlab.checkpoints.read import model_from, read_newest_state, weight_shapes
+from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, LoopState, list_checkpoints
+from gptlab.checkpoints.read import read_newest_state, weight_shapes
 from gptlab.checkpoints.saver import BackgroundSaver
 from gptlab.data.tokenizer import TOKENIZER_SHA256
-from gptlab.model import gpt
-from gptlab.spec import identify
-from gptlab.tracking import run as runs
+from gptlab.identity import identify
 from gptlab.tracking.metrics import MetricsFile
 from gptlab.tracking.records import TextRecord
-from gptlab.training import optimizer
-from gptlab.training.settings import keep_freed_memory
+from gptlab.tracking.run import create_run, load_run
+from gptlab.training.memory import keep_freed_memory
+from gptlab.training.settings import Available, Settings, resolve_settings
+from gptlab.training.state import checkpoint_files, checkpoint_header, manifest_fields, restore
+from gptlab.training.step import TrainingStep
 
+EXPERIMENT = "baseline"
 PART = "checkpointing"
 PAIRS = 5
 REFERENCE = "torch.save, then fsync"
@@ -54,47 +56,45 @@ def rows() -> Iterator[Row]:
 def _saving(folder: Path) -> tuple[Path, list[Row]]:
     """The run's directory and the rows about saving; a function of its own so that its memory is freed."""
     keep_freed_memory()
-    spec = catalog.find("baseline")
+    spec, settings = catalog.find(EXPERIMENT), _settings()
     train = spec.train
-    run = runs.create(
+    run = create_run(
         spec,
         identify(spec, precision="float32", text_sha256="0" * 64, tokenizer_sha256=TOKENIZER_SHA256),
         0,
         "float32",
         TextRecord(source="none", path="/none", bytes=1, sha256="0" * 64),
     )
-    model = gpt.build(spec.model, seed=0)
-    adamw = optimizer.build(model, train, fused=True)
+    state = restore(run.record, None, settings)
+    training_step = TrainingStep(state.model, state.optimizer, spec, 0, settings)
     batch = torch.randint(spec.model.vocab_size, (train.batch_size, train.sequence_length + 1))
     blocked: dict[str, list[float]] = {"ours": [], "theirs": []}
-    done = 0
 
     with ExitStack() as stack:
         metrics = stack.enter_context(MetricsFile(run.directory, 0))
-        saver = stack.enter_context(BackgroundSaver(run, model, adamw, metrics))
+        saver = stack.enter_context(BackgroundSaver(run.directory, train, before_commit=metrics.sync))
 
         def step() -> float:
             """One training step; returns the seconds that its update waited."""
-            nonlocal done
-            model(batch[:, :-1], batch[:, 1:]).backward()
-            waited_s = _seconds(saver.wait_until_read)
-            adamw.step()
-            adamw.zero_grad(set_to_none=True)
-            done += 1
-            return waited_s
+            waited_s: list[float] = []
+            training_step(batch, state.step, before_update=lambda: waited_s.append(_seconds(saver.wait_until_read)))
+            state.step += 1
+            return sum(waited_s)
 
         def save() -> None:
-            saver.save(done, Progress(), {}, resumable=True)
+            files = checkpoint_files(state, resumable=True, copy=False)
+            header = checkpoint_header(run.record, state.step, {"train/loss": None})
+            saver.save(files, header, manifest_fields(run.record, state.step, LoopState()), copied=False)
 
         def save_and_finish() -> None:
             save()
             saver.finish()
 
         def save_synchronously() -> None:
-            path = folder / f"{done}.pt"
+            path = folder / f"{state.step}.pt"
             with path.open("wb") as file:
                 # The reference; its file is never read.
-                torch.save({"model": model.state_dict(), "adamw": adamw.state_dict()}, file)  # noqa: TID251
+                torch.save({"model": state.model.state_dict(), "adamw": state.optimizer.state_dict()}, file)  # noqa: TID251
                 file.flush()
                 os.fsync(file.fileno())
             for old in folder.glob("*.pt"):
@@ -144,6 +144,10 @@ def _saving(folder: Path) -> tuple[Path, list[Row]]:
     ]
 
 
+def _settings() -> Settings:
+    return resolve_settings("cpu", "float32", Available.here())
+
+
 def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
@@ -159,14 +163,13 @@ def _extra_mib(work: Callable[[], object]) -> float:
 
 
 def _resume(directory: Path) -> Work:
-    spec = catalog.find("baseline")
-    weight_shapes(spec.model)  # the first model on the meta device imports much of PyTorch
+    record, settings = load_run(directory).record, _settings()
+    weight_shapes(record.spec.model)  # the first model on the meta device imports much of PyTorch
 
     def resume() -> None:
-        state = read_newest_state(directory, spec.model, print)
-        assert state is not None
-        model = model_from(state.weights, spec.model)
-        optimizer.load_state_tensors(model, optimizer.build(model, spec.train, fused=True), state.moments)
+        saved = read_newest_state(directory, record.spec.model, print)
+        assert saved is not None
+        restore(record, saved, settings)
 
     return resume
 

@@ -1,11 +1,11 @@
 """Validation loss vs. evaluating the windows as in training: batch by batch, with full logits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _pairs import interleave_processes
+from _pairs import Work, interleave_processes
 from _table import Row
 
 from gptlab import catalog
@@ -13,7 +13,8 @@ from gptlab.data.tokens import Split
 from gptlab.data.windows import validation_starts, windows_at
 from gptlab.model import gpt
 from gptlab.training.evaluate import evaluate
-from gptlab.training.settings import Available, keep_freed_memory, resolve
+from gptlab.training.memory import keep_freed_memory
+from gptlab.training.settings import Available, resolve_settings
 
 CASES = {"baseline": 160, "tiny": 512}
 """Number of windows by experiment."""
@@ -34,13 +35,13 @@ def rows() -> Iterator[Row]:
         )
 
 
-def ours(name: str, windows: int) -> Callable[[], None]:
+def ours(name: str, windows: int) -> Work:
     """As in training and `gptlab eval`."""
     keep_freed_memory()
     train = catalog.find(name).train
     model, val = gpt.build(catalog.find(name).model, seed=0), _split(train.sequence_length * windows + 1)
     starts = validation_starts(val, train.sequence_length, windows)
-    settings = resolve("cpu", "float32", Available.here())
+    settings = resolve_settings("cpu", "float32", Available.here())
 
     def work() -> None:
         evaluate(model, val, starts, sequence_length=train.sequence_length, settings=settings)
@@ -48,7 +49,7 @@ def ours(name: str, windows: int) -> Callable[[], None]:
     return work
 
 
-def theirs(name: str, windows: int) -> Callable[[], None]:
+def theirs(name: str, windows: int) -> Work:
     """Full logits, in batches of the training batch size."""
     keep_freed_memory()
     train = catalog.find(name).train

@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from _pairs import interleave_processes, timed
+from _pairs import Work, interleave_processes, timed
 from _table import Row
 from training import hugging_face
 
 from gptlab import catalog
 from gptlab.model import gpt
 from gptlab.training import optimizer
-from gptlab.training.evaluate import autocast
-from gptlab.training.settings import Available, resolve, use_deterministic_kernels
+from gptlab.training.settings import Available, resolve_settings, use_deterministic_kernels
+from gptlab.training.step import TrainingStep
 
 B, T, STEPS, PAIRS = 32, 1024, 10, 7
 MATMUL = 8192
@@ -42,49 +42,45 @@ def rows() -> Iterator[Row]:
     yield Row("GPU", f"{CASE}, deterministic", "ours, not deterministic", "tokens/s", strict, mine)
 
 
-def ours() -> Callable[[], float]:
-    """Ten steps; returns the peak memory in MiB."""
-    settings = resolve("cuda", "auto", Available.here())
+def ours() -> Work:
+    """Ten steps of `gptlab run`; returns the peak memory in MiB."""
+    settings = resolve_settings("cuda", "auto", Available.here())
     spec = catalog.find("baseline")
     model = gpt.build(spec.model, seed=0).to("cuda")
-    adamw = optimizer.build(model, spec.train, fused=True)
-    forward: Any = torch.compile(model)
-
-    def step(tokens: torch.Tensor, targets: torch.Tensor) -> None:
-        with autocast(settings):
-            loss = forward(tokens, targets)
-        loss.backward()
-        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), spec.train.grad_clip)
-
-    return _steps(step)
+    adamw = optimizer.build(model, spec.train, fused=settings.fused)
+    training_step = TrainingStep(torch.compile(model), adamw, spec, 0, settings)
+    batch = _batch()
+    return _steps(lambda: training_step(batch, 0))
 
 
-def deterministic() -> Callable[[], float]:
+def deterministic() -> Work:
     """The same with `--deterministic`."""
     use_deterministic_kernels()
     return ours()
 
 
-def transformers() -> Callable[[], float]:
+def transformers() -> Work:
     """Hugging Face's GPT-2 with the same optimizer, also compiled."""
-    settings = resolve("cuda", "auto", Available.here())
+    settings = resolve_settings("cuda", "auto", Available.here())
     spec = catalog.find("baseline")
     model = hugging_face(spec.model).train().to("cuda")
     adamw = optimizer.build(model, spec.train, fused=True)
     forward: Any = torch.compile(model)
+    batch = _batch()
+    tokens, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
-    def step(tokens: torch.Tensor, targets: torch.Tensor) -> None:
-        with autocast(settings):
+    def step() -> None:
+        with settings.autocast():
             loss = forward(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.grad_clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.max_grad_norm)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
 
     return _steps(step)
 
 
-def matmul() -> Callable[[], float]:
+def matmul() -> Work:
     """Seconds of one product of two square bfloat16 matrices: the device's limit."""
     left, right = torch.randn(2, MATMUL, MATMUL, dtype=torch.bfloat16, device="cuda")
 
@@ -95,13 +91,14 @@ def matmul() -> Callable[[], float]:
     return lambda: min(timed(product).wall_s for _ in range(10))
 
 
-def _steps(step: Callable[[torch.Tensor, torch.Tensor], None]) -> Callable[[], float]:
-    batch = torch.randint(50257, (B, T + 1), device="cuda")
-    tokens, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+def _batch() -> torch.Tensor:
+    return torch.randint(50257, (B, T + 1), device="cuda")
 
+
+def _steps(step: Callable[[], object]) -> Work:
     def steps() -> float:
         for _ in range(STEPS):
-            step(tokens, targets)
+            step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() / 2**20
 

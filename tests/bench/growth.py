@@ -90,24 +90,29 @@ def _step(width: int, layers: int, heads: int, length: int) -> None:
     from _pairs import timed
 
     from gptlab.model import gpt
-    from gptlab.spec import ModelSpec, TrainSpec
+    from gptlab.spec import Experiment, ModelSpec, TrainSpec
     from gptlab.training import optimizer
-    from gptlab.training.settings import keep_freed_memory
+    from gptlab.training.memory import keep_freed_memory
+    from gptlab.training.settings import Available, resolve_settings
+    from gptlab.training.step import TrainingStep
 
     keep_freed_memory()
-    spec = ModelSpec(n_layer=layers, n_head=heads, n_embd=width, context_length=max(length, 1024))
-    model = gpt.build(spec, seed=0)
-    adamw = optimizer.build(model, TrainSpec(), fused=True)
-    tokens = torch.arange(length).view(1, length)
+    shape = ModelSpec(n_layer=layers, n_head=heads, n_embd=width, context_length=max(length, 1024))
+    train = TrainSpec(batch_size=1, sequence_length=length)
+    spec = Experiment(name="growth", why="How does the cost of a step grow?", model=shape, train=train)
+    model = gpt.build(shape, seed=0)
+    settings = resolve_settings("cpu", "float32", Available.here())
+    adamw = optimizer.build(model, train, fused=settings.fused)
+    training_step = TrainingStep(model, adamw, spec, 0, settings)
+    batch = torch.arange(length + 1).view(1, -1)
 
     def step() -> None:
-        model(tokens, tokens).backward()
-        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), 1.0)
+        training_step(batch, 0)
 
     step()
-    taken = [timed(step) for _ in range(2 if spec.parameters > 10**8 else 5)]
+    taken = [timed(step) for _ in range(2 if shape.parameters > 10**8 else 5)]
     fastest = min(one.cpu_s for one in taken)
-    print(json.dumps({"parameters": spec.parameters, "step_s": fastest, "peak_mib": taken[-1].peak_mib}))
+    print(json.dumps({"parameters": shape.parameters, "step_s": fastest, "peak_mib": taken[-1].peak_mib}))
 
 
 def _tokenize(path: str) -> None:

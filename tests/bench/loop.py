@@ -1,6 +1,7 @@
 """Overhead of the training loop for `tiny`, with metrics, W&B mirror and progress bar.
 
-Overhead is everything except forward pass, backward pass, clipping and update. Both are measured in the same steps.
+Overhead is everything except `TrainingStep`: forward pass, backward pass, clipping and update. Both are measured in the
+same steps.
 """
 
 import itertools
@@ -8,47 +9,37 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import torch
 from _table import Row
 from rich.console import Console as RichConsole
 
 from gptlab import catalog
+from gptlab.commands.run import Options, run_experiment
 from gptlab.data.windows import Windows
-from gptlab.model.gpt import GPT
 from gptlab.terminal.console import Console
-from gptlab.training import attempt, optimizer
+from gptlab.training.loop import Hooks
+from gptlab.training.step import TrainingStep
 
 BLOCKS, BLOCK = 8, 10
-STEP = [
-    (GPT, "forward"),
-    (torch.Tensor, "backward"),
-    (optimizer, "gradient_norm"),
-    (optimizer, "clipped_update"),
-]
-DATA = [(Windows, "batch")]
 
 
+@dataclass
 class Clock:
-    """Sums the seconds spent in functions, which it wraps within the context."""
+    """Sums the seconds spent in a method while it is measured."""
 
-    def __init__(self, functions: list[tuple[Any, str]]) -> None:
-        self._functions, self.seconds = functions, 0.0
+    seconds: float = 0.0
 
-    def __enter__(self) -> "Clock":
-        self._originals = [getattr(owner, name) for owner, name in self._functions]
-        for (owner, name), original in zip(self._functions, self._originals, strict=True):
-            setattr(owner, name, self._timed(original))
-        return self
+    @contextmanager
+    def measuring(self, owner: type, method: str) -> Iterator[None]:
+        """A context in which calls of the method are timed."""
+        original: Callable[..., Any] = getattr(owner, method)
 
-    def __exit__(self, *error: object) -> None:
-        for (owner, name), original in zip(self._functions, self._originals, strict=True):
-            setattr(owner, name, original)
-
-    def _timed(self, original: Any) -> Any:
         def timed(*arguments: Any, **options: Any) -> Any:
             started = time.perf_counter()
             try:
@@ -56,19 +47,15 @@ class Clock:
             finally:
                 self.seconds += time.perf_counter() - started
 
-        return timed
+        with patch.object(owner, method, timed):
+            yield
 
 
 def rows() -> Iterator[Row]:
     """A pair is a block of ten steps; the last step writes a row of metrics."""
     moments: list[tuple[float, float, float]] = []
-    original = attempt._Watchers.row
-
-    def row(self: Any, row: Any) -> None:
-        original(self, row)
-        moments.append((time.perf_counter(), step.seconds, data.seconds))
-
-    attempt._Watchers.row = row
+    step, data = Clock(), Clock()
+    hooks = Hooks(on_row=[lambda row: moments.append((time.perf_counter(), step.seconds, data.seconds))])
     tiny = catalog.find("tiny").with_changes(
         {
             "train.steps": BLOCK * (BLOCKS + 2) + 1,
@@ -82,11 +69,8 @@ def rows() -> Iterator[Row]:
         os.environ["GPTLAB_RUNS"] = folder
         console = Console()
         console.rich = RichConsole(file=nowhere, force_terminal=True, width=120)
-        try:
-            with Clock(STEP) as step, Clock(DATA) as data:
-                attempt.start(tiny, 0, attempt.Options(wandb="offline"), console)
-        finally:
-            attempt._Watchers.row = original
+        with step.measuring(TrainingStep, "__call__"), data.measuring(Windows, "batch"):
+            run_experiment(tiny, 0, Options(wandb="offline"), console, hooks=hooks)
     blocks = [
         [1e3 * (after - before) / BLOCK for before, after in zip(*pair, strict=True)]
         for pair in itertools.pairwise(moments[2:])  # the first steps are slower

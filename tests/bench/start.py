@@ -17,13 +17,14 @@ VALIDATING = "import typer, pydantic"
 BUILDING = "import torch; from experiments.tiny import tiny; from gptlab.model.gpt import build; build(tiny.model, 0)"
 TRAINING = """
 import os
-from gptlab import cli, console
+from gptlab import cli
+from gptlab.terminal.progress import StepProgress
 
-def step(self, step, loss):
+def update(self, step, loss):
     if step == 1:
         os._exit(0)
 
-console.StepProgress.step = step
+StepProgress.update = update
 cli.main()
 """
 NO_VALIDATION = ["--set=data.val_windows=1", "--set=train.snapshots=false"]

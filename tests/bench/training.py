@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _pairs import Cost, interleave_processes, timed
+from _pairs import Cost, Work, interleave_processes, timed
 from _table import Row
 
 from gptlab import catalog
 from gptlab.model import gpt
 from gptlab.spec import Experiment, ModelSpec
 from gptlab.training import optimizer
-from gptlab.training.settings import keep_freed_memory
+from gptlab.training.memory import keep_freed_memory
+from gptlab.training.settings import Available, resolve_settings
+from gptlab.training.step import TrainingStep
 
 MATMUL = 2048
 """Size of the square matrices whose product measures the machine's speed."""
@@ -68,47 +70,42 @@ def _speed(costs: list[Cost], tokens: int, clock: str) -> list[float]:
     return [tokens / getattr(step, f"{clock}_s") for step in costs]
 
 
-def ours(experiment: str, B: int, T: int) -> Callable[[], None]:
+def ours(experiment: str, B: int, T: int) -> Work:
     """The step of `gptlab run`."""
     keep_freed_memory()
     spec = catalog.find(experiment)
     model = gpt.build(spec.model, seed=0)
-    adamw = optimizer.build(model, spec.train, fused=True)
-    tokens, targets = _batch(spec, B, T)
-
-    def step() -> None:
-        model(tokens, targets).backward()
-        optimizer.clipped_update(adamw, optimizer.gradient_norm(model), spec.train.grad_clip)
-
-    return step
+    settings = resolve_settings("cpu", "float32", Available.here())
+    adamw = optimizer.build(model, spec.train, fused=settings.fused)
+    training_step = TrainingStep(model, adamw, spec, 0, settings)
+    batch = _batch(spec, B, T)
+    return lambda: training_step(batch, 0)
 
 
-def full_logits(experiment: str, B: int, T: int) -> Callable[[], None]:
+def full_logits(experiment: str, B: int, T: int) -> Work:
     """The same model with the loss from full logits."""
     keep_freed_memory()
     spec = catalog.find(experiment)
     model = gpt.build(spec.model, seed=0)
-    adamw = optimizer.build(model, spec.train, fused=True)
 
     def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
 
-    return _plain_step(model, adamw, spec, B, T, loss)
+    return _plain_step(model, spec, _batch(spec, B, T), loss)
 
 
-def transformers(experiment: str, B: int, T: int) -> Callable[[], None]:
+def transformers(experiment: str, B: int, T: int) -> Work:
     """Hugging Face's GPT-2 with the same optimizer."""
     spec = catalog.find(experiment)
     model = hugging_face(spec.model).train()
-    adamw = optimizer.build(model, spec.train, fused=True)
 
     def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return model(input_ids=tokens, labels=targets, shift_labels=targets, use_cache=False).loss
 
-    return _plain_step(model, adamw, spec, B, T, loss)
+    return _plain_step(model, spec, _batch(spec, B, T), loss)
 
 
-def matmul(experiment: str, B: int, T: int) -> Callable[[], float]:
+def matmul(experiment: str, B: int, T: int) -> Work:
     """Seconds of one product of two square matrices, best of three: the machine's limit."""
     left, right = torch.randn(MATMUL, MATMUL), torch.randn(MATMUL, MATMUL)
     out = torch.empty(MATMUL, MATMUL)
@@ -133,24 +130,22 @@ def hugging_face(spec: ModelSpec) -> Any:
     return GPT2LMHeadModel(config)
 
 
-def _batch(spec: Experiment, B: int, T: int) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = torch.randint(spec.model.vocab_size, (B, T + 1), generator=torch.Generator().manual_seed(0))
-    return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+def _batch(spec: Experiment, B: int, T: int) -> torch.Tensor:
+    return torch.randint(spec.model.vocab_size, (B, T + 1), generator=torch.Generator().manual_seed(0))
 
 
 def _plain_step(
-    model: torch.nn.Module,
-    adamw: torch.optim.AdamW,
+    model: Any,
     spec: Experiment,
-    B: int,
-    T: int,
+    batch: torch.Tensor,
     loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> Callable[[], None]:
-    tokens, targets = _batch(spec, B, T)
+) -> Work:
+    adamw = optimizer.build(model, spec.train, fused=True)
+    tokens, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
     def step() -> None:
         loss_of(tokens, targets).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.grad_clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.max_grad_norm)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
 

@@ -16,15 +16,31 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from _table import Row
 
 from gptlab import catalog
+from gptlab.commands.run import Options, run_experiment
 from gptlab.terminal.console import Console
-from gptlab.training import attempt
+from gptlab.training.loop import Hooks
 
 PAIRS, STEPS = 6, 10
-SERVER = "import wandb_server as w, time\nwith w.Server() as s: print(s.url, w.KEY, flush=True); time.sleep(3600)"
+SERVER = """
+import time
+import wandb_server
+
+with wandb_server.Server() as server:
+    print(server.url, wandb_server.KEY, flush=True)
+    for _ in range(1200):
+        if server.runs:
+            break
+        time.sleep(0.1)
+    else:
+        raise TimeoutError("W&B did not connect in two minutes")
+    print("connected", flush=True)
+    time.sleep(3600)
+"""
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -38,26 +54,25 @@ class Moment:
 
 
 class Alternating:
-    """Stops W&B's processes in every second block and records the clocks at the end of each."""
+    """A hook for rows that stops W&B's processes in every second block and records the clocks at the end of each."""
 
-    def __init__(self, mirrored) -> None:
-        mirrored.wait_for("url")
-        mirror = mirrored._process.pid
-        cores = Path(f"/proc/{mirror}/task").glob("*/children")
-        self._processes = [mirror, *(int(core) for children in cores for core in children.read_text().split())]
+    def __init__(self, server: subprocess.Popen[str]) -> None:
+        self._server = server
+        self._processes: list[int] = []
         self.moments: list[Moment] = []
 
-    def row(self) -> None:
+    def __call__(self, row: dict[str, Any]) -> None:
         """Record the end of a block, and stop or continue W&B's processes."""
+        if row["step"] < STEPS or len(self.moments) > 2 * PAIRS:  # the first steps are slower
+            return
+        if not self._processes:
+            assert self._server.stdout.readline() == "connected\n"
+            (mirror,) = [child for child in _children(os.getpid()) if "gptlab.mirror.process" in _command(child)]
+            self._processes = [mirror, *_children(mirror)]
         self.moments.append(Moment(time.perf_counter(), time.process_time(), sum(map(_cpu_s, self._processes))))
         number = signal.SIGSTOP if len(self.moments) % 2 == 0 else signal.SIGCONT
         for process in self._processes:
             os.kill(process, number)
-
-    def resume(self) -> None:
-        """Continue W&B's processes."""
-        for process in self._processes:
-            os.kill(process, signal.SIGCONT)
 
 
 def rows() -> Iterator[Row]:
@@ -87,31 +102,28 @@ def train() -> list[Moment]:
             "train.snapshots": False,
         }
     )
-    original, watch = attempt._Watchers.row, []
-
-    def row(self, row) -> None:
-        original(self, row)
-        if row["step"] == STEPS:  # the first steps are slower
-            watch.append(Alternating(self._mirror))
-        if row["step"] >= STEPS and len(watch[0].moments) <= 2 * PAIRS:
-            watch[0].row()
-        elif watch:
-            watch[0].resume()
-
-    attempt._Watchers.row = row
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
     )
     url, key = server.stdout.readline().split()
+    alternating = Alternating(server)
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"GPTLAB_RUNS": folder, "WANDB_BASE_URL": url, "WANDB_API_KEY": key}
         try:
-            attempt.start(tiny, 0, attempt.Options(wandb="online"), Console(stderr=True))
+            run_experiment(tiny, 0, Options(wandb="online"), Console(stderr=True), hooks=Hooks(on_row=[alternating]))
         finally:
-            attempt._Watchers.row = original
             server.terminate()
             server.wait()
-    return watch[0].moments
+    return alternating.moments
+
+
+def _children(process: int) -> list[int]:
+    threads = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(child) for children in threads for child in children.read_text().split()]
+
+
+def _command(process: int) -> str:
+    return Path(f"/proc/{process}/cmdline").read_text()
 
 
 def _cpu_s(process: int) -> float:
