@@ -28,18 +28,18 @@ MIB = 1 << 20
 Shapes = Mapping[str, tuple[int, ...]]
 
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps for each parameter: a scalar, and two moments of the parameter's shape."""
+"""AdamW's state per parameter: a scalar step, and two moments in the parameter's shape."""
 
 
 def adamw_state_shapes(parameters: Shapes) -> dict[str, tuple[int, ...]]:
-    """The shapes in `optimizer.safetensors`, by `<parameter name>/{step,exp_avg,exp_avg_sq}`."""
+    """Return the shapes in `optimizer.safetensors` by `<parameter name>/{step,exp_avg,exp_avg_sq}`."""
     return {
         f"{name}/{key}": () if key == "step" else shape for name, shape in parameters.items() for key in ADAMW_STATE
     }
 
 
 def float32_bytes(model: ModelSpec, file: str) -> int:
-    """Bytes of the tensors in a checkpoint's file, without the header and AdamW's scalars."""
+    """Return the bytes of the tensors in a checkpoint's file, without the header and AdamW's step scalars."""
     return 4 * model.parameters * (2 if file == OPTIMIZER else 1)
 
 
@@ -55,23 +55,24 @@ class FileDigest(_Document):
 
 
 class LoopState(_Document):
-    """What the training loop carries from step to step besides the tensors."""
+    """The state that the training loop carries from step to step besides the tensors."""
 
     elapsed_s: FiniteFloat = Field(0.0, ge=0)
-    """Training time over all attempts, without evaluation and saving."""
+    """Seconds of training over all attempts, without evaluation and saving."""
     metrics_bytes: Count = 0
-    """Length of `metrics.jsonl` up to the last row on the grid of `log_every` and `eval_every`."""
+    """Length of `metrics.jsonl` up to the last row on the grid (see `gptlab.training.rows`)."""
     loss_sum: FiniteFloat = 0.0
     """Sum of the losses since that row."""
     grad_norm_sum: FiniteFloat = 0.0
     clipped: Count = 0
+    """Number of steps since that row whose gradient was clipped."""
     steps_since_row: Count = 0
     best_val_loss: FiniteFloat | None = None
     best_step: Count | None = None
 
 
 class Manifest(_Document):
-    """The content of a checkpoint and where it comes from."""
+    """`manifest.json`: a checkpoint's files, its state besides the tensors, and its provenance."""
 
     run: str
     step: Count
@@ -114,7 +115,7 @@ def checkpoint_directory(run_directory: Path, step: int) -> Path:
 
 
 def list_checkpoints(run_directory: Path) -> list[Checkpoint]:
-    """Return all committed checkpoints by step. Their tensors are not verified."""
+    """Return all committed checkpoints by step, without verifying their tensors. Damaged manifests are skipped."""
     found = []
     for path in (run_directory / CHECKPOINTS).glob("step-*"):
         try:
@@ -127,7 +128,7 @@ def list_checkpoints(run_directory: Path) -> list[Checkpoint]:
 
 
 def select_checkpoint(run_directory: Path, step: int | None) -> Checkpoint:
-    """Return the checkpoint of a step, or the newest for None.
+    """Return the checkpoint of a step; None for the newest.
 
     Raises:
         BadInputError: The run keeps no checkpoint of that step, or none at all.
@@ -143,7 +144,7 @@ def select_checkpoint(run_directory: Path, step: int | None) -> Checkpoint:
 
 
 def plausible_sizes(model: ModelSpec, file: str) -> range:
-    """The lengths that a checkpoint's file can have: float32 tensors after a header that holds their names."""
+    """Return the lengths in bytes that a checkpoint's file can have: a header with names, then float32 tensors."""
     tensors = float32_bytes(model, file)
     return range(tensors + 1, tensors + MIB + 8192 * model.n_layer)
 
@@ -155,10 +156,10 @@ def open_tensors(path: Path, model: ModelSpec, expected: FileDigest | None) -> I
     Args:
         path: The file.
         model: The model that the tensors belong to.
-        expected: What the manifest says about the file, if it has one.
+        expected: The file's digest in the manifest, or None to check only whether the length is plausible.
 
     Raises:
-        GptlabError: The file is missing, or its length is not the expected one.
+        GptlabError: The file is missing, or its length is wrong.
     """
     try:
         with open_regular(path) as file:
@@ -166,7 +167,9 @@ def open_tensors(path: Path, model: ModelSpec, expected: FileDigest | None) -> I
             if expected and size != expected.bytes:
                 raise GptlabError(f"{path} has {size:,} bytes, not {expected.bytes:,}")
             if size not in plausible_sizes(model, path.name):
-                raise GptlabError(f"{path} is another model's: {size:,} bytes for {model.parameters:,} parameters")
+                raise GptlabError(
+                    f"{path} belongs to another model: {size:,} bytes for {model.parameters:,} parameters"
+                )
             yield file, size
     except FileNotFoundError:
         raise GptlabError(f"{path} is missing") from None

@@ -1,7 +1,7 @@
 """Read checkpoints. A file is used only after its size, checksum, names, shapes and dtypes are checked.
 
-Files are read, not mapped: if a mapped file shrinks the process is killed, and if it is edited the tensors change. Each
-file is read once, into the memory in which training continues.
+Files are read, not memory-mapped: truncating a mapped file would kill the process, and editing it would change the
+tensors. Each file is read once, directly into the tensors that training uses.
 """
 
 from collections.abc import Callable
@@ -38,16 +38,19 @@ class SavedState:
 
 
 def read_newest_state(run_directory: Path, spec: ModelSpec, notice: Callable[[str], None]) -> SavedState | None:
-    """Read the newest intact resumable checkpoint; damaged ones are skipped with a notice.
+    """Read the newest intact resumable checkpoint. Damaged ones are skipped with a notice.
+
+    Returns:
+        The tensors, or None if the run has no resumable checkpoint yet.
 
     Raises:
-        GptlabError: There are checkpoints, but none is intact.
+        GptlabError: A checkpoint is damaged, and no resumable one is intact.
     """
     damage = None
     committed = list_checkpoints(run_directory)
     valid = {checkpoint.directory for checkpoint in committed}
     for directory in sorted((run_directory / CHECKPOINTS).glob("step-*")):
-        if directory not in valid:  # it was committed once
+        if directory not in valid:  # only committed checkpoints have this name
             damage = GptlabError(f"{directory / MANIFEST} is missing or damaged")
             notice(f"{damage}; using an older checkpoint if there is one")
     for checkpoint in reversed(committed):
@@ -83,7 +86,13 @@ def model_from(weights: Tensors, spec: ModelSpec) -> GPT:
 
 
 def read_weights(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Tensors:
-    """Read the weights in a file without a manifest and check its digest.
+    """Read the weights in a file, without the manifest beside it.
+
+    Args:
+        path: A `model.safetensors`.
+        spec: The model that the weights belong to.
+        digest: A new hash object, to be updated with the file's bytes.
+        expected: The digest that the file must have, in hexadecimal.
 
     Raises:
         GptlabError: The file is missing, damaged or belongs to another model.
@@ -93,7 +102,7 @@ def read_weights(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Te
 
 
 def weight_shapes(spec: ModelSpec) -> Shapes:
-    """The shapes of the model's weights, all of them float32."""
+    """Return the shapes of the model's weights by name; all are float32."""
     return {name: tuple(tensor.shape) for name, tensor in gpt.empty(spec, "meta").state_dict().items()}
 
 
@@ -112,5 +121,5 @@ def _read_optimizer(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
 
 def _read(checkpoint: Checkpoint, name: str, spec: ModelSpec, shapes: Callable[[ModelSpec], Shapes]) -> Tensors:
     path, expected = checkpoint.directory / name, checkpoint.manifest.files[name]
-    with open_tensors(path, spec, expected) as (file, size):  # the shapes are built after the size is checked
+    with open_tensors(path, spec, expected) as (file, size):  # the size is checked before a model of this spec is built
         return read_tensors(path, file, size, shapes(spec), xxhash.xxh3_128(), expected.xxh3_128)

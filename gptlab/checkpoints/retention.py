@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and how the others are removed without leaving a half-deleted one."""
+"""Retention of checkpoints: which are kept, how others are removed, and the disk space that they need."""
 
 import shutil
 from pathlib import Path
@@ -20,9 +20,10 @@ STAGING, TRASH = ".saving", ".trash"
 
 
 def apply_retention(run_directory: Path, keep: int, best_step: int | None, *, snapshots: bool) -> None:
-    """Remove checkpoints that are no longer wanted. Call it after a newer one is committed.
+    """Remove checkpoints that are no longer needed. Call it after a newer one is committed.
 
-    The newest `keep` resumable checkpoints stay. The best checkpoint and snapshots stay as weights only.
+    The newest `keep` resumable checkpoints stay. Of older ones, the best checkpoint and, with `snapshots`, those of
+    snapshot steps stay as weights only.
     """
     checkpoints = list_checkpoints(run_directory)
     newest = {c.step for c in [c for c in checkpoints if c.resumable][-keep:]}
@@ -37,20 +38,20 @@ def apply_retention(run_directory: Path, keep: int, best_step: int | None, *, sn
 
 
 def is_snapshot(step: int) -> bool:
-    """Whether `step` is 0 or a power of two (as in Pythia; Biderman et al. 2023, section 2.1)."""
+    """Return whether `step` is 0 or a power of two, like Pythia's first checkpoints (Biderman et al. 2023, §2.1)."""
     return step & (step - 1) == 0
 
 
 def check_space(run_directory: Path, spec: Experiment) -> None:
-    """Check before the first step that the disk has room for all checkpoints of the run.
+    """Check that the disk has room for all checkpoints that the run will keep at once.
 
     Raises:
-        GptlabError: It has not; the message says how much is missing.
+        GptlabError: It does not; the message says how much is needed and how much is free.
     """
     weights = float32_bytes(spec.model, MODEL)
     full = weights + float32_bytes(spec.model, OPTIMIZER)
     snapshots = spec.train.steps.bit_length() + 1 if spec.train.snapshots else 0
-    needed = (spec.train.keep_checkpoints + 1) * full + (1 + snapshots) * weights  # one more during a save
+    needed = (spec.train.keep_checkpoints + 1) * full + (1 + snapshots) * weights  # + 1 during a save
     used = sum(
         file.bytes for checkpoint in list_checkpoints(run_directory) for file in checkpoint.manifest.files.values()
     )
@@ -63,7 +64,7 @@ def check_space(run_directory: Path, spec: Experiment) -> None:
 
 
 def remove_incomplete(run_directory: Path) -> None:
-    """Remove what a crash left half-written or half-deleted."""
+    """Remove the checkpoints that a crash left half-written or half-deleted."""
     for name in (STAGING, TRASH):
         path = run_directory / CHECKPOINTS / name
         if path.is_file():
@@ -72,7 +73,7 @@ def remove_incomplete(run_directory: Path) -> None:
 
 
 def discard(directory: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that a crash leaves no half-deleted checkpoint."""
+    """Delete a checkpoint. It is renamed first, so that a crash cannot leave half of it under its name."""
     trash = directory.parent / TRASH
     shutil.rmtree(trash, ignore_errors=True)
     directory.rename(trash)

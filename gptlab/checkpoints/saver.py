@@ -1,12 +1,12 @@
 """Save checkpoints in a background thread while training continues.
 
-Between two updates neither weights nor moments change. So a thread writes the very tensors that training uses while the
-forward and backward pass of the next step run; only the update, which changes them, waits until they are read. What
-follows (flushing, reading back, the manifest, the rename, retention) delays nothing. From a GPU the tensors are copied
-to the host first, and no update waits.
+Weights and moments change only in the optimizer's update. So on a CPU the thread writes the tensors that training uses,
+without a copy, during the forward and backward pass of the next step; the update waits until they are written. The rest
+of a save (flushing, reading back, manifest, rename, retention) delays nothing. On a GPU the tensors are first copied to
+the host, and no update waits.
 
-At most one save is in flight. If it fails, its error is raised where training next waits for it: before an update,
-before the next save, or at the end, which comes only after the last save is committed.
+At most one save is in flight. Its error is raised where training next waits for it: before an update, before the next
+save, or at the exit, which waits for the last save.
 """
 
 import threading
@@ -37,49 +37,53 @@ class BackgroundSaver:
 
         Args:
             run_directory: The run's directory.
-            train: Which checkpoints are retained.
-            before_commit: Called before each save, in the thread: flushes the rows that the manifest vouches for.
-            on_commit: Called after each save, in the thread.
+            train: Says which checkpoints are retained.
+            before_commit: Called in the thread before each save, to flush the rows that the manifest counts.
+            on_commit: Called in the thread after each save.
         """
         self._run_directory, self._train = run_directory, train
         self._before_commit, self._on_commit = before_commit, on_commit
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._saving: Future[None] | None = None
-        self._read = threading.Event()
+        self._tensors_read = threading.Event()
 
     def save(
         self, files: dict[str, Tensors], header: dict[str, Any], manifest: dict[str, Any], *, copied: bool
     ) -> None:
-        """Start a save when the previous one is committed.
+        """Wait until the previous save is committed, then start a save.
 
         Args:
             files: For each file of the checkpoint its tensors by name, on the CPU.
             header: See `commit_checkpoint`.
             manifest: See `commit_checkpoint`.
-            copied: Whether the tensors are copies, so that updates need not wait until they are read.
+            copied: Whether the tensors are copies, so that updates need not wait until they are written.
+
+        Raises:
+            GptlabError: The previous save failed.
+            OSError: The previous save failed.
         """
         self.finish()
         if copied:
-            self._read.set()
+            self._tensors_read.set()
         else:
-            self._read.clear()
+            self._tensors_read.clear()
         self._saving = self._thread.submit(self._commit, files, header, manifest)
-        self._saving.add_done_callback(lambda _: self._read.set())  # it may have failed before that
+        self._saving.add_done_callback(lambda _: self._tensors_read.set())  # also if the save fails early
 
     @property
     def in_flight(self) -> bool:
-        """Whether the last save may not be committed yet."""
+        """Whether a save was started whose end has not been waited for."""
         return self._saving is not None
 
     def wait_until_read(self) -> None:
-        """Wait until the tensors of the save in flight may change.
+        """Wait until the save in flight no longer needs its tensors, so that they may change.
 
         Raises:
             GptlabError: The save failed.
             OSError: The save failed.
         """
         if self._saving is not None:
-            self._read.wait()
+            self._tensors_read.wait()
             if self._saving.done():
                 self.finish()
 
@@ -96,7 +100,7 @@ class BackgroundSaver:
 
     def _commit(self, files: dict[str, Tensors], header: dict[str, Any], manifest: dict[str, Any]) -> None:
         self._before_commit()
-        checkpoint = commit_checkpoint(self._run_directory, files, header, manifest, on_read=self._read.set)
+        checkpoint = commit_checkpoint(self._run_directory, files, header, manifest, on_read=self._tensors_read.set)
         best_step = manifest["progress"].best_step
         train = self._train
         apply_retention(self._run_directory, train.keep_checkpoints, best_step, snapshots=train.snapshots)

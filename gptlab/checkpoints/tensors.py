@@ -1,14 +1,14 @@
-"""Tensor files in the safetensors format, with a checksum: written by the library, read into memory of torch's own.
+"""Tensor files in the safetensors format, with a checksum.
 
 Writing: `safetensors.torch.save_file` (0.8) makes no copy and releases the interpreter lock. `write_tensors` adds what
-it lacks: a checksum of the tensors in memory, and permissions by the umask instead of mode 0600. The checksum is a
-second pass over memory; a writer of our own that did both in one pass took 0.18 s for 649 MB where this takes 0.20 s
-(median ratio 1.27; 15 interleaved pairs), and no less time beside a thread that computes.
+it lacks: a checksum of the tensors in memory, and the directory's permissions instead of mode 0600. The checksum is a
+second pass over memory. A custom writer that did both in one pass took 0.18 s for 649 MB where this takes 0.20 s
+(median ratio 1.27 over 15 interleaved pairs), and was no faster while another thread computed.
 
-Reading: the library checks the header, but `read_tensors` reads the data, because no reader of the library meets all
-needs. `load_file` maps the file by default: truncating it kills the process, editing it changes the tensors. Its
-`pread` backend aligns most tensors to 16 bytes, while torch allocates at 64, and an exact resume may depend on
-alignment. For 649 MB in the page cache (medians of 9):
+Reading: the library checks the header, and `read_tensors` reads the data into tensors that torch allocates, because no
+reader of the library meets all needs. `load_file` memory-maps the file by default: truncating it kills the process,
+editing it changes the tensors. Its `pread` backend aligns most tensors to 16 bytes, torch to 64, and an exact resume
+may depend on alignment. For 649 MB in the page cache (medians of 9):
 
     read_tensors                             0.063 s
     pread, then the checksum                 0.095 s
@@ -37,7 +37,7 @@ Tensors = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 
 LENGTH_BYTES = 8
-"""Size of the header's length, a little-endian integer with which a file begins."""
+"""Size of the little-endian integer at the beginning of a file, which is the header's length."""
 
 
 class Hash(Protocol):
@@ -51,7 +51,7 @@ class Hash(Protocol):
 
 
 def pieces(tensor: Tensor) -> Iterator[memoryview]:
-    """The memory of a contiguous CPU tensor, in pieces that fit into the processor's cache."""
+    """Yield the memory of a contiguous CPU tensor in pieces that fit into the processor's cache."""
     memory = tensor.detach().view(-1).view(torch.uint8).numpy()
     for start in range(0, len(memory), MIB):
         yield memory[start : start + MIB].data
@@ -63,17 +63,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     Args:
         path: The file.
         tensors: Tensors by name; float32, contiguous and on the CPU.
-        metadata: One key at most: the library writes several in random order.
+        metadata: Text for the header; at most one key, because the library writes several in random order.
 
     Returns:
-        Size and checksum of what is in memory.
+        Size and checksum of the header and of the tensors in memory.
 
     Raises:
+        ValueError: A tensor is not float32.
         GptlabError: The file exists or cannot be written.
     """
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is {tensor.dtype}")
+            raise ValueError(f"{name} is {tensor.dtype}, not torch.float32")
     if path.exists():
         raise GptlabError(f"{path} cannot be written: it exists")
     try:
@@ -102,8 +103,8 @@ def read_tensors(
         file: The file, open at its beginning.
         size: The file's length in bytes.
         shapes: Names and shapes of the tensors that it must hold, all of them float32.
-        digest: Receives all bytes of the file.
-        expected: The digest that the bytes must have, or None.
+        digest: A new hash object, to be updated with all bytes of the file.
+        expected: The digest that the file must have, in hexadecimal, or None.
 
     Raises:
         GptlabError: The file is damaged or holds something else; the message names file and tensor.
@@ -125,7 +126,7 @@ def read_tensors(
 
 
 def _check_header(path: Path, file: BufferedReader, size: int, shapes: Shapes, digest: Hash) -> list[str]:
-    """Read the header and return the names in the order of their data, which fills the rest of the file."""
+    """Read and check the header. Returns the names in the order of their data, which fills the rest of the file."""
     invalid = f"{path} is not a safetensors file"
     prefix = file.read(LENGTH_BYTES)
     digest.update(memoryview(prefix))
@@ -134,7 +135,7 @@ def _check_header(path: Path, file: BufferedReader, size: int, shapes: Shapes, d
         raise GptlabError(f"{invalid}: its header cannot have {length:,} bytes")
     digest.update(memoryview(file.read(length)))
     try:
-        # The library opens a path; this one is the file that is open here, whatever has its name now.
+        # The library opens a path. This path is the open file, even if `path` now names another one.
         with safe_open(f"/dev/fd/{file.fileno()}", "np", backend="pread") as header:
             names: list[str] = header.offset_keys()
             entries = [header.get_slice(name) for name in names]
@@ -149,7 +150,7 @@ def _check_header(path: Path, file: BufferedReader, size: int, shapes: Shapes, d
         dtype, shape = found[name]
         if (dtype, tuple(shape)) != ("F32", shapes[name]):
             raise GptlabError(
-                f"{path} has {name} as {shape!s:.80} {dtype:.20}, but this model's is {list(shapes[name])} F32"
+                f"{path} has {name} as {shape!s:.80} {dtype:.20}, but this model needs {list(shapes[name])} F32"
             )
     return names
 

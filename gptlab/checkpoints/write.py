@@ -1,8 +1,7 @@
-"""Commit checkpoints so that a crash at any moment leaves the older ones intact.
+"""Write checkpoints so that a crash at any moment leaves the older ones intact.
 
-A checkpoint is written to a temporary directory beside its final place. Each file is flushed to the disk and read back,
-then the manifest is written, then the directory is flushed, then it is renamed. The manifest holds the checksums of
-what was in memory.
+A checkpoint is written to a temporary directory. Each file is flushed to the disk and compared with the checksum of
+what was in memory, then the manifest is written, the directory is flushed, and it is renamed to its final name.
 """
 
 import shutil
@@ -25,14 +24,14 @@ def commit_checkpoint(
     manifest: dict[str, Any],
     on_read: Callable[[], None] = lambda: None,
 ) -> Checkpoint:
-    """Write a checkpoint.
+    """Write a checkpoint and return it when it is on the disk.
 
     Args:
         run_directory: The run's directory.
         files: For each file of the checkpoint its tensors by name, on the CPU.
-        header: Facts about the identity and the step, kept in each file. Equal states have equal headers.
+        header: Facts about the identity and the step for the header of each file. Equal states have equal headers.
         manifest: The fields of `Manifest` except `files`.
-        on_read: Called as soon as all tensors are read and may change.
+        on_read: Called when all tensors are written and hashed, so that they may change.
 
     Raises:
         GptlabError: A file cannot be written, or does not read back as it was in memory.

@@ -1,1 +1,1 @@
-"""The W&B mirror: copies a run's directory to Weights & Biases from a process of its own."""
+"""The W&B mirror: a separate process that copies a run's directory to Weights & Biases."""

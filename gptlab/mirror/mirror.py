@@ -1,8 +1,8 @@
-"""The mirror process as the training process sees it.
+"""Start, notify and finish the mirror process, from the training process.
 
-A separate process (`gptlab.mirror.process`) copies the run's directory to W&B. The training process only notifies it
-after each row: training never waits for W&B, its service or its server, and never fails with them. When training ends,
-the mirror has a bounded time to upload the rest; `gptlab sync` uploads later whatever is still missing. If the training
+The mirror process (`gptlab.mirror.process`) copies the run's directory to W&B. The training process only notifies it
+after each row, so W&B, its service and its server can neither delay training nor make it fail. When training ends, the
+mirror has a bounded time to upload the rest; later, `gptlab sync` uploads whatever is still missing. If the training
 process is killed, the mirror uploads what was written until then and exits.
 """
 
@@ -24,23 +24,23 @@ from gptlab.tracking.run import Run
 Notice = Callable[[str], None]
 
 FINISH_TIMEOUT_S = 60.0
-"""Time for uploads after training has ended, without artifacts."""
+"""Time for uploads after training, without artifacts."""
 START_TIMEOUT_S = 20.0
-"""Time for the process to start: importing wandb takes a second, on a busy disk more."""
+"""Time for the process to start: importing wandb takes a second, or more on a busy disk."""
 EXIT_GRACE_S = 5.0
 """Extra time for the process to exit by itself before it is killed."""
 METRICS_BYTES_PER_S, ARTIFACT_BYTES_PER_S = 50_000, 1 << 20
-"""Lowest upload rates that the timeouts allow for."""
+"""The slowest uploads for which the timeouts suffice."""
 
 
 def upload_timeout_s(run: Run, finish_timeout_s: float) -> float:
-    """Seconds that the final upload may take: `finish_timeout_s`, and more if there is an artifact."""
+    """Return the seconds that the final upload may take: `finish_timeout_s`, plus time for an artifact."""
     artifact_bytes = 4 * run.record.spec.model.parameters if run.history().starts[-1].get("artifacts") else 0
     return finish_timeout_s + artifact_bytes / ARTIFACT_BYTES_PER_S
 
 
 def total_timeout_s(run: Run, finish_timeout_s: float) -> float:
-    """Seconds after which the mirror gives up: connecting, sending rows, uploading and verifying."""
+    """Return the seconds after which the mirror gives up sending rows, uploading and verifying."""
     metrics = run.directory / METRICS
     backlog_bytes = metrics.stat().st_size if metrics.exists() else 0
     upload_s = upload_timeout_s(run, finish_timeout_s)
@@ -48,7 +48,7 @@ def total_timeout_s(run: Run, finish_timeout_s: float) -> float:
 
 
 class Mirror:
-    """A handle of the process that mirrors one run; mode `off` starts no process."""
+    """A handle to the process that mirrors one run. In mode `off` there is no process."""
 
     def __init__(self, run: Run, mode: str, notice: Notice, wandb_parent: Path | None = None) -> None:
         """Start the process. It chooses the mode and then waits for the first notification.
@@ -57,7 +57,7 @@ class Mirror:
             run: The run.
             mode: A `Mode`, `AUTO` or `SYNC`.
             notice: Called with a failure, at most once.
-            wandb_parent: Directory for W&B's own files, by default the run's.
+            wandb_parent: Directory in which W&B creates `wandb/`, by default the run's.
         """
         self._run, self._notice = run, notice
         self.report: dict[str, Any] = {}
@@ -107,7 +107,7 @@ class Mirror:
                 self._changed.wait_for(lambda: field in self.report or self._exited, START_TIMEOUT_S)
 
     def mode(self) -> str:
-        """The mode and its reason, for display."""
+        """Wait for the mode and return it with its reason, for display."""
         self.wait_for("mode")
         return f"{self.report['mode']} ({self.report['reason']})" if "mode" in self.report else "not ready yet"
 
@@ -120,11 +120,11 @@ class Mirror:
         """Tell the process that the run's directory has changed. Never blocks."""
         if self._process:
             self._notified = True
-            with suppress(BlockingIOError, BrokenPipeError):  # the pipe is full of notifications, or the process gone
+            with suppress(BlockingIOError, BrokenPipeError):  # the pipe is full, or the process has exited
                 os.write(self._input.fileno(), b"\n")
 
     def finish(self) -> None:
-        """Let the process upload the rest and exit; kill it when its time is over."""
+        """Wait until the process has uploaded the rest and exited; kill it when its time is over."""
         if self._process is None:
             return
         self._input.close()

@@ -18,7 +18,7 @@ WANDB_MODES: dict[str, Mode] = {
 """The values of `WANDB_MODE` and the mode that each selects."""
 
 AUTO, SYNC = "auto", "sync"
-"""Requests beside the modes: `AUTO` lets the user's settings and the server decide, `SYNC` is online or an error."""
+"""Further requests: `AUTO` chooses a mode from `WANDB_MODE`, API key and server; `SYNC` means online or an error."""
 
 
 def check_wandb_mode() -> None:

@@ -2,11 +2,11 @@
 
     python -m gptlab.mirror.process RUN_DIRECTORY WANDB_PARENT MODE FINISH_TIMEOUT_S
 
-It reads the run's directory and nothing else. A line on standard input means that the directory has changed. The end of
-standard input means that the attempt is over, finished or killed: the process uploads the rest and exits.
+Its only source is the run's directory. A line on standard input means that the directory has changed. The end of
+standard input means that the attempt has ended or was killed: the process uploads the rest and exits.
 
-It reports on standard output, one JSON object per line: `mode` and `reason` first, `url` once W&B is connected, then
-`step`, the last one, when everything is uploaded, or `error`.
+It reports on standard output, one JSON object per line: `mode` and `reason` first, `url` once W&B is connected, and at
+the end either `step`, the last step in W&B, or `error`.
 """
 
 import json
@@ -36,22 +36,22 @@ from gptlab.tracking.run import Run
 def main() -> None:
     """Mirror a run until standard input ends."""
     directory, wandb_parent, requested, finish_timeout_s = sys.argv[1:]
-    for received in (signal.SIGINT, signal.SIGTERM):  # meant for the training process, which closes standard input
+    for received in (signal.SIGINT, signal.SIGTERM):  # the training process handles them and closes standard input
         signal.signal(received, signal.SIG_IGN)
     output = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards whatever W&B prints
 
     def report(**fields: Any) -> None:
-        with suppress(OSError):  # the training process is gone
+        with suppress(OSError):  # the training process was killed
             os.write(output, json.dumps(fields).encode() + b"\n")
 
-    # W&B removes temporary files in exit hooks, which do not run here.
+    # W&B removes its temporary files in exit hooks, which `os._exit` skips.
     with TemporaryDirectory(prefix="gptlab-wandb-", ignore_cleanup_errors=True) as tempfile.tempdir:
         try:
             _mirror(runs.load_run(Path(directory)), Path(wandb_parent), requested, float(finish_timeout_s), report)
         except Exception as error:
             report(error=_describe(error))
-    os._exit(0)  # W&B's exit hooks would wait for its service without a bound
+    os._exit(0)  # W&B's exit hooks wait for its service without a time limit
 
 
 def _mirror(run: Run, wandb_parent: Path, requested: str, finish_timeout_s: float, report: Callable[..., None]) -> None:
@@ -96,7 +96,7 @@ def _resolve_mode(requested: str) -> tuple[Mode, str]:
 
 
 def _wait_for_change() -> bool:
-    """Wait for a notification from the training process; return False when standard input has ended."""
+    """Wait for a notification from the training process. Returns False when standard input has ended."""
     return bool(os.read(0, 1 << 16))
 
 
@@ -109,7 +109,7 @@ def _error_of(action: Callable[[], None]) -> str | None:
 
 
 def _describe(error: Exception) -> str:
-    """The error on one line, with its type unless it is one of ours."""
+    """The error on one line, with its type unless it is a `GptlabError`."""
     kind = "" if isinstance(error, GptlabError) else f"{type(error).__name__}: "
     return " ".join(f"{kind}{error}".split())
 

@@ -1,11 +1,13 @@
-"""Two questions to a W&B server: does it accept the API key, and what is the last row of a run?
+"""Ask a W&B server whether it accepts the API key, and for the last row of a run.
 
-These are GraphQL queries of our own, with fields that W&B's client also asks for, because `wandb.Api` (0.31) was
-measured to be no replacement. It cannot return `historyTail`, the last row that resuming relies on; its
-`lastHistoryStep` uses `historyKeys`, a field that W&B-compatible servers such as openwandb do not have. It keeps to
-`timeout=1` (1.00 to 1.05 s), but retries that long when a server returns 500 or refuses the connection and then says
-"the service process is busy" for either; these queries tell the two apart in 1 to 3 ms. Both take 1.0 s with a server
-that hangs or sends its answer byte by byte.
+These are direct GraphQL queries for fields that W&B's client also uses, because `wandb.Api` (0.31) is no replacement:
+
+- It cannot return `historyTail`, the last row, which resuming needs. Its `lastHistoryStep` uses `historyKeys`, a field
+  that W&B-compatible servers such as openwandb do not have.
+- If a server returns 500 or refuses the connection, it retries until `timeout=1` (1.00 to 1.05 s) and reports "the
+  service process is busy" for both. These queries distinguish the two in 1 to 3 ms.
+
+With a server that hangs or answers byte by byte, both take 1.0 s.
 """
 
 import base64
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 TIMEOUT_S = 1.0
-"""Time for one query in all: resolving the name, connecting and receiving the whole answer."""
+"""Total time for one query: resolving the name, connecting and receiving the whole answer."""
 
 VIEWER = "query Viewer { viewer { id } }"
 LAST_ROW = """
@@ -39,7 +41,7 @@ class Server:
     key: str
 
     def unavailable_reason(self) -> str | None:
-        """Why the server cannot be used now, or None."""
+        """Return why the server cannot be used now, or None if it can."""
         try:
             viewer = _call_with_timeout(lambda: self._query(VIEWER))["viewer"]
         except urllib.error.HTTPError as error:
@@ -51,7 +53,7 @@ class Server:
         return None if viewer else f"{self.url} rejects the API key"
 
     def last_step(self, entity: str, project: str, run: str) -> int:
-        """The step of the last row that the server has of a run; -1 if it has none or does not answer."""
+        """Return the step of the run's last row on the server; −1 if it has none or does not answer."""
         variables = {"entity": entity, "project": project, "name": run}
         try:
             answer = _call_with_timeout(lambda: self._query(LAST_ROW, variables))
@@ -76,7 +78,7 @@ class Server:
 
 
 def _call_with_timeout(call: Callable[[], Answer]) -> Answer:
-    """Call in a thread, because a socket's own timeout covers neither name resolution nor a slow stream of bytes.
+    """Call a function in a thread: a socket's own timeout covers neither name resolution nor a slow stream of bytes.
 
     Raises:
         TimeoutError: The call takes longer than `TIMEOUT_S`; its thread is abandoned.

@@ -1,6 +1,6 @@
-"""Runs of which W&B is missing something, and uploading it: `gptlab sync`.
+"""Find the runs that are incomplete in W&B, and upload what is missing.
 
-A run's directory has everything that W&B should have. So syncing a run is mirroring it online without training: W&B
+A run's directory has everything that W&B should have. So a run is synced by mirroring it online without training: W&B
 returns its last row and receives the later ones.
 """
 
@@ -22,18 +22,18 @@ SYNCED = "wandb/synced.json"
 
 
 class SyncedSizes(BaseModel):
-    """Sizes of a run's files when W&B last had everything; a run whose files have other sizes now is pending."""
+    """Sizes of a run's files when W&B last had everything. If the current sizes differ, the run is pending."""
 
     attempts_bytes: Count
     metrics_bytes: Count
 
     @classmethod
     def of(cls, run: Run) -> Self:
-        """The current sizes."""
+        """Return the current sizes."""
         return cls(attempts_bytes=_size(run.directory / ATTEMPTS), metrics_bytes=_size(run.directory / METRICS))
 
     def save(self, run: Run) -> None:
-        """Record in the run's directory that W&B has this much."""
+        """Record in the run's directory that W&B has everything up to these sizes."""
         write_durably(run.directory / SYNCED, self.model_dump_json() + "\n")
 
 
@@ -49,19 +49,19 @@ class SyncResult:
     problem: str | None = None
 
     def line(self) -> str:
-        """The result on one line, for display."""
+        """Return the result as one line, for display."""
         if not self.synced:
             return f"{self.run}  not synced: {self.problem}"
         return f"{self.run}  synced up to step {self.step}: {self.url}"
 
 
 def pending_runs() -> list[Run]:
-    """The runs that were mirrored before, are not training, and of which W&B is missing something."""
+    """Return the runs that were mirrored before, are not training and are incomplete in W&B."""
     return [run for run, pending in skip_unreadable(lambda run: (run, _is_pending(run)), all_runs()) if pending]
 
 
 def sync_run(run: Run) -> SyncResult:
-    """Upload whatever W&B is missing of a run."""
+    """Upload whatever W&B is missing of a run. A failure is part of the result."""
     if not run.history().starts:
         return SyncResult(run.id, synced=False, problem="it was never trained")
     if run.history().status == "running":

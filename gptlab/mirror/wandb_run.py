@@ -1,4 +1,4 @@
-"""A run in Weights & Biases: its name, config, rows, samples and artifacts. All calls of `wandb` are in this module."""
+"""A run in Weights & Biases: its config, rows, samples and artifacts. Only this module imports `wandb`."""
 
 import os
 import shutil
@@ -28,13 +28,13 @@ SETTINGS = {
     "x_disable_machine_info": True,
     "x_save_requirements": False,
 }
-"""Settings of the client; those that the installed version does not have are left out."""
+"""Settings of the client; those that the installed version does not know are left out."""
 POLL_INTERVAL_S = 0.5
 MIN_FREE_BYTES = 1 << 20
 
 
 def import_wandb() -> Any:
-    """Import wandb with its error reporting off."""
+    """Import and return wandb, with its error reporting off."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
@@ -42,7 +42,7 @@ def import_wandb() -> Any:
 
 
 def configured_server() -> Server | None:
-    """The server and API key of the user's settings; None without a key."""
+    """Return the server and API key of the user's settings; None without a key."""
     wandb = import_wandb()
     if not wandb.login(prompt=False, verify=False):
         return None
@@ -51,7 +51,7 @@ def configured_server() -> Server | None:
 
 
 def choose_mode(requested: Mode | None) -> tuple[Mode, str]:
-    """Return the mode and its reason: the requested one, else online if a server accepts the key, else offline."""
+    """Return a mode and its reason: as requested, else by `WANDB_MODE`, else online if a server accepts the API key."""
     if requested is not None:
         return requested, "requested"
     if mode := WANDB_MODES.get(os.environ.get("WANDB_MODE", "")):
@@ -69,8 +69,8 @@ def choose_mode(requested: Mode | None) -> tuple[Mode, str]:
 class WandbRun:
     """A run that is open in W&B.
 
-    Online, the W&B run with the same id is resumed: rows that it has stay, and only later ones are sent. Offline, a new
-    segment begins with all rows. In both modes older offline segments are moved aside, so that every reader and
+    Online, the W&B run with the same id is resumed, and only rows after its last one are sent. Offline, each attempt
+    writes a new segment with all rows. In both modes older offline segments are moved aside, so that readers and
     `wandb sync` see one curve.
     """
 
@@ -86,10 +86,10 @@ class WandbRun:
 
         Args:
             run: The run.
-            wandb_parent: The directory in which W&B's own files are kept, in `wandb/`.
+            wandb_parent: The directory in which W&B creates `wandb/` for its own files.
             mode: Online or offline.
             finish_timeout_s: Time for uploads at the end.
-            training_pid: The training process, whose system metrics W&B records; None records none.
+            training_pid: The process whose system metrics W&B records; None for no system metrics.
         """
         self._source, self._best_loss, self._last_sent = run, float("inf"), -1
         self._directory = wandb_parent / "wandb"
@@ -118,8 +118,8 @@ class WandbRun:
         self._resumed_from = max(self._run.starting_step - 1, self._last_step_on_server())
         """The step of the last row that the server has.
 
-        W&B's step counter is ours and continues after the server's last row. But W&B does not always recognize a run
-        whose first attempt ended early, so the server is asked as well, for its last row: its summary may be stale.
+        W&B derives `starting_step` from it, but does not always recognize a run whose first attempt ended early. So the
+        server is also asked for the row itself; its summary may be stale.
         """
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
@@ -130,10 +130,10 @@ class WandbRun:
         return self._run.url or None
 
     def log_rows(self, rows: Iterable[Row]) -> None:
-        """Send the rows that the server does not have, and the best validation loss so far to the summary.
+        """Send the rows that the server does not have, and update the best validation loss in the summary.
 
         Raises:
-            GptlabError: The disk is full. W&B itself does not report that.
+            GptlabError: The disk is full, which W&B itself does not report.
         """
         if shutil.disk_usage(self._directory).free < MIN_FREE_BYTES:
             raise GptlabError(f"the disk of {self._directory} is full")
@@ -151,13 +151,13 @@ class WandbRun:
             self._run.summary.update({"best/val_loss": loss, "best/step": step})
 
     def log_samples(self) -> None:
-        """Add the model's samples as a table to the summary; in the history they would need a row of their own."""
+        """Add the samples to the summary as a table. In the history they would need an extra row."""
         if samples := self._source.samples():
             data = [[sample["step"], sample["prompt"], sample["text"]] for sample in samples]
             self._run.summary["samples"] = import_wandb().Table(columns=["step", "prompt", "text"], data=data)
 
     def log_artifact(self) -> None:
-        """Upload the checkpoint that the attempt requested, from its place and without a copy."""
+        """Upload the checkpoint that the last attempt requested, if any, without copying it."""
         requested = self._source.history().starts[-1].get("artifacts")
         checkpoints = list_checkpoints(self._source.directory)
         if not requested or not checkpoints:
@@ -185,7 +185,7 @@ class WandbRun:
 
         Raises:
             TimeoutError: The upload takes too long.
-            GptlabError: Rows are missing.
+            GptlabError: The server lacks rows.
         """
         timeout = self._run.settings.finish_timeout
         self._run.finish(exit_code=exit_code)

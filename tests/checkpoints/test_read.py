@@ -114,7 +114,7 @@ def test_a_file_whose_length_does_not_fit_the_model_is_not_read(kept, restored, 
     (kept / MANIFEST).write_text(json.dumps(manifest))
     step, notices = restored()
     assert step == 30
-    assert f"{kept / MODEL} is another model's: {size:,} bytes" in notices[0]
+    assert f"{kept / MODEL} belongs to another model: {size:,} bytes" in notices[0]
 
 
 def without(tensors):
@@ -142,7 +142,7 @@ def halved(tensors):
     [
         (without, "has no tensor final_norm.weight"),
         (with_more, "has a tensor ../../etc/passwd, which this model does not have"),
-        (reshaped, "has final_norm.weight as [2, 4] F32, but this model's is [8] F32"),
+        (reshaped, "has final_norm.weight as [2, 4] F32, but this model needs [8] F32"),
         (relabelled, "has final_norm.weight as [8] I32"),
         (halved, "has final_norm.weight as [8] F16"),
     ],
@@ -244,5 +244,5 @@ def test_no_model_is_loaded_from_a_damaged_file(kept, micro):
 
 def test_a_model_of_another_shape_is_refused(kept, micro):
     wider = micro.with_changes({"model.n_embd": 16}).model
-    with pytest.raises(GptlabError, match="is another model's"):
+    with pytest.raises(GptlabError, match="belongs to another model"):
         load_model(list_checkpoints(kept.parents[1])[-1], wider)
