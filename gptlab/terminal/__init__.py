@@ -1,4 +1,1 @@
-"""Output for people: the console, progress bars, tables, charts and text formatting.
-
-Nothing here knows what a run is.
-"""
+"""Terminal output: console, progress bars, tables, charts, JSON and text formatting. Independent of runs."""

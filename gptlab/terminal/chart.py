@@ -9,14 +9,14 @@ HEIGHT = 12
 
 @dataclass(frozen=True)
 class Curve:
-    """A series of points drawn with one mark. Points that are not finite are skipped."""
+    """A series of points, drawn with one character, `mark`."""
 
     mark: str
     xs: Sequence[float]
     ys: Sequence[float]
 
     def points(self) -> list[tuple[float, float]]:
-        """The finite points."""
+        """Return the finite points as (x, y)."""
         return [(x, y) for x, y in zip(self.xs, self.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
 
 
@@ -24,9 +24,9 @@ def chart(curves: Sequence[Curve], width: int, height: int = HEIGHT) -> list[str
     """Return the chart as lines of text, with axes; an empty list for fewer than two distinct points.
 
     Args:
-        curves: Later curves are drawn over earlier ones.
-        width: Columns, including the axis.
-        height: Lines, without the axis below.
+        curves: Later curves are drawn over earlier ones. Non-finite points are skipped.
+        width: Columns, including the vertical axis.
+        height: Lines, excluding the horizontal axis.
     """
     points = [point for curve in curves for point in curve.points()]
     if len(set(points)) < 2:

@@ -14,12 +14,12 @@ from rich.text import Text
 from gptlab.terminal.text import printable
 
 UNBOUNDED_WIDTH = 1 << 20
-"""Columns where the output is not a terminal: a table takes what it needs, and nothing is folded."""
+"""Columns if the output is not a terminal, so that no table is folded."""
 PIPED_CHART_WIDTH = 80
 
 
 class Console:
-    """The user's terminal or pipe, and the log file of the run once there is one."""
+    """The user's terminal or pipe, and the run's log file after `log_to`."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         """Create the console and route the warnings of gptlab's loggers to it."""
@@ -39,7 +39,7 @@ class Console:
         self._log = path.open("a", encoding="utf-8")
 
     def print(self, line: str = "", style: str | None = None) -> None:
-        """Print one line, or several."""
+        """Print text of one or more lines, and append it to the log file."""
         text = printable(line)
         self.rich.print(Text(text, style=style or ""))
         if self._log:
@@ -47,15 +47,15 @@ class Console:
             self._log.flush()
 
     def fact(self, label: str, value: str) -> None:
-        """Print a labelled value."""
+        """Print a label and a value."""
         self.print(f"  {label:<12}{value}")
 
     def notice(self, message: str) -> None:
-        """Print something that the user should know and need not act on."""
+        """Print a note: something to know that needs no action."""
         self.print(f"note: {message}", style="yellow")
 
     def table(self, table: Table) -> None:
-        """Print a table: folded to fit a terminal, at its full width in a pipe."""
+        """Print a table, folded to fit a terminal or at full width in a pipe. Tables are not logged."""
         self.rich.print(table, soft_wrap=False)
 
 

@@ -10,15 +10,15 @@ from gptlab.terminal.console import Console
 
 
 class StepProgress:
-    """A context manager that shows steps, loss, tokens/s and ETA on a terminal, and nothing in a pipe."""
+    """A context manager that shows steps, loss, tokens/s and ETA on a terminal, and nothing elsewhere."""
 
     def __init__(self, console: Console, start: int, steps: int, batch_tokens: int) -> None:
         """Create the bar.
 
         Args:
             console: Where to draw it.
-            start: Steps that are done already.
-            steps: Steps in total.
+            start: Steps done before.
+            steps: Total number of steps.
             batch_tokens: Tokens per step.
         """
         self._bar = Progress(
@@ -46,7 +46,7 @@ class StepProgress:
         self._bar.stop()
 
     def update(self, step: int, loss: float | None) -> None:
-        """Move the bar to a step; without a loss the last one stays."""
+        """Move the bar to a step. If the loss is None, the last one stays displayed."""
         self._bar.update(self._task, completed=step)
         if loss is not None:
             self._bar.update(self._task, loss=f"{loss:.4f}")

@@ -8,7 +8,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def resample(values: Sequence[float], width: int) -> list[float]:
-    """Return at most `width` numbers, averages of neighboring values."""
+    """Return at most `width` averages of neighboring values; NaN where one of them is not finite."""
     if len(values) <= width:
         return list(values)
     cuts = [round(i * len(values) / width) for i in range(width + 1)]
@@ -21,7 +21,7 @@ def resample(values: Sequence[float], width: int) -> list[float]:
 
 
 def bars(values: Sequence[float], low: float | None = None, high: float | None = None) -> str:
-    """Return one bar per value, and a cross for a value that is not finite.
+    """Return one bar per value; `×` for a value that is not finite.
 
     Args:
         values: The values to draw.

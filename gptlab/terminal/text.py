@@ -12,12 +12,12 @@ from gptlab import project
 
 
 def printable(text: str) -> str:
-    """Replace the characters that control a terminal; newlines and tabs stay."""
+    """Replace non-printable characters, which could control the terminal, by `�`; newlines and tabs stay."""
     return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
 
 
 def abbreviate_hash(value: Any) -> str:
-    """Return the value as text; a sha1 or sha256 is cut to its first 8 digits."""
+    """Return the value as text; a sha1 or sha256 is shortened to its first 8 digits."""
     text = str(value)
     return f"{text[:8]}…" if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
 

@@ -1,1 +1,1 @@
-"""The run's directory, which is the only source of truth about a run."""
+"""A run's directory, the only source of truth about the run: its records, metrics, lock and provenance."""

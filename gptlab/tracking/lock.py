@@ -1,8 +1,8 @@
 """The lock that lets one process at a time train a run.
 
-There are two files. `lock` is held exclusively by the training process for its lifetime; the kernel releases it however
-the process ends. `heartbeat` names that process and is locked as well. Queries look at `heartbeat`, so they never
-compete with a process that acquires `lock`.
+There are two files. The training process holds `lock` exclusively; the kernel releases it however the process ends.
+`heartbeat` names that process and is locked as well. Queries look at `heartbeat` only, so they never compete with a
+process that acquires `lock`.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ LOCK, HEARTBEAT = "lock", "heartbeat"
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a run's lock."""
+    """The process that holds a run's lock. The defaults stand for a process that has not written its name yet."""
 
     host: str = "an unknown host"
     pid: Count = 0
@@ -61,7 +61,7 @@ class RunLock:
         return self
 
     def beat(self) -> None:
-        """Update the heartbeat's time, for file systems whose locks are invisible to other machines."""
+        """Update the heartbeat's modification time, for users whose file system hides locks from other machines."""
         os.utime(self._heartbeat.fileno())
 
     def __exit__(
@@ -72,7 +72,11 @@ class RunLock:
 
 
 def lock_holder(directory: Path) -> Holder | None:
-    """Return the process that trains the run, or None. Never takes the run's lock."""
+    """Return the process that is training the run, or None. Never takes `lock`.
+
+    Raises:
+        GptlabError: `heartbeat` is not a regular file or cannot be read.
+    """
     try:
         with open_regular(directory / HEARTBEAT) as heartbeat:
             try:

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one row per logged step. The columns, and how rows are written and read."""
+"""`metrics.jsonl`, one row per logged step: its columns, writing and reading."""
 
 import json
 import math
@@ -31,7 +31,7 @@ COLUMNS: dict[str, str] = {
     "optim/grad_norm": "global gradient norm before clipping, mean over the steps since the last row",
     "optim/clip_frac": "fraction of those steps whose gradient was clipped",
     "perf/tokens_per_s": "training tokens per second since the last row, without evaluation and saving",
-    "perf/step_ms": "median milliseconds per step since the last row",
+    "perf/step_ms": "milliseconds per step since the last row: the median on a CPU, the mean elsewhere",
     "perf/data_wait_frac": "fraction of training time spent on building batches",
     "perf/mfu": "model FLOPs utilization: model FLOP/s over the device's bfloat16 peak, if that is known",
     "perf/peak_mem_gib": "peak memory so far, in GiB (GPU memory on CUDA, resident memory elsewhere)",
@@ -56,7 +56,7 @@ DETERMINISTIC = (
     "optim/grad_norm",
     "optim/clip_frac",
 )
-"""The columns that a replay of the same run reproduces exactly."""
+"""The columns that training the same run again reproduces exactly."""
 
 
 def _types() -> dict[str, Any]:
@@ -69,20 +69,19 @@ _ROW: TypeAdapter[Row] = TypeAdapter(TypedDict("_Row", _types(), total=False))  
 
 
 class MetricsFile:
-    """The file, open for appending by the one process that trains the run."""
+    """`metrics.jsonl`, opened for appending by the process that trains the run."""
 
     def __init__(self, directory: Path, size: int) -> None:
-        """Open the file, cut to the `size` bytes that a checkpoint vouches for.
+        """Open the file and truncate it to `size` bytes, and to its last complete row if it is shorter.
 
         Args:
             directory: The run's directory.
-            size: Bytes to keep; later rows will be computed again.
+            size: The file's length when the checkpoint was saved; later rows are computed again.
         """
         self.path = directory / METRICS
         self._file = self.path.open("ab")
-        self._file.truncate(
-            min(size, self.size - torn_bytes(self.path))
-        )  # never more than there is, which would add NULs
+        complete = self.size - torn_bytes(self.path)
+        self._file.truncate(min(size, complete))  # truncating to more than the file's length would append NULs
 
     @property
     def size(self) -> int:
@@ -90,7 +89,7 @@ class MetricsFile:
         return os.fstat(self._file.fileno()).st_size
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write and flush one row. Non-finite numbers become strings, which every JSON parser and `float` read."""
+        """Write and flush one row. Non-finite numbers become strings such as "nan", because JSON has none."""
         document = {key: _encode(value) for key, value in row.items()}
         self._file.write(json.dumps(document, allow_nan=False).encode() + b"\n")
         self._file.flush()
@@ -107,12 +106,12 @@ class MetricsFile:
 
 
 class NewRows:
-    """The new rows of a run: each iteration yields those written since the previous one."""
+    """An iterable of a run's new rows: each iteration yields those written since the previous one."""
 
     def __init__(self, directory: Path) -> None:
         self._path, self._read = directory / METRICS, 0
         self.last_step = -1
-        """Step of the last row that was read."""
+        """Step of the last row that was read; −1 before the first."""
 
     def __iter__(self) -> Iterator[Row]:
         for row, size in read_json_lines_from(self._path, self._read, _ROW):
@@ -125,13 +124,13 @@ def read_metrics(directory: Path) -> list[Row]:
     """Return all rows of a run; a torn last line is skipped. Each row has a step and some of the other `COLUMNS`.
 
     Raises:
-        GptlabError: Another line is damaged; the message names file and line.
+        GptlabError: A complete line is invalid; the message names file and line.
     """
     return list(read_json_lines(directory / METRICS, _ROW))
 
 
 def torn_metrics(directory: Path) -> int:
-    """Count the bytes after the last complete row, which a crash left."""
+    """Return the number of bytes after the last complete row: a row that a crash tore."""
     return torn_bytes(directory / METRICS)
 
 

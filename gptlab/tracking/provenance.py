@@ -1,7 +1,7 @@
-"""The code and the machine that produced a number: what the start of an attempt records.
+"""The code and the environment of an attempt, as its start records them.
 
-The code is a commit and a patch of the uncommitted changes. Git itself compares two of them, as trees in a temporary
-object directory: neither the working tree nor the repository is modified.
+The code is a commit and a patch of the uncommitted changes. To compare two such sources, git writes them as trees to a
+temporary object directory; neither the working tree nor the repository is modified.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ DIFF_OPTIONS = (
     "--src-prefix=a/",
     "--dst-prefix=b/",
 )
-"""They make a patch that git can apply, whatever the user's configuration of `git diff` is."""
+"""Options for a patch that git can apply, whatever the user's configuration of `git diff`."""
 MAX_PATCH_BYTES = 1 << 28
 
 
 def environment() -> dict[str, Any]:
-    """Return host, interpreter and package versions."""
+    """Return host, platform, and the versions of Python and of the packages."""
     return {
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -53,16 +53,16 @@ class Source:
     patch: bytes | None
     """Uncommitted changes: tracked files and untracked `*.py` only, so that no stray secret is included.
 
-    None if git failed or the patch is missing: unknown does not mean clean.
+    None if it is unknown, because git failed or the patch is missing. `b""` if there are no changes.
     """
 
     @property
     def patch_sha256(self) -> str | None:
-        """None if there are no changes."""
+        """Hash of the patch; None if it is empty or unknown."""
         return hashlib.sha256(self.patch).hexdigest() if self.patch else None
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts that `attempts.jsonl` records."""
+        """Return commit, dirty flag and the patch's sha256, as `attempts.jsonl` records them."""
         dirty = None if self.commit is None or self.patch is None else bool(self.patch)
         return {"git_commit": self.commit, "git_dirty": dirty, "diff_sha256": self.patch_sha256}
 
@@ -92,7 +92,7 @@ def working_tree() -> Source:
 
 
 def recorded_source(directory: Path, starts: list[Start]) -> Source:
-    """Return the code of a run's last attempt: the commit in its row, and the patch in the run's directory."""
+    """Return the code of a run's last attempt: the recorded commit, and the patch in the run's directory."""
     if not starts:
         return Source(None, None)
     commit, sha256 = starts[-1].get("git_commit"), starts[-1].get("diff_sha256")
@@ -136,17 +136,17 @@ def compare_sources(old: Source, new: Source) -> Changes | None:
     if counts is None or patch is None:
         return None
     rows = [os.fsdecode(row).split("\t", 2) for row in counts.split(b"\0") if row]
-    return Changes({name: "binary" if added == "-" else f"+{added} −{gone}" for added, gone, name in rows}, patch)
+    return Changes({name: "binary" if added == "-" else f"+{added} −{removed}" for added, removed, name in rows}, patch)
 
 
 def _tree(source: Source, top: str, environment: Mapping[str, str]) -> str | None:
-    """Write the source as a git tree into the environment's object directory. Returns the tree's hash."""
+    """Write the source as a git tree to the environment's object directory. Returns its hash, or None if git fails."""
     if source.commit is None or source.patch is None:
         return None
     read = _git("read-tree", source.commit, environment=environment)
     applied = read is not None and (
         not source.patch
-        or _git("apply", "--cached", "--whitespace=nowarn", "-", where=top, given=source.patch, environment=environment)
+        or _git("apply", "--cached", "--whitespace=nowarn", "-", cwd=top, stdin=source.patch, environment=environment)
         is not None
     )
     tree = _git("write-tree", environment=environment) if applied else None
@@ -167,15 +167,15 @@ def _top() -> str | None:
 
 
 def _git(
-    *arguments: str, where: str | None = None, given: bytes | None = None, environment: Mapping[str, str] | None = None
+    *arguments: str, cwd: str | None = None, stdin: bytes | None = None, environment: Mapping[str, str] | None = None
 ) -> bytes | None:
     """Run git and return its output, or None if it fails."""
     try:
         done = subprocess.run(
             ["git", *arguments],
-            cwd=where or project.root(),
+            cwd=cwd or project.root(),
             env={**os.environ, **(environment or {})},
-            input=given,
+            input=stdin,
             capture_output=True,
             check=True,
             timeout=30,

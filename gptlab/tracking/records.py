@@ -1,4 +1,4 @@
-"""The typed records of a run: `run.json`, and the rows of `attempts.jsonl` and `samples.jsonl`."""
+"""Types of a run's records: `run.json`, and the rows of `attempts.jsonl` and `samples.jsonl`."""
 
 import re
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ class TextRecord(BaseModel):
 
 
 class InitialWeights(BaseModel):
-    """The checkpoint whose weights a warm start begins with."""
+    """The checkpoint from whose weights a run starts (a warm start)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,13 +57,13 @@ class RunRecord(BaseModel):
     spec: Experiment
     precision: Precision
     identity: dict[str, Any]
-    """The content of the hash in the run's id."""
+    """What the hash in the run's id is computed from; see `Identity.content`."""
     text: TextRecord
     tokenizer_sha256: str
     initial_weights: InitialWeights | None = None
     """None if the weights are drawn from the seed."""
     wandb_id: str
-    """The run's id and a random suffix, so that two machines, or a deleted run, never share one W&B run."""
+    """The run's id and a random suffix, so that equal runs on two machines, or after a deletion, differ in W&B."""
 
     @model_validator(mode="after")
     def _check_identity(self) -> Self:

@@ -6,9 +6,12 @@ runs/baseline-1a2b3c4d-s0/
     metrics.jsonl    one row per logged step
     samples.jsonl    text that the model generated
     checkpoints/     see `gptlab.checkpoints.manifest`
-    evaluations/     losses of single validation windows
+    evaluations/     per-window losses from `gptlab eval`
+    profile/         see `gptlab.training.profiler`
+    source-*.patch   uncommitted changes of the code, by attempt
     wandb/           W&B's own files
     log.txt          what the console printed
+    lock, heartbeat  see `gptlab.tracking.lock`
 """
 
 import json
@@ -56,7 +59,7 @@ class Run:
         return self.record.run
 
     def history(self) -> "History":
-        """Read what the run has recorded so far; each file is parsed at most once."""
+        """Return what the run has recorded so far."""
         return History(self)
 
     def start_attempt(self, **facts: Any) -> int:
@@ -79,7 +82,7 @@ class Run:
         append_json_line(self.directory / SAMPLES, {"step": step, "prompt": prompt, "text": text})
 
     def drop_samples_after(self, step: int) -> None:
-        """Remove the samples after a step, which will be generated again."""
+        """Remove the samples of later steps, which will be generated again."""
         samples = self.samples()
         kept = [row for row in samples if row["step"] <= step]
         if len(kept) < len(samples):
@@ -102,10 +105,10 @@ class Run:
 
 
 class History:
-    """What a run has recorded, as of when it was read."""
+    """What a run has recorded. Each file is read once, so later rows do not appear."""
 
     def __init__(self, run: Run) -> None:
-        """Read `attempts.jsonl`; the metrics are read when they are needed."""
+        """Read `attempts.jsonl`; the metrics are read on first use."""
         self._run = run
         self.attempts: list[Start | End] = list(read_json_lines(run.directory / ATTEMPTS, ATTEMPT))
 
@@ -127,7 +130,7 @@ class History:
 
     @property
     def outcome(self) -> Outcome:
-        """How the last attempt ended; `interrupted` if no end is recorded, also while it runs."""
+        """How the last attempt ended; `interrupted` if no end is recorded, as while it runs."""
         return self._end["status"] if self._end else "interrupted"
 
     @cached_property
@@ -137,7 +140,7 @@ class History:
 
     @cached_property
     def step(self) -> int:
-        """The last known step: where the last attempt ended, else that of the newest row or checkpoint."""
+        """The last known step: that of the last attempt's end, else of the newest row or checkpoint."""
         if self._end:
             return self._end["step"]
         checkpoints = [checkpoint.step for checkpoint in list_checkpoints(self._run.directory)]
@@ -145,7 +148,7 @@ class History:
 
     @property
     def target(self) -> int:
-        """The number of steps that the last attempt was asked for."""
+        """The total number of steps that the last attempt was asked for; before the first attempt, the spec's."""
         return self.starts[-1]["steps"] if self.starts else self._run.record.spec.train.steps
 
     def last(self, column: str) -> Any:
@@ -195,7 +198,7 @@ def load_run(directory: Path) -> Run:
     """Load the run in a directory.
 
     Raises:
-        GptlabError: `run.json` cannot be read, or the directory holds what no run contains; the message names it.
+        GptlabError: `run.json` is missing or invalid, or the directory holds a link, pipe or device.
     """
     check_tree(directory)
     try:
@@ -219,10 +222,11 @@ def skip_unreadable(read: Callable[[Source], Result], sources: Iterable[Source])
 
 
 def find_run(reference: str) -> Run:
-    """Return the run of an id, a unique prefix of one, or a path.
+    """Return the run with an id, a unique prefix of an id, or a path.
 
     Raises:
         BadInputError: No run or several runs match.
+        GptlabError: The run cannot be loaded.
     """
     if "/" in reference or reference in {".", ".."}:
         try:
@@ -247,7 +251,7 @@ def find_run(reference: str) -> Run:
 
 
 def run_directories() -> list[Path]:
-    """Return the directories in the runs directory that hold a run, by id. Nothing in them is read."""
+    """Return the run directories by id, without reading a file in them."""
     return sorted(path.parent for path in project.runs_directory().glob(f"*/{RECORD}") if path.parent.name != TRASH)
 
 

@@ -1,1 +1,1 @@
-"""Training: the step, the loop around it, optimizer, evaluation, and the settings of a device."""
+"""Training: the step and the loop around it, the optimizer, evaluation, and device settings."""

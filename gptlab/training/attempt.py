@@ -1,4 +1,4 @@
-"""An attempt: one process that trains a run, from its restored state to the recorded end."""
+"""An attempt: train a run in this process, from the restored state to the recorded end."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,14 +33,15 @@ class Attempt:
 
         Args:
             run: The run.
-            saved: The checkpoint to resume from; None before the first step.
+            saved: The checkpoint to resume from; None to start at step 0.
             data: Training and validation windows.
-            settings: The device and its properties.
-            hooks: Called by the training loop.
-            notice: Called with what the user should know.
+            settings: The device, precision and kernels.
+            hooks: Functions for the training loop to call.
+            notice: Called with each message to the user.
 
         Raises:
-            GptlabError: The device runs out of memory.
+            BadInputError: The weights of a warm start are missing or damaged.
+            GptlabError: The host or the device runs out of memory.
         """
         self._run, self._data, self._settings, self._hooks, self._notice = run, data, settings, hooks, notice
         self._train_spec = run.record.spec.train
@@ -52,10 +53,13 @@ class Attempt:
         """Train until `steps` are done or a stop is requested, and record start and end of the attempt.
 
         Args:
-            steps: Optimizer steps in total.
-            facts: What `attempts.jsonl` records at the start, besides the steps.
+            steps: Total number of optimizer steps.
+            facts: The fields of `Start` to record, `steps` included.
             source: The code; its patch is stored with the run.
-            stop_requested: Asked after each step.
+            stop_requested: Called after each step.
+
+        Returns:
+            `complete`, or `interrupted` after a requested stop.
 
         Raises:
             DivergedError: A loss or gradient norm is not finite.
@@ -64,7 +68,7 @@ class Attempt:
         run, train, loop_state = self._run, self._train_spec, self.state.loop
         apply_retention(run.directory, train.keep_checkpoints, loop_state.best_step, snapshots=train.snapshots)
         if torn := torn_metrics(run.directory):
-            self._notice(f"a crash tore the last row of metrics.jsonl; its {torn} bytes are dropped")
+            self._notice(f"the last row of metrics.jsonl was torn by a crash; its {torn} bytes are dropped")
         with MetricsFile(run.directory, loop_state.metrics_bytes) as metrics:
             if metrics.size < loop_state.metrics_bytes:
                 missing = loop_state.metrics_bytes - metrics.size

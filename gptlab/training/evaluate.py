@@ -1,4 +1,4 @@
-"""The loss on the windows of a held-out text."""
+"""Evaluate a model on windows of a held-out text."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from gptlab.data.windows import windows_at, yardstick
 from gptlab.training.settings import Settings
 
 BATCH_TOKENS = 8192
-"""Fixed, so that equal windows have bitwise equal losses in every caller. Larger batches are no faster on a CPU."""
+"""Tokens per batch. Fixed, so that the same window has bitwise the same loss in every caller. Larger batches are no
+faster on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Evaluation:
     tokens: int
     """Number of predicted tokens."""
     bytes: int
-    """Number of bytes of text that the predicted tokens stand for."""
+    """Number of bytes of the predicted text."""
     yardstick: str
+    """Hash of text, windows and length; losses are comparable only if it is equal."""
 
     @property
     def loss(self) -> float:
@@ -36,7 +38,7 @@ class Evaluation:
 
     @property
     def loss_se(self) -> float:
-        """Standard error of `loss` over windows; NaN for a single one."""
+        """Standard error of `loss` over windows; NaN for a single window."""
         n = len(self.window_losses)
         return float(self.window_losses.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
@@ -68,8 +70,8 @@ def evaluate(
         val: The text.
         starts: Index of each window's first token, `(windows,)`.
         sequence_length: Predicted tokens per window.
-        settings: The device and its properties.
-        advance: Called with the number of windows after each batch.
+        settings: The device and precision.
+        advance: Called after each batch with its number of windows.
     """
     was_training = model.training
     model.eval()

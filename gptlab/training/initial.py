@@ -17,14 +17,15 @@ from gptlab.tracking.run import find_run
 
 
 def find_initial_weights(reference: str) -> InitialWeights:
-    """Return the weights that `RUN@STEP` names, or the newest weights of `RUN`.
+    """Find and verify the weights that `RUN@STEP` names; for `RUN`, the newest.
 
     Raises:
-        BadInputError: There is no such run or checkpoint, or it is damaged.
+        BadInputError: There is no such run or checkpoint, or the weights are damaged.
+        GptlabError: The run cannot be loaded.
     """
     name, at, step = reference.rpartition("@")
     if at and not step.isdecimal():
-        raise BadInputError(f"--from expects RUN@STEP, not '{reference}'")
+        raise BadInputError(f"--from expects RUN or RUN@STEP, not '{reference}'")
     run = find_run(name if at else reference)
     checkpoint = select_checkpoint(run.directory, int(step) if at else None)
     path = checkpoint.directory / MODEL
@@ -39,7 +40,7 @@ def find_initial_weights(reference: str) -> InitialWeights:
 
 
 def check_initial_weights(weights: InitialWeights, spec: ModelSpec) -> None:
-    """Check that a model can start from the weights.
+    """Check that a model of this spec can start from the weights.
 
     Raises:
         BadInputError: The weights belong to another model, or are missing or damaged.
@@ -48,7 +49,7 @@ def check_initial_weights(weights: InitialWeights, spec: ModelSpec) -> None:
 
 
 def initial_model(record: RunRecord) -> GPT:
-    """Return the run's model before its first step, on the CPU.
+    """Return the run's model at step 0, on the CPU.
 
     Raises:
         BadInputError: The weights of a warm start are missing or damaged.

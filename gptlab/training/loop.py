@@ -2,7 +2,7 @@
 
 Training is a pure function of (spec, seed, step): the batch and the dropout of a step come from `(seed, step)`, and
 only weights, moments and `LoopState` are carried from step to step. So an interrupted or extended run ends with the
-bytes of the run that was long from the start.
+same bytes as an uninterrupted run of that length.
 """
 
 import time
@@ -28,20 +28,20 @@ from gptlab.training.training_data import TrainingData
 
 @dataclass
 class Hooks:
-    """Functions that the loop calls. Append to the lists before training starts."""
+    """Functions that the training loop calls, in the order of the lists."""
 
     on_start: list[Callable[[], None]] = field(default_factory=list)
     """Called once, when the start of the attempt is recorded."""
     on_step: list[Callable[[int, float | None], None]] = field(default_factory=list)
-    """Called after each step with the steps done and the loss, or None if reading it would wait for the device."""
+    """Called after each step with the steps done and the loss, or None where reading it would wait for the GPU."""
     on_row: list[Callable[[Row], None]] = field(default_factory=list)
     """Called after each row of metrics."""
     on_checkpoint: list[Callable[[Checkpoint], None]] = field(default_factory=list)
-    """Called after each committed checkpoint, in the thread that saves it."""
+    """Called after each committed checkpoint, in the saver's thread."""
 
 
 class TrainingLoop:
-    """Trains a run from the step of its state to a last step: batch, step, then log, validate and save what is due."""
+    """Trains a run: in each step a batch and an update, then logging, validation and saving if they are due."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class TrainingLoop:
         saver: BackgroundSaver,
         hooks: Hooks,
     ) -> None:
-        """Prepare the step; with `settings.compile` the model is compiled when it is first called."""
+        """Prepare the step. With `settings.compile`, the model is compiled when it is first called."""
         self.record, self.state, self.data, self.settings = record, state, data, settings
         self.rows, self.saver, self.hooks = rows, saver, hooks
         self.train_spec = record.spec.train
@@ -61,12 +61,14 @@ class TrainingLoop:
         self.training_step = TrainingStep(self.model, state.optimizer, record.spec, record.seed, settings)
 
     def train(self, steps: int, stop_requested: Callable[[], bool]) -> None:
-        """Train until `steps` are done or a stop is requested, then save. Every save is committed when this returns.
+        """Train until `steps` are done or a stop is requested, then save. When this returns, every save is committed.
 
         Raises:
-            DivergedError: A loss or gradient norm is not finite. The last checkpoint is from before that.
+            DivergedError: A loss or gradient norm is not finite. All checkpoints are from earlier steps.
+            GptlabError: A checkpoint cannot be saved.
+            OSError: A file cannot be written.
         """
-        if stop_requested():  # during preparation
+        if stop_requested():  # a signal arrived during preparation
             return
         self.model.train()
         self.rows.restart_stopwatch()
@@ -80,13 +82,13 @@ class TrainingLoop:
                     break
 
     def _write_missing_row(self, steps: int) -> None:
-        """Write the row of the starting step if the checkpoint does not include it."""
+        """Write the row of the step that training starts from, unless the checkpoint's rows include it."""
         step, last = self.state.step, self.state.step == steps
         if step == 0:
             self._log_and_save(last=last, stopping=False)
-        elif self.state.loop.steps_since_row and (self._logs(step) or last):
+        elif self.state.loop.steps_since_row and (self._logs_at(step) or last):
             self._log(last=last)
-        elif last and not self._validates(step):  # the row is there, but without a validation
+        elif last and not self._validates_at(step):  # the row exists, but without a validation
             self._log(last=True)
 
     def _train_step(self) -> None:
@@ -119,7 +121,7 @@ class TrainingLoop:
         """Write the row and the checkpoint that are due at this step."""
         step, train = self.state.step, self.train_spec
         best_before = self.state.loop.best_step
-        if last or self._logs(step):
+        if last or self._logs_at(step):
             self._log(last=last)
         improved = step > 0 and self.state.loop.best_step != best_before
         if stopping or last or (step and step % train.checkpoint_every == 0):
@@ -127,19 +129,19 @@ class TrainingLoop:
         elif improved or (train.snapshots and is_snapshot(step)):
             self._save(resumable=False)
 
-    def _logs(self, step: int) -> bool:
-        return step % self.train_spec.log_every == 0 or self._validates(step)
+    def _logs_at(self, step: int) -> bool:
+        return step % self.train_spec.log_every == 0 or self._validates_at(step)
 
-    def _validates(self, step: int) -> bool:
+    def _validates_at(self, step: int) -> bool:
         return step % self.train_spec.eval_every == 0
 
     def _log(self, *, last: bool) -> None:
         step = self.state.step
         row = self.rows.training_row(step)
-        if last or self._validates(step):
+        if last or self._validates_at(step):
             with self.rows.stopwatch.paused():
                 row |= self._validate()
-        in_longer_run = self._validates(step) or (self._logs(step) and not last)
+        in_longer_run = self._validates_at(step) or (self._logs_at(step) and not last)
         self.rows.write(row, starts_interval=in_longer_run)
         for hook in self.hooks.on_row:
             hook(row)
@@ -154,7 +156,7 @@ class TrainingLoop:
             settings=self.settings,
         )
         seconds = time.perf_counter() - started
-        return self.rows.validation_row(step, evaluation, seconds, on_grid=self._validates(step))
+        return self.rows.validation_row(step, evaluation, seconds, on_grid=self._validates_at(step))
 
     def _save(self, *, resumable: bool) -> None:
         self.rows.settle()
@@ -163,6 +165,6 @@ class TrainingLoop:
         header = states.checkpoint_header(self.record, step, self.rows.last_losses)
         manifest = states.manifest_fields(self.record, step, loop_state)
         with self.rows.stopwatch.saving():
-            self.saver.finish()  # before the copy: of a GPU's tensors one copy exists at a time
+            self.saver.finish()  # before the copy, so that only one copy of a GPU's tensors exists at a time
             files = states.checkpoint_files(self.state, resumable=resumable, copy=copy)
             self.saver.save(files, header, manifest, copied=copy)

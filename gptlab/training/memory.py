@@ -1,4 +1,4 @@
-"""Host memory: keep what is freed, and explain running out of it."""
+"""Memory: keep freed host memory for reuse, and explain out-of-memory errors."""
 
 import ctypes
 import sys
@@ -15,7 +15,7 @@ def keep_freed_memory() -> None:
     """Make glibc keep freed memory instead of returning it to the kernel.
 
     Activations are freed and allocated again in every step. By default glibc maps and unmaps such large buffers each
-    time, which costs a hundred thousand page faults per step.
+    time, which costs a hundred thousand page faults per step. Does nothing without glibc.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def explain_out_of_memory(train: TrainSpec | None = None) -> Iterator[None]:
-    """Turn running out of memory into an error with a remedy, in training a smaller batch.
+    """Turn out-of-memory errors into a `GptlabError` with a remedy: in training, with `train` given, a smaller batch.
 
     Raises:
         GptlabError: The host or the device ran out of memory.

@@ -1,4 +1,4 @@
-"""AdamW with a constant learning rate, gradient clipping, and the optimizer state by parameter name."""
+"""AdamW with gradient clipping, and its state by parameter name."""
 
 from typing import Any, cast
 
@@ -24,8 +24,8 @@ def build(model: GPT, spec: TrainSpec, *, fused: bool) -> AdamW:
 def gradient_norm(model: GPT) -> Tensor:
     """Return the Euclidean norm of all gradients, a scalar.
 
-    It is the norm of the norms of rows: over the 38 million elements of an embedding at once, PyTorch's float32 sum is
-    0.3% off on a CPU and takes twice as long.
+    It is computed from the norms of the gradients' rows. Over the 38 million elements of an embedding at once,
+    PyTorch's float32 sum is 0.3% off on a CPU and takes twice as long.
     """
     rows = [torch.linalg.vector_norm(p.grad, dim=-1).flatten() for p in model.parameters() if p.grad is not None]
     norm: Tensor = torch.linalg.vector_norm(torch.cat(rows))
@@ -33,14 +33,14 @@ def gradient_norm(model: GPT) -> Tensor:
 
 
 def clipped_update(optimizer: torch.optim.AdamW, norm: Tensor, max_norm: float) -> None:
-    """Clip gradients to `max_norm` (Pascanu et al. 2013, section 3.2), step, and clear them.
+    """Clip the gradients to `max_norm` (Pascanu et al. 2013, section 3.2), update the parameters, clear the gradients.
 
-    Fused AdamW divides the gradients by `grad_scale` while it reads them, so clipping needs no pass of its own.
+    Fused AdamW divides the gradients by `grad_scale` while it reads them, so clipping needs no separate pass.
 
     Args:
         optimizer: AdamW over parameters that all have gradients.
         norm: The gradients' norm, from `gradient_norm`.
-        max_norm: Largest norm; infinity turns clipping off.
+        max_norm: Maximum norm; infinity disables clipping.
     """
     scale = (norm / max_norm).clamp(min=1)
     if optimizer.defaults["fused"]:
@@ -53,7 +53,7 @@ def clipped_update(optimizer: torch.optim.AdamW, norm: Tensor, max_norm: float) 
 
 
 def state_tensors(model: GPT, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """Return the state as `<parameter name>/{exp_avg,exp_avg_sq,step}`; it is empty before the first step."""
+    """Return the state by `<parameter name>/{step,exp_avg,exp_avg_sq}`; empty before the first step."""
     state = optimizer.state
     return {
         f"{name}/{key}": value

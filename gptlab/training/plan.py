@@ -1,4 +1,4 @@
-"""What an experiment comes to on this machine: device, precision, text and identity, resolved once."""
+"""Resolve an experiment on this machine: device, precision, text and identity."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from gptlab.training.settings import Available, Settings, resolve_settings
 
 @dataclass(frozen=True)
 class Plan:
-    """An experiment and a seed with everything resolved that the identity depends on."""
+    """An experiment and a seed with resolved settings, text and identity."""
 
     experiment: Experiment
     seed: int
@@ -27,7 +27,7 @@ class Plan:
 
     @property
     def run_directory(self) -> Path:
-        """The directory of the run."""
+        """The run's directory, whether it exists or not."""
         return project.runs_directory() / self.identity.run_id(self.seed)
 
 

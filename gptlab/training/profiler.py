@@ -1,4 +1,4 @@
-"""`--profile`: a trace of a few training steps."""
+"""`--profile`: record a profile of a few training steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 WARM_UP, RECORDED = 3, 3
-"""Steps skipped because the first ones are slow, and steps recorded after them."""
+"""Number of first steps to skip, because they are slow, and number of steps to record after them."""
 
 
 class Profiler:
@@ -48,7 +48,7 @@ class Profiler:
         if self._profile and not self._done:
             self._profile.stop()
             if not self._done:
-                self._notice(f"no profile was recorded: it takes {WARM_UP + RECORDED} steps")
+                self._notice(f"no profile was recorded: it takes {WARM_UP + RECORDED} steps of one attempt")
 
     def _write(self, finished: profile) -> None:
         self._folder.mkdir(exist_ok=True)

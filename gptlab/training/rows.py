@@ -1,7 +1,7 @@
-"""The rows of `metrics.jsonl`: running sums over the steps since the last row, and what a row is made of.
+"""Write the rows of `metrics.jsonl`, from sums over the steps since the last row.
 
-Rows are on a grid: at multiples of `log_every` and `eval_every`, plus one with a validation at the last step. If a
-longer run would have no such last row, it leaves the sums unchanged, and an extension of the run drops it.
+Rows are written at multiples of `log_every` and `eval_every` (the grid) and, with a validation, at the last step. A
+last row that a longer run would not have leaves the sums unchanged, and extending the run drops it.
 """
 
 import math
@@ -40,7 +40,7 @@ class RowWriter:
             attempt: Number of the attempt, from 1.
             spec: The run's spec.
             windows: The training windows.
-            settings: The device and its properties.
+            settings: The device, precision and kernels.
             metrics: The file to append to.
             state: Its `loop` holds the sums since the last row on the grid, and the best validation loss so far.
         """
@@ -49,11 +49,15 @@ class RowWriter:
         self._state = state
         self.stopwatch = Stopwatch()
         self.last_losses: dict[str, float | None] = {"train/loss": None}
-        """The newest training loss, and the validation loss if the newest step on the grid has one."""
-        self._pending: list[tuple[int, Tensor]] = []  # (loss, gradient norm) not yet read from the device
+        """Losses of the newest step: of training, and of validation if there was one on the grid."""
+        self._pending: list[tuple[int, Tensor]] = []  # (step, (loss, gradient norm)) not yet read from the device
 
     def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """Add the result of the step after `step` others; on a CPU it is checked at once, elsewhere at the next row."""
+        """Add the loss and gradient norm (scalars) of a step, counted from 0. On a CPU they are read at once.
+
+        Raises:
+            DivergedError: See `settle`.
+        """
         self._pending.append((step, torch.stack([loss, norm])))
         if not self._settings.asynchronous:
             self.settle()
@@ -92,7 +96,11 @@ class RowWriter:
         self._pending.clear()
 
     def training_row(self, step: int) -> Row:
-        """Return the columns of a row that training determines."""
+        """Return the columns of a row that do not depend on validation.
+
+        Raises:
+            DivergedError: See `settle`.
+        """
         self.settle()
         train, loop = self._spec.train, self._state.loop
         batch_tokens = train.batch_size * train.sequence_length
@@ -120,7 +128,7 @@ class RowWriter:
         return row
 
     def validation_row(self, step: int, evaluation: Evaluation, seconds: float, *, on_grid: bool) -> Row:
-        """Return the columns of a row that a validation determines. On the grid it counts for the best loss.
+        """Return the columns of a row that depend on validation, and update the best loss if `on_grid`.
 
         Raises:
             DivergedError: The validation loss is not finite.
@@ -152,7 +160,7 @@ class RowWriter:
 
         Args:
             row: The row.
-            starts_interval: Whether the sums start again after it, as after every row that a longer run has too.
+            starts_interval: Whether to reset the sums, as after every row that a longer run has too.
         """
         self._metrics.append(row)
         if starts_interval:
@@ -173,7 +181,7 @@ class RowWriter:
         return self._state.loop.elapsed_s + self.stopwatch.training_s()
 
     def restart_stopwatch(self) -> None:
-        """Start the measurement of time anew, when preparations are over."""
+        """Restart the time measurement, so that preparation does not count as training."""
         self.stopwatch = Stopwatch()
 
     def sync(self) -> None:

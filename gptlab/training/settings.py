@@ -1,4 +1,4 @@
-"""How a spec is computed on a device: one pure function, and the process-wide switches that go with it."""
+"""Settings that determine how a spec is computed on a device: precision, compilation and kernels."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ BFLOAT16_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 3
 
 @dataclass(frozen=True)
 class Available:
-    """What the machine has."""
+    """The accelerators of a machine."""
 
     cuda: bool
     mps: bool
@@ -26,7 +26,7 @@ class Available:
 
     @classmethod
     def here(cls) -> "Available":
-        """Return what this machine has."""
+        """Return the accelerators of this machine."""
         cuda = torch.cuda.is_available()
         return cls(cuda, torch.backends.mps.is_available(), cuda and torch.cuda.is_bf16_supported())
 
@@ -42,14 +42,14 @@ class Settings:
     fused: bool
     """Whether AdamW is one fused kernel."""
     asynchronous: bool
-    """Whether the device runs behind the host, so that reading a number waits for it."""
+    """Whether the device runs asynchronously to the host, so that reading a number waits for it."""
 
     def autocast(self) -> torch.autocast:
-        """Return a context in which matrix products use the precision."""
+        """Return a context manager in which matrix products use `precision`."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def environment(self) -> dict[str, Any]:
-        """Return what the numbers depend on besides spec and code, as recorded in `attempts.jsonl`."""
+        """Return what the numbers depend on besides spec and code, as `attempts.jsonl` records it."""
         return {
             "device": self.device_name(),
             "torch": torch.__version__,
@@ -95,10 +95,7 @@ def peak_flops(device: Device) -> float | None:
 
 
 def use_deterministic_kernels() -> None:
-    """Use kernels that give the same bits each time, where they exist, at some cost in speed.
-
-    Call it before CUDA starts.
-    """
+    """Use kernels that give the same bits each time, which are slower. Call it before CUDA is initialized."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: the first one makes the loop save and stop, the second one ends the process."""
+"""Handle Ctrl-C and SIGTERM during training: the first stops training after a save, the second ends the process."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class StopSignals:
-    """A context manager that handles both signals; `received` is the first one, or None."""
+    """A context manager that handles both signals; `received` is the first signal, or None."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of training: weights, optimizer state, step and running sums. Restored and captured here."""
+"""The state that checkpoints save and restore: weights, optimizer state, step and running sums."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,11 @@ class TrainingState:
 
 
 def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> TrainingState:
-    """Return the state of a checkpoint, or the state before the first step, on the settings' device."""
+    """Return the state of a checkpoint, or the state at step 0, on the settings' device.
+
+    Raises:
+        BadInputError: The weights of a warm start are missing or damaged.
+    """
     spec = record.spec
     if saved is None:
         model = initial_model(record).to(settings.device)
@@ -40,7 +44,7 @@ def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> 
 
 
 def on_host(state: TrainingState) -> bool:
-    """Whether the tensors are in host memory, so that they can be written without a copy."""
+    """Return whether the tensors are in host memory, so that they can be written without a copy."""
     return next(state.model.parameters()).device.type == "cpu"
 
 
@@ -50,7 +54,7 @@ def checkpoint_files(state: TrainingState, *, resumable: bool, copy: bool) -> di
     Args:
         state: The state to save.
         resumable: Whether to include the optimizer state.
-        copy: Whether to copy tensors that are on the CPU already.
+        copy: Whether to also copy tensors that are on the CPU already.
     """
     files = {MODEL: _to_host(state.model.state_dict(), copy)}
     if resumable:
@@ -59,7 +63,7 @@ def checkpoint_files(state: TrainingState, *, resumable: bool, copy: bool) -> di
 
 
 def checkpoint_header(record: RunRecord, step: int, losses: dict[str, float | None]) -> dict[str, Any]:
-    """Return the facts in the header of a checkpoint's files: nothing that an extension of the run changes."""
+    """Return the facts for the header of a checkpoint's files, which are the same in an extended run."""
     train = record.spec.train
     return {
         "run": record.run,

@@ -30,8 +30,8 @@ class TrainingStep:
     ) -> tuple[Tensor, Tensor]:
         """Train on one batch.
 
-        If the loss or the gradient norm is not finite, weights and moments stay as they are: on the CPU the update is
-        skipped, on other devices fused AdamW skips it without a synchronization.
+        If the loss or the gradient norm is not finite, weights and moments stay as they are: on a CPU the update is
+        skipped; on CUDA fused AdamW skips it without a synchronization.
 
         Args:
             batch: Tokens `(B, T + 1)` on the settings' device: the inputs, and the targets one position later.

@@ -1,4 +1,4 @@
-"""Time and memory of training: the columns `perf/*`."""
+"""Measure time and memory of training, for the columns `perf/*`."""
 
 import re
 import resource
@@ -16,7 +16,7 @@ from gptlab.training.settings import Device
 
 
 class Stopwatch:
-    """Measures the training since the last row of metrics."""
+    """Measures training time since the last row of metrics."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -29,28 +29,28 @@ class Stopwatch:
         """Seconds spent on waiting for checkpoints."""
 
     def training_s(self) -> float:
-        """Seconds of training, without the pauses."""
+        """Return the seconds of training so far, without pauses."""
         return time.perf_counter() - self._started - self._paused_s
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context whose duration does not count as training."""
+        """A context manager whose duration does not count as training."""
         started = time.perf_counter()
         yield
         self._paused_s += time.perf_counter() - started
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """A pause for a checkpoint."""
+        """A pause that also counts as waiting for a checkpoint."""
         before = self._paused_s
         with self.paused():
             yield
         self.saving_s += self._paused_s - before
 
     def performance(self, batch_tokens: int, *, asynchronous: bool) -> Row:
-        """Return the columns `perf/*` of the steps so far.
+        """Return the columns `perf/*` for the steps so far; none before the first step.
 
-        On an asynchronous device `perf/step_ms` is a mean, else a median.
+        `perf/step_ms` is a median, but a mean on an asynchronous device, where single steps cannot be timed.
         """
         if not self.step_s:
             return {}

@@ -18,7 +18,7 @@ from gptlab.tracking.run import Run
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Training windows in their order, and the validation windows."""
+    """The training windows in the order of the seed, and the validation windows."""
 
     windows: Windows
     val: Split
@@ -27,10 +27,10 @@ class TrainingData:
 
 
 def load_training_data(experiment: Experiment, text: Text, seed: int) -> TrainingData:
-    """Tokenize the text, or load its tokens from the cache.
+    """Return the windows of a text, which is tokenized if its tokens are not in the cache.
 
     Raises:
-        BadInputError: The text is not UTF-8, or too short for the windows.
+        BadInputError: The text is not UTF-8, has changed since it was located, or is too short for the windows.
     """
     prepared = tokens.prepare(text, experiment.data.val_fraction)
     train = experiment.train
@@ -42,11 +42,11 @@ def load_training_data(experiment: Experiment, text: Text, seed: int) -> Trainin
 
 
 def stored_text(run: Run, remedy: str = "restore it") -> Text:
-    """Return the run's text, unchanged since the run began.
+    """Return the run's text after checking that it has not changed since the run began.
 
     Args:
         run: The run.
-        remedy: What the error proposes if the text has changed.
+        remedy: What the error message proposes if the text has changed.
 
     Raises:
         BadInputError: The text is gone or has changed.
@@ -56,7 +56,7 @@ def stored_text(run: Run, remedy: str = "restore it") -> Text:
         text = texts.locate(record.source)
     else:
         path = Path(record.path)
-        if path.is_file() and (size := path.stat().st_size) != record.bytes:  # there is no need to hash it
+        if path.is_file() and (size := path.stat().st_size) != record.bytes:  # no need to hash it
             raise _changed(run, f"{record.bytes:,} bytes", f"{size:,}", remedy)
         text = texts.locate(record.path)
     if text.sha256 != record.sha256:
