@@ -1,6 +1,6 @@
 """Named GPT pretraining experiments on one `.txt` file.
 
-What notebooks need: `load` a trained model, read `runs` and `metrics` into pandas, define an `Experiment`.
+For notebooks: `load` a trained model, read `runs`, `metrics` and `samples` into pandas, define an `Experiment`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def load(run: str, step: int | None = None) -> tuple[GPT, tiktoken.Encoding]:
 
     Raises:
         BadInputError: There is no such run or checkpoint.
+        GptlabError: The run or the checkpoint is damaged.
     """
     from gptlab.checkpoints.manifest import select_checkpoint
     from gptlab.checkpoints.read import load_model
@@ -37,7 +38,7 @@ def load(run: str, step: int | None = None) -> tuple[GPT, tiktoken.Encoding]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import the other names when they are first used, so that `import gptlab` is fast and works without pandas."""
+    """Import a public name on first use, so that `import gptlab` is fast and works without pandas."""
     if name in {"metrics", "runs", "samples"}:
         from analysis import load as tables
 

@@ -1,4 +1,4 @@
-"""`python -m gptlab`."""
+"""Entry point of `python -m gptlab`."""
 
 from gptlab.cli import main
 

@@ -40,10 +40,10 @@ def experiments() -> dict[str, Experiment]:
 
 
 def find(name: str) -> Experiment:
-    """Return the experiment of a name.
+    """Return the experiment with a name.
 
     Raises:
-        BadInputError: There is none; the message suggests the closest name.
+        BadInputError: There is none (the message suggests the closest name), or `experiments` raises it.
     """
     known = experiments()
     if name not in known:
@@ -53,6 +53,7 @@ def find(name: str) -> Experiment:
 
 
 def _defined_in(file: Path) -> Iterator[Experiment]:
+    """Import a file and yield its experiments, without those that it imports from other modules."""
     root = str(file.parent.parent)
     if root not in sys.path:
         sys.path.insert(0, root)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, NoReturn
 
-os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching every package for plugins takes a while
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all packages for plugins slows each start
 
 import typer
 
@@ -50,7 +50,7 @@ StepsOption = Annotated[
     typer.Option(min=1, max=10**8, help="Total number of optimizer steps; more than before extends the run."),
 ]
 DeterministicOption = Annotated[
-    bool, typer.Option("--deterministic", help="Bitwise reproducible on a GPU too; slower.")
+    bool, typer.Option("--deterministic", help="Bitwise reproducible results on a GPU too; slower.")
 ]
 StepOption = Annotated[int | None, typer.Option(min=0, help="Step of a checkpoint. Default: the newest.")]
 
@@ -72,7 +72,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME-or-RUN", help="An experiment's name, or a run.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show spec, identity and architecture of an experiment, or a run and its losses."""
+    """Show the spec, identity and architecture of an experiment or a run, and a run's losses."""
     with _heavy_imports():
         from gptlab.commands import show
 
@@ -98,7 +98,7 @@ def run(
     deterministic: DeterministicOption = False,
     wandb: WandbOption = None,
     tags: Annotated[list[str] | None, typer.Option("--tag", help="Tag for W&B and reports. Repeatable.")] = None,
-    notes: Annotated[str, typer.Option(help="A note that is stored with this attempt.")] = "",
+    notes: Annotated[str, typer.Option(help="Note to store with this attempt.")] = "",
     from_: Annotated[
         str | None, typer.Option("--from", metavar="RUN@STEP", help="Start from the weights of another run.")
     ] = None,
@@ -176,12 +176,12 @@ def runs(as_json: JsonOption = False) -> None:
 @app.command()
 def sample(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="The beginning of the text.")] = "The",
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "The",
     count: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Number of different continuations.")] = 1,
     tokens: Annotated[int | None, typer.Option(min=1, help="New tokens per text. Default: as many as fit.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the most likely token.")] = 0.8,
+    temperature: Annotated[float, typer.Option(min=0, help="Divides the logits; 0 takes the most likely token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Sample from the k most likely tokens; 0 for all.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same texts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for sampling.")] = 0,
     step: StepOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -205,7 +205,7 @@ def sample(
 @app.command("eval")
 def eval_(
     run: RunArgument,
-    text: Annotated[str | None, typer.Option(help="Evaluate on all of another text instead.")] = None,
+    text: Annotated[str | None, typer.Option(help="Another text to evaluate on, in full.")] = None,
     step: StepOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -230,9 +230,9 @@ def eval_(
 def diff(
     run: RunArgument,
     other: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Another run. Default: the same experiment here and now.")
+        str | None, typer.Argument(metavar="[RUN]", help="Another run. Default: the experiment in the working tree.")
     ] = None,
-    patch: Annotated[bool, typer.Option("--patch", help="Also print the differences in code, line by line.")] = False,
+    patch: Annotated[bool, typer.Option("--patch", help="Also print the differences in code as a patch.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs between two runs, or between a run and the working tree."""
@@ -253,7 +253,7 @@ def diff(
 @app.command()
 def sync(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Default: every run that W&B does not have all of.")
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Default: mirrored runs that are incomplete in W&B.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -270,7 +270,7 @@ def sync(
     if as_json:
         _print_json([asdict(result) for result in results])
     elif not results:
-        typer.echo("W&B has everything of the mirrored runs")
+        typer.echo("nothing to upload: all mirrored runs are complete in W&B")
     if not all(result.synced for result in results):
         raise typer.Exit(EXIT_FAILED)
 
@@ -289,7 +289,7 @@ def dashboard(
 
 @app.command()
 def rm(run: RunArgument) -> None:
-    """Move a run to the trash, runs/.trash."""
+    """Move a run to the trash (runs/.trash)."""
     from gptlab import project
     from gptlab.tracking.run import find_run
 
@@ -321,7 +321,7 @@ def gc(
 
 
 def main() -> None:
-    """Run the command line. Every expected error is one line on stderr; `GPTLAB_DEBUG=1` adds its traceback."""
+    """Run the command line. Expected errors are one line on stderr; `GPTLAB_DEBUG=1` adds the traceback."""
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
@@ -343,9 +343,9 @@ def main() -> None:
 
 @contextmanager
 def _heavy_imports() -> Iterator[None]:
-    """A context for heavy imports in which the garbage collector is off; it never looks at the imported objects later.
+    """Turn garbage collection off during imports, and exempt the imported objects from later collections.
 
-    They are not garbage, and looking for some takes a tenth of the import time.
+    Imported objects are not garbage, and scanning them takes a tenth of the import time.
     """
     garbage.disable()
     try:

@@ -1,4 +1,4 @@
-"""Errors that end a command with one line on stderr and an exit code of their own.
+"""Errors that end a command with one line on stderr and their exit code.
 
 The line says what is wrong, where, and how to fix it. Any other exception is a bug and keeps its traceback.
 """
@@ -29,7 +29,7 @@ EXPECTED_OS_ERRORS = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""Error numbers that the environment causes (a full disk, missing permissions). Others point to a bug."""
+"""Error numbers with a cause outside gptlab, such as a full disk or missing permissions. Others point to a bug."""
 
 
 class GptlabError(Exception):
@@ -39,7 +39,7 @@ class GptlabError(Exception):
 
 
 class BadInputError(GptlabError):
-    """A spec, option, text or name cannot be used. Nothing was written."""
+    """A spec, option, text or name is invalid. Nothing was written."""
 
     exit_code = EXIT_BAD_INPUT
 

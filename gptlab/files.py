@@ -31,13 +31,16 @@ def atomic_write(path: Path, *, durable: bool = False, make_parents: bool = Fals
     Args:
         path: The file to replace.
         durable: Flush the content and the directory entry to the disk, so that a power failure cannot undo the write.
-        make_parents: Create the directory if it does not exist.
+        make_parents: Create the parent directories if they do not exist.
+
+    Yields:
+        The temporary file, open for writing.
     """
     if make_parents:
         make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:  # never an existing file, nor the target of a link
+        with temporary.open("xb") as file:  # "x" opens no existing file and follows no link
             yield file
             file.flush()
             if durable:
@@ -69,7 +72,7 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def remove_temporary_files(directory: Path) -> None:
-    """Remove what `atomic_write` left in a directory when its process was killed. The caller must own the directory."""
+    """Remove the temporary files of killed processes. No other process may be writing to the directory."""
     for path in directory.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 

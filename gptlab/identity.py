@@ -1,7 +1,6 @@
 """The identity of a run: everything that determines its numbers, and the hash that names it.
 
-Only fields that differ from their defaults are hashed, so identities outlive the code: a new field with a default
-renames no run.
+Only fields that differ from their defaults are hashed, so adding a field with a default renames no run.
 """
 
 import hashlib
@@ -12,12 +11,12 @@ from typing import Any
 from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, Section
 
 NUMERICS = 2
-"""Revision of the arithmetic; incremented whenever the same spec would compute other numbers."""
+"""Revision of the arithmetic; incremented whenever the same spec would give different numbers."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run computes: the hash in its id, and the content of that hash."""
+    """What a run computes: its hash, which is part of the run's id, and the content that is hashed."""
 
     name: str
     hash: str
@@ -40,7 +39,7 @@ def identify(
 ) -> Identity:
     """Return the identity of an experiment with a resolved precision and text.
 
-    The sha256 of the initial weights is part of it only for a warm start from another run.
+    `initial_weights_sha256` is None unless the run starts from another run's weights.
     """
     content = {
         "numerics": NUMERICS,
@@ -54,7 +53,7 @@ def identify(
 
 
 def hash_of(content: dict[str, Any]) -> str:
-    """Return the hash of an identity's content."""
+    """Return the first 8 hexadecimal digits of the sha256 of an identity's content."""
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:8]
 
 

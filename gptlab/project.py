@@ -14,7 +14,7 @@ from gptlab.errors import BadInputError
 
 
 def root() -> Path:
-    """Return the project that contains the working directory, else the one that this package was installed from."""
+    """Return the root of the project that contains the working directory, else of this package's project."""
     here = Path.cwd()
     found = None
     for folder in (here, *here.parents):
@@ -36,7 +36,7 @@ def cache_directory() -> Path:
 
 
 def display_path(path: Path) -> str:
-    """Return the path as a user would type it: relative to the working directory where it is below it."""
+    """Return the path as a user would type it: relative to the working directory if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

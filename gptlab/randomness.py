@@ -22,7 +22,7 @@ class Purpose(IntEnum):
 
 
 def random_bits(seed: int, purpose: Purpose, *key: int, n: int = 1) -> NDArray[np.uint64]:
-    """Return `n` random 64-bit words, a function of the arguments only; `key` has at most three words."""
+    """Return `n` random 64-bit words, `(n,)`, which depend on the arguments only; `key` has at most three words."""
     return _philox(seed, purpose, *key).random_raw(n)
 
 

@@ -1,10 +1,11 @@
-"""What an experiment is: frozen, validated specs and how to vary them.
+"""The spec of an experiment: frozen, validated data, and how to vary it.
 
-- A spec is data. Errors in it are found when it is built, before anything runs.
-- A field marked `NOT_IDENTITY` changes what is logged or for how long, never what is computed. A field marked
-  `RESOLVED` enters the identity as the value it resolves to: the text's sha256, the precision on this device.
-- Runs are named by the fields that differ from their defaults (see `gptlab.identity`). So a new field with a default
-  renames no run, and a default that is in use never changes.
+- A spec is validated when it is built, before anything runs.
+- A field marked `NOT_IDENTITY` affects what is logged and saved, or how long a run trains, but not what a step
+  computes. A field marked `RESOLVED` enters the identity as the value that it resolves to: the text's sha256, the
+  precision on this device.
+- A run's id contains a hash of the fields that differ from their defaults (see `gptlab.identity`). So a new field with
+  a default renames no run, but a default must never be changed.
 """
 
 import json
@@ -28,7 +29,7 @@ Positive = Annotated[int, Field(ge=1, le=10**8)]
 
 
 class Section(BaseModel):
-    """Base of all specs: immutable, without unknown keys. Each field is documented by the string below it."""
+    """Base of all specs: immutable, rejects unknown keys. The string below a field is its documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -116,7 +117,7 @@ class TrainSpec(Section):
     eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
     """AdamW's epsilon, added to the denominator."""
     weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
-    """Decoupled weight decay, applied to matrices only."""
+    """Decoupled weight decay of matrices and embeddings; biases and LayerNorms have none."""
     grad_clip: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Maximum global gradient norm; 0 disables clipping."""
     precision: Annotated[Literal["auto", "float32", "bfloat16"], RESOLVED] = "auto"
@@ -158,7 +159,7 @@ class Experiment(Section):
         if self.train.sequence_length > self.model.context_length:
             raise ValueError(
                 f"train.sequence_length {self.train.sequence_length} exceeds "
-                f"model.context_length {self.model.context_length}"
+                f"model.context_length {self.model.context_length}; shorten the sequences or raise the context length"
             )
         return self
 
@@ -176,7 +177,11 @@ class Experiment(Section):
         return self.with_changes({"name": name, "why": why, **changes})
 
     def with_changes(self, changes: Mapping[str, Any]) -> Self:
-        """Return this experiment with new values by dotted key; see `vary`."""
+        """Return this experiment with new values by dotted key.
+
+        Raises:
+            BadInputError: A key does not exist or a value is out of range.
+        """
         known = dict(fields_of(type(self)))
         document = self.model_dump()
         for key, value in changes.items():
@@ -198,7 +203,7 @@ SECTIONS = ("model", "data", "train")
 
 
 def fields_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """The fields of a spec and of the sections nested in it, with their dotted keys."""
+    """Yield (dotted key, field) for the fields of a spec and of its nested sections."""
     for name, field in section.model_fields.items():
         nested = _section_type(field)
         if nested is None:
@@ -208,7 +213,7 @@ def fields_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _section_type(field: FieldInfo) -> type[Section] | None:
-    """The spec that a field holds, also where it is optional."""
+    """Return the section that a field holds, optional or not; None if it holds none."""
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind
@@ -216,7 +221,7 @@ def _section_type(field: FieldInfo) -> type[Section] | None:
 
 
 def flatten(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings as (dotted key, value)."""
+    """Yield (dotted key, value) for the leaves of nested mappings."""
     for key, value in document.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -227,10 +232,10 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def parse_settings(settings: list[str], spec: type[Experiment] = Experiment) -> dict[str, Any]:
     """Parse `["train.learning_rate=1e-3"]` into changes for `Experiment.with_changes`.
 
-    A value is parsed by the type of its field: JSON for a list or a mapping, pydantic's conversion from text otherwise.
+    Lists and mappings are parsed as JSON. Other values stay text, which `with_changes` converts and validates.
 
     Raises:
-        BadInputError: A setting is not KEY=VALUE, or a list is not JSON. Unknown keys are left to `with_changes`.
+        BadInputError: A setting is not KEY=VALUE, or a list or mapping is not JSON. Unknown keys are not checked.
     """
     known = dict(fields_of(spec))
     changes: dict[str, Any] = {}
@@ -266,6 +271,6 @@ def _parse_value(setting: str, value: str, field: FieldInfo) -> Any:
 
 
 def explain_spec_error(error: ValidationError) -> str:
-    """Describe a validation error of a spec in one line, with suggestions for unknown fields."""
+    """Describe a spec's validation error in one line, with suggestions for unknown fields."""
     keys = [key for key, _ in fields_of(Experiment)]
     return explain(error, [*Experiment.model_fields, *keys, *(key.partition(".")[2] for key in keys)])

@@ -1,8 +1,8 @@
 """Read the files of a run, which may be untrusted.
 
-A run may have come out of somebody's archive. Its content is data and stays data: `check_tree` rejects links, pipes and
-devices, and the readers follow no link, block on no pipe, bound the memory that they use and validate every value. What
-does not fit is an error that names the file.
+A run may come from an archive that someone else made, so its files are only read as data. `check_tree` rejects links,
+pipes and devices. The readers follow no link, block on no pipe, bound the memory that they use and validate every
+value. Errors name the file.
 """
 
 import os
@@ -23,11 +23,12 @@ MAX_DOCUMENT_BYTES = 1 << 20
 MAX_LINE_BYTES = 1 << 20
 MAX_ROWS_BYTES = 1 << 30
 MAX_EXPLANATION = 300
-"""Characters of an error message that an untrusted file can determine."""
+"""Characters of an error message that quote an untrusted file."""
 MIN_ROW_COST = 512
-"""Bytes that each row counts for at least: the shortest row takes as much in memory."""
+"""Bytes that a row counts as at least, because even the shortest row takes that much memory."""
 
 NEVER_WRITTEN_IN_PLACE = ("checkpoints", "wandb")
+"""Folders of a run whose existing files are replaced or left alone, so that a hard link to one does no harm."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 """A number of steps, tokens or bytes that fits in 64 bits."""
@@ -62,10 +63,10 @@ def check_tree(directory: Path) -> None:
 
 
 def check_no_hard_links(directory: Path) -> None:
-    """Check that no file that is written in place has a second name, possibly outside of the run.
+    """Check that no file that training appends to or overwrites has a hard link, which may be outside the run.
 
     Raises:
-        GptlabError: A file has one; the message names it.
+        GptlabError: A file has a hard link; the message names it.
     """
     for entry in _entries(directory):
         path = Path(entry.path)
@@ -73,11 +74,11 @@ def check_no_hard_links(directory: Path) -> None:
             continue
         with suppress(FileNotFoundError):
             if path.lstat().st_nlink > 1:
-                raise GptlabError(f"{path} has a hard link elsewhere; resume from a copy made with: cp -r")
+                raise GptlabError(f"{path} has a hard link elsewhere; copy the run with cp -r and resume the copy")
 
 
 def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
-    """Everything below a directory, at any depth. Entries that disappear meanwhile are skipped."""
+    """Yield everything below a directory, at any depth. Entries that disappear meanwhile are skipped."""
     folders = [str(directory)]
     while folders:
         folder = folders.pop()
@@ -108,7 +109,7 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         GptlabError: It is not a regular file or cannot be read; the message names it.
     """
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):  # checked first: opening a device can have an effect
+        if not stat.S_ISREG(path.lstat().st_mode):  # checked first: opening a device can have side effects
             raise GptlabError(f"{path} is not a regular file")
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             yield file
@@ -136,7 +137,7 @@ def read_document(path: Path, kind: type[Document]) -> Document:
 
 
 def read_json_lines(path: Path, kind: TypeAdapter[Row] = _ANY_ROW) -> Iterator[Row]:
-    """Read the rows of a JSON Lines file; none if the file does not exist. A torn last line is skipped.
+    """Yield the rows of a JSON Lines file; none if the file does not exist. A torn last line is skipped.
 
     Raises:
         GptlabError: A line is invalid, or the file is too long; the message names file and line.
@@ -146,7 +147,7 @@ def read_json_lines(path: Path, kind: TypeAdapter[Row] = _ANY_ROW) -> Iterator[R
 
 
 def read_json_lines_from(path: Path, start: int, kind: TypeAdapter[Row]) -> Iterator[tuple[Row, int]]:
-    """Read the rows from byte `start` on, each with its length in bytes. Error messages count lines from there."""
+    """Like `read_json_lines`, from byte `start` on: yields (row, length in bytes). Errors count lines from there."""
     remaining = MAX_ROWS_BYTES
     try:
         with open_regular(path) as file:
@@ -171,10 +172,10 @@ def _parse(path: Path, number: int, line: bytes, kind: TypeAdapter[Row]) -> Row:
 
 
 def torn_bytes(path: Path) -> int:
-    """Count the bytes after the last complete line, which a crash left.
+    """Return the number of bytes after the last complete line: a line that a crash tore.
 
     Raises:
-        GptlabError: There are more than a line can have.
+        GptlabError: There are more than `MAX_LINE_BYTES`.
     """
     try:
         with open_regular(path) as file:

@@ -7,15 +7,15 @@ from pydantic import ValidationError
 
 MAX_ERRORS = 5
 MAX_LENGTH = 100
-"""Characters of a key, a message or an input that are quoted. Files may come from elsewhere and hold anything."""
+"""Characters of a key or value that a message quotes: an untrusted file can hold keys and values of any length."""
 
 
 def explain(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
-    """Describe a pydantic error in one line: each wrong field, what is wrong, and what was given.
+    """Describe a pydantic error in one line: the first invalid fields, what is wrong, and the value given.
 
     Args:
         error: The error.
-        known_keys: Valid dotted keys, for a "did you mean" on an unknown one.
+        known_keys: Valid dotted keys, to suggest one for an unknown key.
     """
     parts = []
     details = error.errors(include_url=False)

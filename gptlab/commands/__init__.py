@@ -1,1 +1,1 @@
-"""The commands, one module each: a part that computes a result, and a part that renders it."""
+"""The commands, one module each: functions that compute a result, and `render`, which prints it."""

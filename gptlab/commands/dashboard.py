@@ -1,7 +1,7 @@
-"""W&B's terminal dashboard, `wandb leet`, of one run or several; it needs no account and no network.
+"""`gptlab dashboard`: open runs in W&B's terminal dashboard, `wandb leet`, which needs no account and no network.
 
-leet reads W&B's own files. Those in a run may be partial (written online after a resume, or on a full disk) or absent
-(W&B was off). So the dashboard displays temporary files that the mirror writes from `metrics.jsonl`.
+leet reads W&B's own files. Those of a run may be incomplete (written online after a resume, or on a full disk) or
+missing (W&B was off). So leet is given temporary files, which the mirror writes from `metrics.jsonl`.
 """
 
 import subprocess
@@ -19,18 +19,18 @@ REFRESH_S = 1.0
 
 
 def show(runs: list[Run], notice: Callable[[str], None]) -> int:
-    """Open the dashboard and wait until it is closed. Runs that are training are updated.
+    """Open the dashboard and wait until it is closed. Runs that are training are updated meanwhile.
 
     Returns:
         The exit code of W&B's program.
 
     Raises:
         BadInputError: A run was never trained.
-        GptlabError: W&B does not work.
+        GptlabError: W&B wrote no file for the dashboard.
     """
     for run in runs:
         if not run.history().starts:
-            raise BadInputError(f"{run.id} was never trained, so there is nothing to see yet")
+            raise BadInputError(f"{run.id} was never trained; train it with: gptlab resume {run.id}")
     with tempfile.TemporaryDirectory(prefix="gptlab-dashboard-") as folder:
         wandb_parent = Path(folder)
         training = _mirror(runs, wandb_parent, notice)
@@ -44,7 +44,7 @@ def show(runs: list[Run], notice: Callable[[str], None]) -> int:
 
 
 def path_to_open(wandb_parent: Path) -> Path:
-    """The path for leet: the one run's folder below `wandb/`, or `wandb/` itself if there are several.
+    """Return the path for leet: the folder of the only run below `wandb/`, or `wandb/` itself for several runs.
 
     Raises:
         GptlabError: The mirror wrote no file.
@@ -56,7 +56,7 @@ def path_to_open(wandb_parent: Path) -> Path:
 
 
 def _mirror(runs: list[Run], wandb_parent: Path, notice: Callable[[str], None]) -> list[Mirror]:
-    """Mirror the runs offline; return the mirrors of those that are training, which are still open."""
+    """Mirror the runs offline. Returns the mirrors of runs that are training, which stay open."""
     mirrors = [Mirror(run, "offline", notice, wandb_parent) for run in runs]
     for mirror in mirrors:
         mirror.notify()

@@ -71,7 +71,7 @@ class Comparison:
 
 
 def recorded_side(run: Run) -> Side:
-    """Return a run as it is recorded."""
+    """Return the side of a run, from its records."""
     record, history = run.record, run.history()
     starts = history.starts
     parent = record.initial_weights
@@ -101,10 +101,12 @@ def recorded_side(run: Run) -> Side:
 
 
 def current_side(run: Run) -> Side:
-    """Return what the run would be if it started now: the current spec of its name, its text, and the working tree.
+    """Return what the run would be if it started now: its experiment's current spec and code, on this machine.
+
+    Notes say whether the experiment or the run's text is gone or has changed.
 
     Raises:
-        BadInputError: The experiments cannot be read.
+        BadInputError: The experiments cannot be read, or this machine does not support the precision.
     """
     from gptlab.data import tokenizer
     from gptlab.training.settings import Available, resolve_settings
@@ -134,14 +136,14 @@ def current_side(run: Run) -> Side:
 
 
 def compare(a: Side, b: Side) -> Comparison:
-    """Compare two sides in the facts that both have."""
+    """Compare the facts that both sides have."""
     sections = {name: differing(getattr(a, name), getattr(b, name)) for name in ("spec", "code", "data", "environment")}
     notes = [*a.notes, *b.notes]
     changes = provenance.compare_sources(a.source, b.source)
     if changes is None:
-        notes.append("the code cannot be compared: a commit is missing in this repository, or a patch in its run")
+        notes.append("the code cannot be compared: a commit is missing from this repository, or a patch from its run")
     elif sections["code"] and not changes.files:
-        notes.append("the code is the same, file by file")
+        notes.append("the code is the same in every file")
     sections["results"] = differing(a.results, b.results) | _compare_numbers(a.rows, b.rows)
     notes += _compare_rows(a.rows, b.rows)
     files, patch = (changes.files, changes.patch) if changes else ({}, b"")
@@ -154,13 +156,13 @@ def differing(a: Facts, b: Facts) -> Pairs:
 
 
 def _spec(experiment: Experiment, precision: str, numerics: Any) -> Facts:
-    """The fields of a spec with the resolved precision. The text is compared by its content."""
+    """The fields of a spec with the resolved precision, without the text, which is compared by its sha256."""
     fields = dict(flatten(experiment.model_dump(mode="json", exclude={"data": {"text"}})))
     return {**fields, "train.precision": precision, "numerics": numerics}
 
 
 def _over_time(values: Iterable[Any]) -> Any:
-    """The value in all attempts, or the list of its successive values."""
+    """The value that all attempts share, else the list of its successive values; None without attempts."""
     distinct = [value for value, _ in groupby(values)]
     return distinct[0] if len(distinct) == 1 else distinct or None
 
@@ -181,13 +183,13 @@ def _newest(rows: dict[int, Row]) -> Facts:
 
 
 def _compare_rows(a: dict[int, Row], b: dict[int, Row]) -> list[str]:
-    """Up to which step the rows agree, and whether the validation losses are comparable."""
+    """Notes on up to which step the rows are equal, and on whether the validation losses are comparable."""
     common = sorted(a.keys() & b.keys())
     if not common:
         return []
     notes = []
     if len({row["val/yardstick"] for rows in (a, b) for row in rows.values() if "val/yardstick" in row}) > 1:
-        notes.append("they were validated on different windows, so their validation losses are not comparable")
+        notes.append("the runs were validated on different windows, so their validation losses are not comparable")
     for step in common:
         columns = [column for column in DETERMINISTIC if a[step].get(column) != b[step].get(column)]
         if columns:

@@ -1,4 +1,4 @@
-"""`gptlab eval`: the loss of a checkpoint on a full held-out text."""
+"""`gptlab eval`: evaluate a checkpoint on a full held-out text."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class RunEvaluation:
     """The text, or None for the run's validation split."""
     evaluation: Evaluation
     path: Path
-    """The file with the losses of the single windows."""
+    """The file with the per-window losses."""
 
     def document(self) -> dict[str, Any]:
         """Return what `gptlab eval --json` prints."""
@@ -53,7 +53,7 @@ class RunEvaluation:
 def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, console: Console) -> RunEvaluation:
     """Evaluate a checkpoint on every window of the run's validation split, or of another text.
 
-    The losses of the windows are stored in the run's `evaluations/`, by step and yardstick.
+    The per-window losses are written to the run's `evaluations/`, in a file named by step and yardstick.
 
     Args:
         run: The run.
@@ -61,6 +61,10 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
         text: A named text or a path; None for the run's validation split.
         device: `auto`, `cpu`, `cuda` or `mps`.
         console: Where to show progress.
+
+    Raises:
+        BadInputError: There is no such checkpoint, text or device, or the text is too short or has changed.
+        GptlabError: The checkpoint is damaged, or memory runs out.
     """
     spec = run.record.spec
     checkpoint = select_checkpoint(run.directory, step)
@@ -94,8 +98,8 @@ def render(result: RunEvaluation, console: Console) -> None:
     console.fact("loss", f"{evaluation.loss:.4f} ± {evaluation.loss_se:.4f} nats/token")
     console.fact("bits/byte", f"{evaluation.bits_per_byte:.4f}")
     console.fact("perplexity", f"{evaluation.perplexity:.2f}")
-    console.fact("over", f"{windows:,} windows · {evaluation.tokens:,} tokens · {evaluation.bytes:,} bytes")
-    console.fact("windows", project.display_path(result.path))
+    console.fact("evaluated", f"{windows:,} windows · {evaluation.tokens:,} tokens · {evaluation.bytes:,} bytes")
+    console.fact("per window", project.display_path(result.path))
 
 
 def _whole_text(source: str) -> Split:

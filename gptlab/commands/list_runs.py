@@ -21,12 +21,12 @@ MAX_SHOWN = 1e9
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What the list shows of a run."""
+    """One line of the list."""
 
     facts: dict[str, Any]
     """What `gptlab runs --json` prints."""
     losses: list[float]
-    """The training loss, averaged into at most `SPARKLINE_WIDTH` parts."""
+    """Training losses, averaged to at most `SPARKLINE_WIDTH` values."""
     elapsed_s: float
     created: datetime
 

@@ -1,7 +1,7 @@
 """`gptlab run` and `gptlab resume`: train a run to its number of steps, whatever state it is in.
 
-The command is idempotent. A complete run says so; an interrupted one resumes from its newest intact checkpoint; a
-larger number of steps extends it; a smaller one changes nothing.
+The commands are idempotent. A complete run is left as it is; an interrupted one resumes from its newest intact
+checkpoint; a larger number of steps extends it; a smaller one changes nothing.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Options:
     artifacts: Literal["best", "final"] | None = None
 
     def __post_init__(self) -> None:
-        """Check the environment variables that stand in for options.
+        """Check the environment variable that stands in for `wandb`.
 
         Raises:
             BadInputError: `WANDB_MODE` is not a mode.
@@ -62,10 +62,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """The run when its command ends."""
+    """A run after its command has ended."""
 
     run: Run
     exit_code: int = 0
+    """128 plus the signal's number if a signal stopped training, else 0."""
 
     def document(self) -> dict[str, Any]:
         """Return what `gptlab run --json` prints."""
@@ -98,10 +99,12 @@ def run_experiment(
         options: How to run it.
         console: Where to print.
         initial_weights: Weights to start from instead of drawing them from the seed.
-        hooks: Functions that the training loop calls besides its own.
+        hooks: More functions for the training loop to call.
 
     Raises:
-        BadInputError: The text, the spec or the machine does not fit. Nothing was written.
+        BadInputError: The text, device or initial weights cannot be used. Nothing was written.
+        DivergedError: The run diverges, or has diverged before.
+        GptlabError: Another process is training the run, a file is damaged or cannot be written, or memory runs out.
     """
     planned = plan(experiment, seed, options.device, initial_weights)
     if initial_weights:
@@ -120,19 +123,21 @@ def run_experiment(
 
 
 def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None = None) -> Result:
-    """Resume a run from its stored spec, whatever the experiment's file says today.
+    """Resume or extend a run from its stored spec, even if its experiment has changed or is gone.
 
     Raises:
-        BadInputError: The text or the tokenizer has changed since the run began.
+        BadInputError: The text or the tokenizer has changed since the run began, or the device cannot be used.
+        DivergedError: See `run_experiment`.
+        GptlabError: See `run_experiment`.
     """
     record = run.record
     settings = resolve_settings(options.device, record.precision, Available.here())
+    new_run = shell_command("run", record.spec.name, "--text", record.text.path)
     if record.tokenizer_sha256 != tokenizer.TOKENIZER_SHA256:
         raise BadInputError(
             f"{run.id} was started with another tokenizer: sha256 {record.tokenizer_sha256}, now "
-            f"{tokenizer.TOKENIZER_SHA256}"
+            f"{tokenizer.TOKENIZER_SHA256}; start a new run with: {new_run}"
         )
-    new_run = shell_command("run", record.spec.name, "--text", record.text.path)
     text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
     data = load_training_data(record.spec, text, record.seed)
     return _continue(run, options.steps, data, settings, options, console, hooks or Hooks())
@@ -147,13 +152,13 @@ def _continue(
     console: Console,
     hooks: Hooks,
 ) -> Result:
-    """Train the run to `steps`, or to what the last attempt was asked for, unless it has as many already."""
+    """Train the run to `steps`, by default the target of its last attempt, unless it is there already."""
     history = run.history()
     steps = steps or history.target
     if history.status == "diverged":
         raise DivergedError(
-            f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or start again "
-            "with --fresh"
+            f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or, if the "
+            "code has changed, start again with --fresh"
         )
     if history.status == "complete" and steps <= history.step:
         messages.already_complete(run, history, steps, console)
@@ -185,7 +190,7 @@ def _train(
     console: Console,
     hooks: Hooks,
 ) -> Result:
-    """Connect an attempt with progress bar, W&B mirror, lock and signals, and train."""
+    """Train an attempt, connected to the progress bar, profiler, W&B mirror, lock and signals."""
     if options.deterministic:
         use_deterministic_kernels()
     keep_freed_memory()
@@ -233,5 +238,5 @@ def _train(
 def _stop_requested(signals: StopSignals, console: Console) -> bool:
     if signals.received is None:
         return False
-    console.notice(f"{signals.received.name}: saving, then stopping; a second one stops at once")
+    console.notice(f"{signals.received.name}: saving, then stopping; a second signal stops immediately without saving")
     return True

@@ -19,10 +19,11 @@ from gptlab.training.settings import Settings
 from gptlab.training.training_data import TrainingData
 
 RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text"}
+"""Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
 
 def new_identity(experiment: Experiment, identity: Identity, console: Console) -> None:
-    """If runs of the same name exist, print which fields make this one a new run."""
+    """Print how a new run differs from the newest run of the same name, if there is one."""
     others = [run for run in all_runs() if run.record.spec.name == experiment.name]
     others = [run for run in others if run.record.identity != identity.content]
     if not others:
@@ -35,28 +36,28 @@ def new_identity(experiment: Experiment, identity: Identity, console: Console) -
         for key in old | new
         if old.get(key) != new.get(key)
     ]
-    console.print(f"a new run, not {newest.id}: {', '.join(differences)}")
+    console.print(f"new run; differs from {newest.id}: {', '.join(differences)}")
 
 
 def kept_fields(run: Run, experiment: Experiment, console: Console) -> None:
     """Print which fields an existing run keeps although the experiment has changed.
 
-    They are not part of the identity: when to log, validate and save is fixed when a run begins.
+    These fields, such as when to log and save, are not part of the identity and are fixed when a run begins.
     """
     stored, today = (dict(flatten(spec.model_dump(exclude={"name", "why"}))) for spec in (run.record.spec, experiment))
     kept = [f"{key}={stored[key]}" for key in stored if stored[key] != today[key] and key not in RESOLVED_EACH_TIME]
     if kept:
-        console.notice(f"{run.id} keeps {', '.join(kept)} from its start; --fresh starts it again")
+        console.notice(f"{run.id} keeps {', '.join(kept)} from its start; --fresh starts again with the new values")
 
 
 def _facts(experiment: Experiment, content: dict[str, Any]) -> dict[str, Any]:
-    """Everything that enters an identity, including defaults, by dotted key."""
+    """Everything that the identity is computed from, including defaults, by dotted key."""
     own = {key: value for key, value in content.items() if not isinstance(value, dict)}
     return own | dict(flatten(identity_fields(experiment)))
 
 
 def already_complete(run: Run, history: History, steps: int, console: Console) -> None:
-    """Print that the run has all requested steps already."""
+    """Print that a complete run already has all requested steps, and its results."""
     done = history.step
     more = f", more than the {steps} requested" if steps < done else ""
     console.print(f"{run.id} is complete: {done} steps{more}; nothing changed", style="bold")
@@ -69,8 +70,8 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
 
 
 def fewer_steps(run: Run, history: History, steps: int, done: int, console: Console) -> None:
-    """Print that an interrupted run has more steps already than requested."""
-    console.print(f"{run.id} has {done} steps already, more than the {steps} requested; nothing changed")
+    """Print that an interrupted run already has more steps than requested."""
+    console.print(f"{run.id} already has {done} steps, more than the {steps} requested; nothing changed")
     console.fact("resume", shell_command("resume", run.id, "--steps", str(history.target)))
 
 
@@ -107,7 +108,7 @@ def opening(
 
 
 def changed_environment(history: History, facts: dict[str, Any], console: Console) -> None:
-    """Print what has changed since the last attempt and may change the numbers."""
+    """Print what has changed since the last attempt and can change the numbers."""
     starts = history.starts
     if not starts or not facts["from_step"]:
         return
@@ -120,7 +121,7 @@ def changed_environment(history: History, facts: dict[str, Any], console: Consol
 
 
 def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> None:
-    """Print the result of the attempt, and what to do next."""
+    """Print the result of the attempt and the next commands."""
     history = run.history()
     step = history.step
     console.print()

@@ -36,7 +36,8 @@ def sample(run: Run, step: int | None, prompt: str, count: int, **options: Any) 
         options: `max_tokens`, `temperature`, `top_k` and `seed` of `gptlab.model.sample.samples`.
 
     Raises:
-        BadInputError: There is no such checkpoint, or prompt and new tokens do not fit.
+        BadInputError: There is no such checkpoint, the prompt is empty, or prompt and new tokens do not fit.
+        GptlabError: The checkpoint is damaged, or the model's output is not finite.
     """
     spec = run.record.spec
     model = load_model(select_checkpoint(run.directory, step), spec.model)

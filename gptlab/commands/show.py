@@ -1,4 +1,4 @@
-"""`gptlab show`: an experiment or a run with its spec, identity and architecture."""
+"""`gptlab show`: the spec, identity and architecture of an experiment or a run."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +22,14 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Description:
-    """An experiment with everything resolved that its identity depends on."""
+    """An experiment with its resolved precision and identity."""
 
     experiment: Experiment
     hash: str
     identity: dict[str, Any]
     precision: Precision
     run: Run | None = None
+    """The run that the experiment was read from; None for a current experiment."""
 
     def document(self) -> dict[str, Any]:
         """Return what `gptlab show --json` prints."""
@@ -46,10 +47,10 @@ class Description:
 
 
 def describe(name: str) -> Description:
-    """Describe the experiment of a name as it would run here now, else the run of an id.
+    """Describe the experiment with this name as it would run here and now, else the run (see `find_run`).
 
     Raises:
-        BadInputError: There is neither.
+        BadInputError: There is neither, or the experiment's text or precision cannot be used here.
     """
     experiments = catalog.experiments()
     if name in experiments:

@@ -1,4 +1,4 @@
-"""`gptlab sync`: upload whatever W&B is missing of the runs."""
+"""`gptlab sync`: upload whatever W&B is missing."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from gptlab.tracking.run import Run
 
 
 def sync_runs(runs: list[Run] | None, report: Callable[[SyncResult], None]) -> list[SyncResult]:
-    """Sync runs one after the other, by default every run of which W&B is missing something; report each result."""
+    """Sync runs one after the other and report each result; None syncs every mirrored run that is incomplete in W&B."""
     results = []
     for run in pending_runs() if runs is None else runs:
         results.append(sync_run(run))

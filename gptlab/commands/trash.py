@@ -1,4 +1,4 @@
-"""`gptlab rm` and `gptlab gc`: move a run to the trash, and empty the trash."""
+"""`gptlab gc`: list and delete what `gptlab rm` moved to the trash."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ class TrashEntry:
     bytes: int
 
     def remove(self) -> None:
-        """Delete it; of a symbolic link only the link itself."""
+        """Delete the entry; for a symbolic link, only the link."""
         if self.path.is_dir() and not self.path.is_symlink():
             shutil.rmtree(self.path)
         else:
@@ -38,7 +38,7 @@ def list_trash() -> list[TrashEntry]:
 
 
 def question(entries: list[TrashEntry]) -> str:
-    """Return what to ask before the entries are deleted."""
+    """Return the question to ask before the entries are deleted."""
     total = sum(entry.bytes for entry in entries)
     return f"permanently delete {len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {total / 2**20:,.1f} MiB?"
 

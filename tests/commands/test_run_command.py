@@ -47,7 +47,7 @@ def test_fewer_steps_than_an_interrupted_run_has_change_nothing(train, micro, si
     before = contents(run.directory)
     train(micro, steps=5)
     assert contents(run.directory) == before
-    assert "has 12 steps already" in capfd.readouterr().err
+    assert "already has 12 steps" in capfd.readouterr().err
 
 
 def test_run_json_is_never_changed(train, micro):
@@ -122,7 +122,7 @@ def test_a_new_run_reports_which_fields_differ(train, micro, capfd):
     capfd.readouterr()
     train(micro.with_changes({"train.learning_rate": 0.5}), steps=1)
     first_line = capfd.readouterr().err.splitlines()[0]
-    assert first_line == f"a new run, not {old.id}: train.learning_rate 0.01 → 0.5"
+    assert first_line == f"new run; differs from {old.id}: train.learning_rate 0.01 → 0.5"
 
 
 def test_another_text_starts_a_new_run_and_reports_why(train, micro, tmp_path, text_file, capfd):
@@ -130,7 +130,7 @@ def test_another_text_starts_a_new_run_and_reports_why(train, micro, tmp_path, t
     other = tmp_path / "other.txt"
     other.write_text(text_file.read_text() * 2)
     train(micro.with_changes({"data.text": str(other)}), steps=1)
-    assert "text_sha256" in capfd.readouterr().err.split("a new run")[1].splitlines()[0]
+    assert "text_sha256" in capfd.readouterr().err.split("new run; ")[1].splitlines()[0]
 
 
 def test_resume_uses_the_stored_spec_and_trains_to_the_target(train, micro, signal_at_step):
@@ -165,7 +165,7 @@ def test_a_torn_last_row_is_dropped_and_reported(train, micro, signal_at_step, c
     with (run.directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 1')
     assert train(micro).run.history().status == "complete"
-    assert "a crash tore the last row of metrics.jsonl; its 10 bytes are dropped" in capfd.readouterr().err
+    assert "the last row of metrics.jsonl was torn by a crash; its 10 bytes are dropped" in capfd.readouterr().err
     assert [row["step"] for row in read_metrics(run.directory)] == list(range(0, 41, 5))
 
 
@@ -337,7 +337,7 @@ def test_a_warm_start_has_the_parents_weights_and_their_hash_in_its_identity(tra
 def test_a_warm_start_from_another_shape_or_a_missing_step_is_refused(train, micro, long_run, tmp_path):
     parent = initial.find_initial_weights(str(long_run.directory))
     wider = micro.with_changes({"model.n_embd": 16})
-    with pytest.raises(BadInputError, match=r"is another model's: [0-9,]+ bytes for 1,6[0-9,]+ parameters"):
+    with pytest.raises(BadInputError, match=r"belongs to another model: [0-9,]+ bytes for 1,6[0-9,]+ parameters"):
         train(wider, initial_weights=parent)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(BadInputError, match="no checkpoint of step 7"):
@@ -406,7 +406,7 @@ def test_a_profile_is_written_on_request(train, micro):
 def test_too_few_steps_for_a_profile_are_reported(train, micro, capfd):
     run = train(micro, steps=2, profile=True).run
     assert not (run.directory / "profile").exists()
-    assert "no profile was recorded: it takes 6 steps" in capfd.readouterr().err
+    assert "no profile was recorded: it takes 6 steps of one attempt" in capfd.readouterr().err
 
 
 def test_log_every_is_fixed_when_a_run_begins(train, micro, capfd):

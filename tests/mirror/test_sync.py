@@ -47,7 +47,7 @@ def test_runs_are_synced_independently_and_a_failed_one_is_reported_and_retried(
     assert [len(server.runs[run.record.wandb_id].history) for run in (first, second)] == [3, 3]
     assert private.record.wandb_id not in server.runs
 
-    assert sync() == (0, "W&B has everything of the mirrored runs\n", "")
+    assert sync() == (0, "nothing to upload: all mirrored runs are complete in W&B\n", "")
     code, out, _ = sync("micro", private.id)
     assert code == 2
     code, out, _ = sync(private.id)
