@@ -64,7 +64,7 @@ def estimates(summary: DataFrame, labels: Mapping[str, str]) -> go.Figure:
         summary: The result of `replicates.summary`.
         labels: The label of each experiment.
     """
-    title = "validation loss: mean, 95% interval over seeds"
+    title = "validation loss (mean, 95% interval)"
     return _intervals(title, summary, labels, summary["experiment"].tolist())
 
 
@@ -76,7 +76,7 @@ def differences(table: DataFrame, labels: Mapping[str, str], order: Sequence[str
         labels: The label of each experiment.
         order: All experiments, in the order of their colors.
     """
-    title = "difference to the reference, 95% interval"
+    title = "difference (mean, 95% interval)"
     return _intervals(title, table, labels, order).add_vline(x=0, line_color=GRAY, line_dash="dot")
 
 

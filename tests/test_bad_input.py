@@ -38,7 +38,7 @@ COMMANDS = [
     ("run tiny --seed -1", "'--seed': Input should be"),
     ("run tiny --seed 9223372036854775808", "'--seed'"),
     ("run tiny --device tpu", "there is no device 'tpu'; choose auto, cpu, cuda or mps"),
-    ("run tiny --device cuda", "no cuda device; choose --device auto"),
+    ("run tiny --device cuda", "PyTorch finds no cuda device on this machine; use --device auto"),
     ("run tiny --wandb on", "'on' is not one of 'online', 'offline', 'off'"),
     ("run tiny --artifacts all", "'all' is not one of 'best', 'final'"),
     ("run tiny --tag=", "--tag must have 1 to 64 printable characters, not ''"),
@@ -46,14 +46,14 @@ COMMANDS = [
     ("run tiny --notes", "'--notes' requires an argument"),
     ("run tiny --from nothing", "there is no run 'nothing'"),
     (f"run tiny --from {HERE}@last", "--from expects RUN or RUN@STEP"),
-    (f"run tiny --from {HERE}@7", "keeps no checkpoint of step 7; it has 10, 20"),
+    (f"run tiny --from {HERE}@7", "keeps no checkpoint of step 7; available: 10, 20"),
     (f"run tiny --from {HERE}@20", "belongs to another model"),
     ("run tiny --set learning_rate", "--set expects KEY=VALUE such as train.learning_rate=1e-3, not 'learning_rate'"),
     ("run tiny --set learning_rate=1", "did you mean 'train.learning_rate'?"),
     ("run tiny --set model.n_heads=2", "did you mean 'model.n_head'?"),
     ("run tiny --set name=other", "write a variant in experiments/"),
-    ("run tiny --set model.n_head=3", "n_embd 128 is not divisible by n_head 3; these divide it: 1, 2, 4"),
-    ("run tiny --set train.sequence_length=2000", "is longer than model.context_length 1024"),
+    ("run tiny --set model.n_head=3", "n_embd 128 is not divisible by n_head 3; valid values: 1, 2, 4"),
+    ("run tiny --set train.sequence_length=2000", "exceeds model.context_length 1024"),
     ("run tiny --text missing.txt", "there is no file 'missing.txt'; give the path of a .txt"),
     ("run tiny --text shakespear", "did you mean 'shakespeare'?"),
     ("run tiny --text /", "not a regular file"),
@@ -75,7 +75,7 @@ COMMANDS = [
     (f"sample {HERE} --temperature nan", "'--temperature': Input should be greater than or equal to 0"),
     (f"sample {HERE} --top-k -1", "'--top-k': Input should be"),
     (f"sample {HERE} --seed -1", "'--seed': Input should be"),
-    (f"sample {HERE} --step 7", "keeps no checkpoint of step 7; it has 10, 20"),
+    (f"sample {HERE} --step 7", "keeps no checkpoint of step 7; available: 10, 20"),
     ("eval ./nowhere", "there is no run in './nowhere'"),
     (f"eval {HERE} --text missing.txt", "there is no file 'missing.txt'"),
     (f"eval {HERE} --step -1", "'--step': Input should be"),
@@ -278,7 +278,7 @@ def test_every_field_of_a_spec_has_a_case():
 
 def test_every_environment_variable_has_a_case():
     sources = "".join(path.read_text() for folder in ("gptlab", "analysis") for path in (ROOT / folder).rglob("*.py"))
-    assert set(re.findall(r"\bGPTLAB_[A-Z]+\b", sources)) == {"GPTLAB_RUNS", "GPTLAB_CACHE"}
+    assert set(re.findall(r"\bGPTLAB_[A-Z]+\b", sources)) == {"GPTLAB_RUNS", "GPTLAB_CACHE", "GPTLAB_DEBUG"}
 
 
 def test_every_make_variable_has_a_case():

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from attacks import Attack, attacks
 from support import run_attempt
-from watched import Watch, in_child
+from watched import TEMPORARY, Watch, in_child
 
 from analysis import load as tables
 from analysis import report
@@ -99,6 +99,7 @@ def typed(*words: str) -> Callable[[], object]:
     """A command line."""
 
     def run() -> None:
+        logging.getLogger("gptlab").handlers.clear()  # of the command before, which shares this process
         sys.argv = ["gptlab", *words]
         cli.main()
 
@@ -138,7 +139,7 @@ def meet_all_commands(name: str, micro: Experiment) -> dict[str, tuple[int, str,
     return {label: outcome(command) for label, command in commands.items()}
 
 
-OURS = (".trash", "report.md", "report.html", ".report.md.tmp", ".report.html.tmp")
+OURS = (".trash", "report.md", "report.html")
 """Names in the runs directory that commands create."""
 
 
@@ -226,6 +227,8 @@ def test_commands_inside_an_untrusted_run_execute_none_of_its_code(loaded, tmp_p
     script, trace = tmp_path / "bin" / "gptlab", tmp_path / "trace"
     script.parent.mkdir()
     script.write_text(TYPED)
+    scratch = tmp_path / "scratch"  # libraries probe whether the temporary directory can be written
+    scratch.mkdir()
     command = [
         "strace",
         "--seccomp-bpf",
@@ -236,16 +239,18 @@ def test_commands_inside_an_untrusted_run_execute_none_of_its_code(loaded, tmp_p
         "-o",
         trace,
     ]
-    subprocess.run([*command, sys.executable, script, json.dumps(COMMANDS)], cwd=hostile, check=True)
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    subprocess.run([*command, sys.executable, script, json.dumps(COMMANDS)], cwd=hostile, env=environment, check=True)
     assert not mark.exists()
     calls = trace.read_text(errors="replace")
     started = {Path(path) for path in re.findall(r' execve\("([^"]+)".* = 0$', calls, re.MULTILINE)}
     assert {path.name for path in started} <= {Path(sys.executable).name, "git", "uname"}
     assert not [path for path in started if tmp_path in path.parents]
     written = re.findall(r' openat\([^,]+, "([^"]+)", O_(?:WRONLY|RDWR).* = \d+$', calls, re.MULTILINE)
-    places = (hostile, Path(os.environ["GPTLAB_CACHE"]), *(hostile.parent / name for name in OURS))
+    places = (hostile, scratch, Path(os.environ["GPTLAB_CACHE"]), *(hostile.parent / name for name in OURS))
     assert len(written) > 10
     for path in map(Path, written):
+        path = path.with_name(TEMPORARY.sub(r"\1", path.name))
         assert path == Path("/dev/null") or any(place in (path, *path.parents) for place in places), path
 
 

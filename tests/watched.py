@@ -31,6 +31,8 @@ CHANGES = {
 }
 """Audit events that change the file system, and the number of paths in their arguments."""
 
+TEMPORARY = re.compile(r"^\.(.+)\.[0-9a-f]{8}\.tmp$")
+
 FOREIGN = re.compile(r"os\.(system|exec|spawn|posix_spawn|fork|forkpty)|pty\.spawn|pickle\.find_class|socket\.connect")
 
 
@@ -85,6 +87,7 @@ class Watch:
         return None
 
     def _may_change(self, path: Path) -> bool:
+        path = path.with_name(TEMPORARY.sub(r"\1", path.name))  # what an atomic write replaces
         return path == Path("/dev/null") or any(path == root or root in path.parents for root in self.writable)
 
 

@@ -209,9 +209,12 @@ def test_a_failure_since_the_last_update_is_raised_at_the_next_save(train, micro
             updated.set()
 
     monkeypatch.setattr(write, "fsync_file", fail_late)
+    rarely, hooks = (
+        micro.with_changes({"train.checkpoint_every": 11, "train.log_every": 100}),
+        Hooks(on_step=[noted_step]),
+    )
     with pytest.raises(OSError, match="No space left on device"):
-        rarely = {"train.checkpoint_every": 11, "train.log_every": 100}
-        train(micro.with_changes(rarely), hooks=Hooks(on_step=[noted_step]))
+        train(rarely, hooks=hooks)
     assert find_run("micro").history().attempts[-1]["step"] == 11
 
 

@@ -15,7 +15,7 @@ from gptlab.files import append_json_line
 from gptlab.tracking.metrics import METRICS, read_metrics
 from gptlab.tracking.run import ATTEMPTS, Run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
