@@ -263,10 +263,10 @@ def sync(
     from gptlab.commands import sync
     from gptlab.tracking.run import find_run
 
-    selected = [find_run(run) for run in runs] if runs else None
-    results = sync.sync_runs(
-        selected, report=lambda result: typer.echo(result.line(), err=as_json or not result.synced)
-    )
+    results = []
+    for result in sync.sync_runs([find_run(run) for run in runs] if runs else None):
+        typer.echo(sync.line(result), err=as_json or not result.synced)
+        results.append(result)
     if as_json:
         _print_json([asdict(result) for result in results])
     elif not results:

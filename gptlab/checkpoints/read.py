@@ -17,11 +17,12 @@ from gptlab.checkpoints.manifest import (
     MODEL,
     OPTIMIZER,
     Checkpoint,
+    Shapes,
     adamw_state_shapes,
     list_checkpoints,
     open_tensors,
 )
-from gptlab.checkpoints.tensors import Hash, Shapes, Tensors, read_tensors
+from gptlab.checkpoints.tensors import Hash, Tensors, read_tensors
 from gptlab.errors import GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT

@@ -30,11 +30,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptlab.checkpoints.manifest import MIB, FileDigest
+from gptlab.checkpoints.manifest import MIB, FileDigest, Shapes
 from gptlab.errors import GptlabError
 
 Tensors = dict[str, Tensor]
-Shapes = dict[str, tuple[int, ...]]
 
 LENGTH_BYTES = 8
 """Size of the little-endian integer at the beginning of a file, which is the header's length."""

@@ -14,6 +14,7 @@ from gptlab.data import text as texts
 from gptlab.data import tokens
 from gptlab.data.tokens import Split
 from gptlab.data.windows import validation_starts
+from gptlab.files import atomic_write
 from gptlab.terminal.console import Console
 from gptlab.tracking.run import EVALUATIONS, Run
 from gptlab.training.evaluate import Evaluation, evaluate
@@ -86,7 +87,8 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
     folder = run.directory / EVALUATIONS
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{checkpoint.step:08d}-{evaluation.yardstick}.safetensors"
-    safetensors.numpy.save_file({"start": starts, "loss": evaluation.window_losses}, path)
+    with atomic_write(path) as file:
+        file.write(safetensors.numpy.save({"start": starts, "loss": evaluation.window_losses}))
     return RunEvaluation(run.id, checkpoint.step, text, evaluation, path)
 
 

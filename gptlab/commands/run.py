@@ -4,7 +4,7 @@ The commands are idempotent. A complete run is left as it is; an interrupted one
 checkpoint; a larger number of steps extends it; a smaller one changes nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gptlab import project
@@ -119,7 +119,8 @@ def run_experiment(
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
     run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights)
     messages.kept_fields(run, experiment, console)
-    return _continue(run, experiment.train.steps, data, planned.settings, options, console, hooks or Hooks())
+    session = _Session(run, data, planned.settings, options, console, hooks or Hooks())
+    return session.train_to(experiment.train.steps)
 
 
 def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None = None) -> Result:
@@ -140,99 +141,92 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
         )
     text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
     data = load_training_data(record.spec, text, record.seed)
-    return _continue(run, options.steps, data, settings, options, console, hooks or Hooks())
+    return _Session(run, data, settings, options, console, hooks or Hooks()).train_to(options.steps)
 
 
-def _continue(
-    run: Run,
-    steps: int | None,
-    data: TrainingData,
-    settings: Settings,
-    options: Options,
-    console: Console,
-    hooks: Hooks,
-) -> Result:
-    """Train the run to `steps`, by default the target of its last attempt, unless it is there already."""
-    history = run.history()
-    steps = steps or history.target
-    if history.status == "diverged":
-        raise DivergedError(
-            f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or, if the "
-            "code has changed, start again with --fresh"
-        )
-    if history.status == "complete" and steps <= history.step:
-        messages.already_complete(run, history, steps, console)
-        return Result(run)
-    check_no_hard_links(run.directory)
-    with RunLock(run.directory) as lock, StopSignals() as signals:
-        run = load_run(run.directory)  # another process may have written the record first
-        remove_incomplete(run.directory)
-        remove_temporary_files(run.directory)
-        saved = read_newest_state(run.directory, run.record.spec.model, console.notice)
-        if saved and steps < saved.checkpoint.step:
-            messages.fewer_steps(run, history, steps, saved.checkpoint.step, console)
+@dataclass(frozen=True)
+class _Session:
+    """A run with everything that is needed to train it."""
+
+    run: Run
+    data: TrainingData
+    settings: Settings
+    options: Options
+    console: Console
+    hooks: Hooks
+
+    def train_to(self, steps: int | None) -> Result:
+        """Train the run to `steps`, by default the target of its last attempt, unless it is there already."""
+        run, history = self.run, self.run.history()
+        steps = steps or history.target
+        if history.status == "diverged":
+            raise DivergedError(
+                f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or, if the "
+                "code has changed, start again with --fresh"
+            )
+        if history.status == "complete" and steps <= history.step:
+            messages.already_complete(run, history, steps, self.console)
             return Result(run)
-        console.log_to(run.directory / LOG)
-        check_space(run.directory, run.record.spec)
-        return _train(run, history, steps, saved, data, settings, options, lock, signals, console, hooks)
+        check_no_hard_links(run.directory)
+        with RunLock(run.directory) as lock, StopSignals() as signals:
+            run = load_run(run.directory)  # another process may have written the record first
+            remove_incomplete(run.directory)
+            remove_temporary_files(run.directory)
+            saved = read_newest_state(run.directory, run.record.spec.model, self.console.notice)
+            if saved and steps < saved.checkpoint.step:
+                messages.fewer_steps(run, history, steps, saved.checkpoint.step, self.console)
+                return Result(run)
+            self.console.log_to(run.directory / LOG)
+            check_space(run.directory, run.record.spec)
+            return replace(self, run=run)._train(steps, saved, history, lock, signals)
 
-
-def _train(
-    run: Run,
-    history: History,
-    steps: int,
-    saved: SavedState | None,
-    data: TrainingData,
-    settings: Settings,
-    options: Options,
-    lock: RunLock,
-    signals: StopSignals,
-    console: Console,
-    hooks: Hooks,
-) -> Result:
-    """Train an attempt, connected to the progress bar, profiler, W&B mirror, lock and signals."""
-    if options.deterministic:
-        use_deterministic_kernels()
-    keep_freed_memory()
-    start_step = saved.checkpoint.step if saved else 0
-    mirror = Mirror(run, options.wandb or AUTO, console.notice)
-    source = provenance.working_tree()
-    facts = {
-        "from_step": start_step,
-        "steps": steps,
-        "deterministic": options.deterministic,
-        **settings.environment(),
-        **provenance.environment(),
-        **source.facts(),
-        "tags": list(options.tags),
-        "notes": options.notes,
-        "artifacts": options.artifacts,
-    }
-    messages.opening(run, start_step, steps, data, settings, mirror.mode(), console)
-    messages.changed_environment(history, facts, console)
-    train = run.record.spec.train
-    with (
-        StepProgress(console, start_step, steps, train.batch_size * train.sequence_length) as progress,
-        Profiler(run.directory, console.notice, enabled=options.profile) as profiler,
-    ):
-        all_hooks = Hooks(
-            on_start=[mirror.notify, *hooks.on_start],
-            on_step=[progress.update, lambda step, loss: profiler.step(), *hooks.on_step],
-            on_row=[
-                lambda row: console.print(messages.row_line(row)),
-                lambda row: mirror.notify(),
-                lambda row: lock.beat(),
-                *hooks.on_row,
-            ],
-            on_checkpoint=hooks.on_checkpoint,
-        )
-        try:
-            attempt = Attempt(run, saved, data, settings, all_hooks, console.notice)
-            outcome = attempt.train(steps, facts, source, lambda: _stop_requested(signals, console))
-        finally:
-            mirror.finish()
-    messages.closing(run, outcome, mirror.url, console)
-    return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
+    def _train(
+        self, steps: int, saved: SavedState | None, history: History, lock: RunLock, signals: StopSignals
+    ) -> Result:
+        """Train an attempt, connected to the progress bar, profiler, W&B mirror, lock and signals."""
+        run, options, console = self.run, self.options, self.console
+        if options.deterministic:
+            use_deterministic_kernels()
+        keep_freed_memory()
+        start_step = saved.checkpoint.step if saved else 0
+        mirror = Mirror(run, options.wandb or AUTO, console.notice)
+        source = provenance.working_tree()
+        facts = {
+            "from_step": start_step,
+            "steps": steps,
+            "deterministic": options.deterministic,
+            **self.settings.environment(),
+            **provenance.environment(),
+            **source.facts(),
+            "tags": list(options.tags),
+            "notes": options.notes,
+            "artifacts": options.artifacts,
+        }
+        messages.opening(run, start_step, steps, self.data, self.settings, mirror.mode(), console)
+        messages.changed_environment(history, facts, console)
+        train = run.record.spec.train
+        with (
+            StepProgress(console, start_step, steps, train.batch_size * train.sequence_length) as progress,
+            Profiler(run.directory, console.notice, enabled=options.profile) as profiler,
+        ):
+            hooks = Hooks(
+                on_start=[mirror.notify, *self.hooks.on_start],
+                on_step=[progress.update, lambda step, loss: profiler.step(), *self.hooks.on_step],
+                on_row=[
+                    lambda row: console.print(messages.row_line(row)),
+                    lambda row: mirror.notify(),
+                    lambda row: lock.beat(),
+                    *self.hooks.on_row,
+                ],
+                on_checkpoint=self.hooks.on_checkpoint,
+            )
+            try:
+                attempt = Attempt(run, saved, self.data, self.settings, hooks, console.notice)
+                outcome = attempt.train(steps, facts, source, lambda: _stop_requested(signals, console))
+            finally:
+                mirror.finish()
+        messages.closing(run, outcome, mirror.url, console)
+        return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
 
 
 def _stop_requested(signals: StopSignals, console: Console) -> bool:

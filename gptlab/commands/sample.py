@@ -25,7 +25,17 @@ class Samples:
         return {"run": self.run, "prompt": self.prompt, "texts": self.texts}
 
 
-def sample(run: Run, step: int | None, prompt: str, count: int, **options: Any) -> Samples:
+def sample(
+    run: Run,
+    step: int | None,
+    prompt: str,
+    count: int,
+    *,
+    max_tokens: int | None,
+    temperature: float,
+    top_k: int,
+    seed: int,
+) -> Samples:
     """Continue a prompt.
 
     Args:
@@ -33,7 +43,10 @@ def sample(run: Run, step: int | None, prompt: str, count: int, **options: Any) 
         step: The checkpoint's step; the newest for None.
         prompt: The beginning of each text.
         count: Number of texts.
-        options: `max_tokens`, `temperature`, `top_k` and `seed` of `gptlab.model.sample.samples`.
+        max_tokens: New tokens per text; as many as fit for None.
+        temperature: Divides the logits; 0 always takes the most likely token.
+        top_k: Sample from this many most likely tokens; 0 for all.
+        seed: The same seed gives the same texts.
 
     Raises:
         BadInputError: There is no such checkpoint, the prompt is empty, or prompt and new tokens do not fit.
@@ -41,7 +54,16 @@ def sample(run: Run, step: int | None, prompt: str, count: int, **options: Any) 
     """
     spec = run.record.spec
     model = load_model(select_checkpoint(run.directory, step), spec.model)
-    texts = samples(model, prompt, count, trained_length=spec.train.sequence_length, **options)
+    texts = samples(
+        model,
+        prompt,
+        count,
+        trained_length=spec.train.sequence_length,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )
     return Samples(run.id, prompt, texts)
 
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from gptlab import catalog
 from gptlab.errors import AmbiguousRunError, BadInputError
+from gptlab.identity import hash_of
 from gptlab.model.summary import layers
 from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, fields_of
 from gptlab.terminal.chart import Curve, chart
@@ -65,7 +66,7 @@ def describe(name: str) -> Description:
         catalog.find(name)  # its message suggests the closest experiment
         raise
     record = run.record
-    return Description(record.spec, run.id.split("-")[-2], record.identity, record.precision, run)
+    return Description(record.spec, hash_of(record.identity), record.identity, record.precision, run)
 
 
 def render(description: Description) -> None:

@@ -21,8 +21,6 @@ from gptlab import project
 from gptlab.tracking.metrics import METRICS
 from gptlab.tracking.run import Run
 
-Notice = Callable[[str], None]
-
 FINISH_TIMEOUT_S = 60.0
 """Time for uploads after training, without artifacts."""
 START_TIMEOUT_S = 20.0
@@ -50,7 +48,7 @@ def total_timeout_s(run: Run, finish_timeout_s: float) -> float:
 class Mirror:
     """A handle to the process that mirrors one run. In mode `off` there is no process."""
 
-    def __init__(self, run: Run, mode: str, notice: Notice, wandb_parent: Path | None = None) -> None:
+    def __init__(self, run: Run, mode: str, notice: Callable[[str], None], wandb_parent: Path | None = None) -> None:
         """Start the process. It chooses the mode and then waits for the first notification.
 
         Args:

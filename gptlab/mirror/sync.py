@@ -48,12 +48,6 @@ class SyncResult:
     url: str | None = None
     problem: str | None = None
 
-    def line(self) -> str:
-        """Return the result as one line, for display."""
-        if not self.synced:
-            return f"{self.run}  not synced: {self.problem}"
-        return f"{self.run}  synced up to step {self.step}: {self.url}"
-
 
 def pending_runs() -> list[Run]:
     """Return the runs that were mirrored before, are not training and are incomplete in W&B."""
@@ -62,15 +56,17 @@ def pending_runs() -> list[Run]:
 
 def sync_run(run: Run) -> SyncResult:
     """Upload whatever W&B is missing of a run. A failure is part of the result."""
-    if not run.history().starts:
+    history = run.history()
+    if not history.starts:
         return SyncResult(run.id, synced=False, problem="it was never trained")
-    if run.history().status == "running":
+    if history.status == "running":
         return SyncResult(run.id, synced=False, problem="it is still training; sync it when training has ended")
     mirror = Mirror(run, SYNC, notice=lambda _: None)
     mirror.notify()
     mirror.finish()
     report = mirror.report
-    return SyncResult(run.id, "step" in report, report.get("step"), report.get("url"), report.get("error"))
+    problem = None if "step" in report else report.get("error") or report.get("reason")
+    return SyncResult(run.id, "step" in report, report.get("step"), report.get("url"), problem)
 
 
 def _is_pending(run: Run) -> bool:

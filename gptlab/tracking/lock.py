@@ -53,11 +53,15 @@ class RunLock:
                 f"{self._directory.name} is being trained by process {holder.pid} on {holder.host} since "
                 f"{holder.since}; wait for it, or stop it with: kill {holder.pid}"
             ) from None
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        self._heartbeat = (self._directory / HEARTBEAT).open("w")
-        fcntl.flock(self._heartbeat, fcntl.LOCK_EX)
-        json.dump(asdict(Holder(socket.gethostname(), os.getpid(), since)), self._heartbeat)
-        self._heartbeat.flush()
+        try:
+            self._heartbeat = (self._directory / HEARTBEAT).open("w")
+            fcntl.flock(self._heartbeat, fcntl.LOCK_EX)
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            json.dump(asdict(Holder(socket.gethostname(), os.getpid(), since)), self._heartbeat)
+            self._heartbeat.flush()
+        except BaseException:  # such as a full disk
+            self._lock.release()
+            raise
         return self
 
     def beat(self) -> None:

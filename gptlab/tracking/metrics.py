@@ -129,11 +129,6 @@ def read_metrics(directory: Path) -> list[Row]:
     return list(read_json_lines(directory / METRICS, _ROW))
 
 
-def torn_metrics(directory: Path) -> int:
-    """Return the number of bytes after the last complete row: a row that a crash tore."""
-    return torn_bytes(directory / METRICS)
-
-
 def last_value(rows: list[Row], column: str) -> Any:
     """Return the newest value of a column, or None if no row has it."""
     return next((row[column] for row in reversed(rows) if column in row), None)

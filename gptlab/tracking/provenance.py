@@ -87,8 +87,9 @@ def working_tree() -> Source:
     top = _top()
     if untracked is None or changes is None or top is None:
         return Source(commit.decode().strip(), None)
-    additions = [_git_diff_new(name, top) for name in sorted(os.fsdecode(untracked).split("\0")) if name]
-    return Source(commit.decode().strip(), changes + b"".join(additions))
+    patches = [changes, *(_git_diff_new(name, top) for name in sorted(os.fsdecode(untracked).split("\0")) if name)]
+    known = [patch for patch in patches if patch is not None]
+    return Source(commit.decode().strip(), b"".join(known) if len(known) == len(patches) else None)
 
 
 def recorded_source(directory: Path, starts: list[Start]) -> Source:
@@ -167,7 +168,11 @@ def _top() -> str | None:
 
 
 def _git(
-    *arguments: str, cwd: str | None = None, stdin: bytes | None = None, environment: Mapping[str, str] | None = None
+    *arguments: str,
+    cwd: str | None = None,
+    stdin: bytes | None = None,
+    environment: Mapping[str, str] | None = None,
+    success: tuple[int, ...] = (0,),
 ) -> bytes | None:
     """Run git and return its output, or None if it fails."""
     try:
@@ -177,14 +182,14 @@ def _git(
             env={**os.environ, **(environment or {})},
             input=stdin,
             capture_output=True,
-            check=True,
+            check=False,
             timeout=30,
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout
+    return done.stdout if done.returncode in success else None
 
 
-def _git_diff_new(name: str, top: str) -> bytes:
-    command = ["git", "diff", "--no-index", *DIFF_OPTIONS, "--", "/dev/null", name]  # exits with 1 because they differ
-    return subprocess.run(command, cwd=top, capture_output=True, check=False, timeout=30).stdout
+def _git_diff_new(name: str, top: str) -> bytes | None:
+    """Return the patch that adds an untracked file. Git exits with 1 because the file differs from nothing."""
+    return _git("diff", "--no-index", *DIFF_OPTIONS, "--", "/dev/null", name, cwd=top, success=(0, 1))

@@ -42,8 +42,8 @@ LOG, TRASH = "log.txt", ".trash"
 logger = logging.getLogger(__name__)
 
 Status = Literal["running", "complete", "interrupted", "diverged", "failed"]
-Source = TypeVar("Source")
-Result = TypeVar("Result")
+SourceT = TypeVar("SourceT")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def all_runs() -> list[Run]:
     return list(skip_unreadable(load_run, run_directories()))
 
 
-def skip_unreadable(read: Callable[[Source], Result], sources: Iterable[Source]) -> Iterator[Result]:
+def skip_unreadable(read: Callable[[SourceT], ResultT], sources: Iterable[SourceT]) -> Iterator[ResultT]:
     """Yield `read(source)` for each source; one that cannot be read is skipped with a warning."""
     for source in sources:
         try:

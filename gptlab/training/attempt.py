@@ -9,7 +9,7 @@ from gptlab.checkpoints.retention import apply_retention
 from gptlab.checkpoints.saver import BackgroundSaver
 from gptlab.errors import DivergedError, GptlabError
 from gptlab.model.sample import samples
-from gptlab.tracking.metrics import MetricsFile, torn_metrics
+from gptlab.tracking.metrics import METRICS, MetricsFile
 from gptlab.tracking.provenance import Source
 from gptlab.tracking.records import Outcome
 from gptlab.tracking.run import Run
@@ -19,15 +19,20 @@ from gptlab.training.rows import RowWriter
 from gptlab.training.settings import Settings
 from gptlab.training.state import TrainingState, restore
 from gptlab.training.training_data import TrainingData
-
-Notice = Callable[[str], None]
+from gptlab.untrusted import torn_bytes
 
 
 class Attempt:
     """Trains a run in this process. The caller holds the run's lock."""
 
     def __init__(
-        self, run: Run, saved: SavedState | None, data: TrainingData, settings: Settings, hooks: Hooks, notice: Notice
+        self,
+        run: Run,
+        saved: SavedState | None,
+        data: TrainingData,
+        settings: Settings,
+        hooks: Hooks,
+        notice: Callable[[str], None],
     ) -> None:
         """Restore the state that training continues from.
 
@@ -67,7 +72,7 @@ class Attempt:
         """
         run, train, loop_state = self._run, self._train_spec, self.state.loop
         apply_retention(run.directory, train.keep_checkpoints, loop_state.best_step, snapshots=train.snapshots)
-        if torn := torn_metrics(run.directory):
+        if torn := torn_bytes(run.directory / METRICS):
             self._notice(f"the last row of metrics.jsonl was torn by a crash; its {torn} bytes are dropped")
         with MetricsFile(run.directory, loop_state.metrics_bytes) as metrics:
             if metrics.size < loop_state.metrics_bytes:

@@ -183,7 +183,3 @@ class RowWriter:
     def restart_stopwatch(self) -> None:
         """Restart the time measurement, so that preparation does not count as training."""
         self.stopwatch = Stopwatch()
-
-    def sync(self) -> None:
-        """Flush all rows to the disk."""
-        self._metrics.sync()
