@@ -62,7 +62,7 @@ test: $(READY)
 	@$(VENV)/bin/pytest -n auto
 
 test-fast: $(READY)
-	@$(VENV)/bin/pytest -n auto -m 'not slow'
+	@$(VENV)/bin/pytest -n auto -m 'not slow' --hypothesis-profile=fast
 
 fuzz: $(READY)
 	@case $(call quote,$(EXAMPLES)) in *[!0-9]*) echo 'error: EXAMPLES must be a number such as 100000' >&2; exit 2;; esac

@@ -32,6 +32,7 @@ for profile in ("default", "ci"):  # hypothesis takes the second one by itself w
         deadline=None,
         suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
     )
+hypothesis.settings.register_profile("fast", parent=hypothesis.settings.get_profile("default"), max_examples=10)
 hypothesis.settings.register_profile(
     "fuzz", parent=hypothesis.settings.get_profile("default"), max_examples=int(os.environ.get("EXAMPLES", "10000"))
 )

@@ -17,6 +17,8 @@ from analysis import report
 from gptlab import cli, project
 from gptlab.spec import SECTIONS, Experiment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 HERE = "THE-RUN"
 

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "tests" / "bench"
 

@@ -63,6 +63,7 @@ def test_list_shows_names_parameters_and_questions(gptlab):
     assert experiments["tiny"]["why"].endswith("?")
 
 
+@pytest.mark.slow
 def test_show_prints_the_documented_json(gptlab):
     document = json.loads(gptlab("show", "baseline", "--json")[1])
     assert document["name"] == "baseline"
@@ -72,6 +73,7 @@ def test_show_prints_the_documented_json(gptlab):
     assert document["why"]
 
 
+@pytest.mark.slow
 def test_show_prints_the_architecture(gptlab):
     out = " ".join(gptlab("show", "baseline")[1].split())
     for row in (
@@ -283,6 +285,7 @@ def test_help_and_list_start_without_the_heavy_packages(arguments):
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_training_starts_and_resumes_without_unneeded_packages(text_file):
     """torch.compile takes a second to import, tiktoken's vocabulary half a second."""
     script = (

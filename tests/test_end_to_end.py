@@ -15,6 +15,8 @@ from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, checkpoint_directory
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
 from gptlab.tracking.run import all_runs, find_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 MICRO = {
     "model.n_layer": 2,

@@ -13,6 +13,8 @@ import pytest
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PINS = {
     canonicalize_name(name): version

@@ -10,6 +10,8 @@ import pytest
 
 from gptlab.tracking.run import all_runs
 
+pytestmark = pytest.mark.slow
+
 CANARIES = {
     "the environment": "canary0environment0canary",
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdefcafe0123",

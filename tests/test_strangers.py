@@ -33,6 +33,8 @@ from gptlab.tracking.metrics import NewRows
 from gptlab.tracking.run import RECORD, Run
 from gptlab.training import initial
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def two_runs(micro, cache, tmp_path_factory) -> Path:

@@ -20,9 +20,12 @@ HOSTILE = (
     "<b>bold</b> <img src=x onerror=document.title='owned'><script>document.title='owned'</script>&amp; \"quoted\""
 )
 
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

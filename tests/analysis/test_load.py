@@ -27,6 +27,7 @@ Tensors = Mapping[str, NDArray[Any]]
 HEAVY = "torch wandb tiktoken gptlab.training gptlab.model gptlab.data gptlab.cli"
 
 
+@pytest.mark.slow
 def test_analysis_imports_neither_torch_nor_wandb_nor_what_trains() -> None:
     code = (
         "import sys, analysis.compare, analysis.load, analysis.plots, analysis.report\n"

@@ -13,6 +13,8 @@ from support import run_attempt
 from gptlab.spec import Experiment
 from gptlab.tracking.run import all_runs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NAMES = ("compare_runs", "inside_a_checkpoint", "learning_rate")
 PLOTLY = "application/vnd.plotly.v1+json"

@@ -69,6 +69,7 @@ def assert_same_files(run, other, step):
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_update_waits_until_the_save_has_read_the_tensors(train, micro, long_run, slowly):
     run = train(micro).run
     for step in (30, 40):
@@ -154,6 +155,7 @@ def test_the_time_that_training_waited_is_in_the_metrics(train, micro, monkeypat
     assert rows[15]["elapsed_s"] + rows[15]["perf/ckpt_s"] <= rows[15]["time"] - rows[0]["time"]
 
 
+@pytest.mark.slow
 def test_two_saves_never_overlap(train, micro, slowly, monkeypatch):
     commit, running, most = BackgroundSaver._commit, [], []
 
@@ -169,6 +171,7 @@ def test_two_saves_never_overlap(train, micro, slowly, monkeypatch):
     assert most == [1] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["write_tensors", "fsync_file", "fsync_directory", "apply_retention"])
 def test_a_failure_in_the_background_ends_training_at_the_next_step(train, micro, long_run, failing, monkeypatch, name):
     wait_until_read = BackgroundSaver.wait_until_read
@@ -218,6 +221,7 @@ def test_a_failure_since_the_last_update_is_raised_at_the_next_save(train, micro
     assert find_run("micro").history().attempts[-1]["step"] == 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [DivergedError("it diverged"), RuntimeError("a bug"), KeyboardInterrupt()])
 def test_a_save_in_flight_is_committed_before_an_error_ends_training(
     train, micro, long_run, slowly, monkeypatch, error
@@ -243,6 +247,7 @@ def test_the_first_of_two_errors_is_raised(train, micro, failing, monkeypatch):
         train(micro.with_changes({"train.snapshots": True}))
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_save_is_in_flight_saves_once_more_and_the_run_resumes_exactly(
     train, micro, long_run, slowly, signal_at_step
 ):

@@ -113,6 +113,7 @@ def in_project(project: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_the_working_tree(project, micro):
     run = run_attempt(micro).run
     assert f"nothing differs between {run.id} and here and now" in in_project(project, run.id)

@@ -397,12 +397,14 @@ def test_a_complete_run_without_checkpoints_is_still_reported_as_complete(train,
     assert "is complete: 5 steps" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_on_request(train, micro):
     run = train(micro, steps=8, profile=True).run
     assert json.loads((run.directory / "profile" / "trace.json").read_text())["traceEvents"]
     assert "aten::" in (run.directory / "profile" / "operators.txt").read_text()
 
 
+@pytest.mark.slow
 def test_too_few_steps_for_a_profile_are_reported(train, micro, capfd):
     run = train(micro, steps=2, profile=True).run
     assert not (run.directory / "profile").exists()

@@ -128,6 +128,7 @@ def quick(docs: Docs, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return times
 
 
+@pytest.mark.slow
 def test_pandas_docs_are_the_same_bytes_on_every_machine(docs: Docs):
     content = docs.content.encode()
     assert len(content) == 3_072_229

@@ -51,6 +51,7 @@ def test_a_million_spaces_can_be_tokenized(prepared: Callable[..., Tokens]):
     assert decode(made.train) + decode(made.val) == content
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS and /proc")
 @pytest.mark.parametrize("word", ["word ", "字"], ids=["words", "no whitespace"])
 def test_a_64_mb_text_is_tokenized_in_bounded_memory(tmp_path: Path, word: str):
@@ -94,6 +95,7 @@ def test_text_that_is_not_utf8_leaves_no_tokens(prepared: Callable[..., Tokens],
 # --- The split ---
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(text=some_text, val_fraction=st.floats(0.05, 0.6))
 def test_both_parts_joined_are_the_text(

@@ -79,6 +79,7 @@ def test_order_is_not_correlated_with_the_text(seed: int):
 # --- Epochs ---
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     sequence_length=st.integers(1, 20), more=st.integers(0, 400), batch_size=st.integers(1, 7), seed=st.integers(0, 9)

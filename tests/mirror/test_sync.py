@@ -9,6 +9,8 @@ from support import run_attempt
 from gptlab import cli
 from gptlab.mirror import mirror
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def sync(monkeypatch, capsys):

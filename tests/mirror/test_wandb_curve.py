@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 
+import pytest
 from support import eventually, run_attempt
 from wandb_server import Server
 
 from gptlab.mirror import sync
 from gptlab.tracking.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
 
 OWN = {"_runtime", "_step", "_timestamp", "time"}
 

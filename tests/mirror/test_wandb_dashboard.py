@@ -14,6 +14,8 @@ from gptlab.mirror import sync
 from gptlab.mirror.mirror import Mirror
 from gptlab.tracking.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 def records(path):
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]

@@ -18,6 +18,8 @@ from gptlab.mirror.server import Server
 from gptlab.mirror.wandb_run import choose_mode
 from gptlab.tracking.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 STEPS = list(range(0, 65, 5))
 
 

@@ -22,6 +22,8 @@ from support import eventually, run_attempt
 from gptlab.mirror import sync
 from gptlab.tracking.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = os.environ.get("GPTLAB_OPENWANDB")
 
 

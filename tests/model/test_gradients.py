@@ -51,6 +51,7 @@ def module_names() -> list[str]:
     return [name for name, module in model.named_modules() if not isinstance(module, nn.ModuleList)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", module_names())
 def test_gradients_of_every_module_are_finite_differences(name: str, bias: bool):
@@ -72,6 +73,7 @@ def test_gradients_of_every_module_are_finite_differences(name: str, bias: bool)
     assert_gradients(lambda: (module(x) * weights).sum(), tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [5, 256])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("bias", [True, False])

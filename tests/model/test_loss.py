@@ -137,6 +137,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_holds_the_logits_of_one_chunk_at_most():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     all_logits = 4096 * 50257 * 4 / 2**20  # 785 MiB

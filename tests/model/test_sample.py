@@ -105,6 +105,7 @@ def test_rows_beyond_the_tokenizers_vocabulary_are_never_drawn(options: dict[str
     assert sample(model, PROMPT, trained_length=16, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"temperature": 1, "top_k": 0}, {"temperature": 2, "top_k": 3}])
 def test_token_frequencies_match_their_probabilities(options: dict[str, float]):
     a, b, c = (tokenizer.gpt2().encode_ordinary(letter)[0] for letter in "abc")

@@ -16,6 +16,7 @@ assert "torch._dynamo" not in sys.modules, "torch imported its compiler"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_building_draws_nothing_and_does_not_import_the_compiler(device: str):
     """In a new process, because other tests may have imported the compiler."""

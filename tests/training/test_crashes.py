@@ -38,6 +38,8 @@ from gptlab.tracking.run import Run, find_run, load_run
 from gptlab.training.loop import Hooks, TrainingLoop
 from gptlab.training.signals import StopSignals
 
+pytestmark = pytest.mark.slow
+
 PARTS = 4
 """Number of tests among which the operations are divided, so that they can run in parallel."""
 

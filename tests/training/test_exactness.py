@@ -33,12 +33,14 @@ def test_the_same_run_twice_ends_with_the_same_bytes(train, micro, long_run):
     assert_same(train(micro).run, long_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 5, 20, 25, 27, 39])
 def test_an_extended_run_equals_one_that_was_started_with_all_steps(train, micro, long_run, first):
     train(micro, steps=first)
     assert_same(train(micro, steps=40).run, long_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 9, 10, 13, 20, 38, 39])
 def test_an_interrupted_run_resumes_and_ends_with_the_same_bytes(train, micro, long_run, signal_at_step, step):
     interrupted = train(micro, hooks=signal_at_step(step))
@@ -57,6 +59,7 @@ def test_a_run_extended_twice_and_interrupted_in_between_ends_with_the_same_byte
     assert_same(train(micro, steps=40).run, long_run)
 
 
+@pytest.mark.slow
 def test_dropout_is_a_function_of_the_step(train, micro, monkeypatch, tmp_path, signal_at_step):
     dropping = micro.with_changes({"model.dropout": 0.2})
     with monkeypatch.context() as elsewhere:
@@ -66,6 +69,7 @@ def test_dropout_is_a_function_of_the_step(train, micro, monkeypatch, tmp_path, 
     assert_same(train(dropping).run, undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_resume_is_exact_at_every_step(train, micro, monkeypatch, tmp_path, signal_at_step, dropout):
     short = micro.with_changes(
@@ -97,6 +101,7 @@ def test_golden_losses(long_run):
     assert rows[40]["val/loss"] == pytest.approx(3.5210, abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_at", [21, 31])
 def test_after_sigkill_a_new_process_finishes_the_run_with_the_same_bytes(micro, long_run, tmp_path, kill_at):
     """Real processes: one is killed, possibly during a save; another one finishes the run."""

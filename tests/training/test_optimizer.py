@@ -123,6 +123,7 @@ assert "torch._dynamo" not in sys.modules, "torch imported its compiler"
 """
 
 
+@pytest.mark.slow
 def test_update_does_not_import_the_compiler():
     """In a new process, because other tests may have imported the compiler."""
     done = subprocess.run([sys.executable, "-c", UPDATE], capture_output=True, text=True)

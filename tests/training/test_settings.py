@@ -64,6 +64,7 @@ print(statistics.median(faults))  # the median ignores the few steps in which th
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives large buffers back at every free")
 def test_freed_memory_is_kept_so_that_steps_cause_no_page_faults():
     faults = {
