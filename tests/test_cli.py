@@ -14,6 +14,7 @@ import typer
 from gptlab import cli, untrusted
 from gptlab.commands.list_runs import summarize
 from gptlab.data import text, tokens
+from gptlab.terminal.json_output import print_json
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.run import find_run
 
@@ -100,7 +101,7 @@ def test_text_that_looks_like_markup_is_displayed_literally(gptlab, text_file):
 
 
 def test_json_output_has_null_for_non_finite_numbers(capfd):
-    cli._print_json({"a": [float("nan"), {"b": float("inf")}], "c": 1.5})
+    print_json({"a": [float("nan"), {"b": float("inf")}], "c": 1.5})
     assert json.loads(capfd.readouterr().out, parse_constant=pytest.fail) == {"a": [None, {"b": None}], "c": 1.5}
 
 
@@ -291,15 +292,16 @@ def test_training_starts_and_resumes_without_unneeded_packages(text_file):
     script = (
         "import gc, sys; sys.argv = ['gptlab', *sys.argv[1:]]\n"
         "from gptlab import cli\n"
-        "from gptlab.training.loop import TrainingLoop\n"
-        "original, steps = TrainingLoop._train_step, []\n"
-        "def step(self):\n"
-        "    original(self)\n"
+        "from gptlab.training.step import TrainingStep\n"
+        "original, steps = TrainingStep.__call__, []\n"
+        "def step(self, *arguments, **options):\n"
+        "    result = original(self, *arguments, **options)\n"
         "    loaded = {'torch._dynamo', 'tiktoken', 'wandb', 'pandas', 'torchinfo'} & sys.modules.keys()\n"
         "    assert steps or not loaded, loaded\n"
         "    assert gc.isenabled()\n"
-        "    steps.append(self.state.step)\n"
-        "TrainingLoop._train_step = step\n"
+        "    steps.append(arguments[1])\n"
+        "    return result\n"
+        "TrainingStep.__call__ = step\n"
         "try: cli.main()\n"
         "except SystemExit as exit_: assert not exit_.code\n"
         "assert len(steps) == 2\n"

@@ -22,7 +22,7 @@ from gptlab.model import gpt
 from gptlab.tracking.metrics import read_metrics
 from gptlab.tracking.run import find_run
 from gptlab.training import optimizer, state
-from gptlab.training.loop import Hooks, TrainingLoop
+from gptlab.training.loop import Hooks
 from gptlab.training.state import TrainingState
 
 
@@ -157,16 +157,17 @@ def test_the_time_that_training_waited_is_in_the_metrics(train, micro, monkeypat
 
 @pytest.mark.slow
 def test_two_saves_never_overlap(train, micro, slowly, monkeypatch):
-    commit, running, most = BackgroundSaver._commit, [], []
+    commit, running, most = saver.commit_checkpoint, [], []
 
-    def noted_commit(*arguments):
+    def noted_commit(*arguments, **options):
         running.append(arguments)
         most.append(len(running))
-        commit(*arguments)
+        checkpoint = commit(*arguments, **options)
         time.sleep(0.01)
         running.pop()
+        return checkpoint
 
-    monkeypatch.setattr(BackgroundSaver, "_commit", noted_commit)
+    monkeypatch.setattr(saver, "commit_checkpoint", noted_commit)
     train(micro.with_changes({"train.checkpoint_every": 1}), steps=5)
     assert most == [1] * 5
 
@@ -226,22 +227,22 @@ def test_a_failure_since_the_last_update_is_raised_at_the_next_save(train, micro
 def test_a_save_in_flight_is_committed_before_an_error_ends_training(
     train, micro, long_run, slowly, monkeypatch, error
 ):
-    step = TrainingLoop._train_step
+    batch = Windows.batch
 
-    def failing_step(trainer):
-        if trainer.state.step == 30:
+    def failing_batch(windows, step):
+        if step == 30:
             assert not checkpoint_directory(find_run("micro").directory, 30).exists()
             raise error
-        step(trainer)
+        return batch(windows, step)
 
-    monkeypatch.setattr(TrainingLoop, "_train_step", failing_step)
+    monkeypatch.setattr(Windows, "batch", failing_batch)
     with pytest.raises(type(error)):
         train(micro)
     assert_same_files(find_run("micro"), long_run, 30)
 
 
 def test_the_first_of_two_errors_is_raised(train, micro, failing, monkeypatch):
-    monkeypatch.setattr(TrainingLoop, "_wait_for_saver", lambda loop: 1 / 0)
+    monkeypatch.setattr(BackgroundSaver, "wait_until_read", lambda saver: 1 / 0)
     failing("write_tensors", 0)
     with pytest.raises(ZeroDivisionError):
         train(micro.with_changes({"train.snapshots": True}))

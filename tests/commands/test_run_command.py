@@ -17,7 +17,7 @@ from gptlab.tracking import provenance
 from gptlab.tracking.metrics import read_metrics
 from gptlab.tracking.run import Run, find_run
 from gptlab.training import initial, optimizer, plan
-from gptlab.training.loop import TrainingLoop
+from gptlab.training.loop import Hooks
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -211,27 +211,21 @@ def test_on_an_asynchronous_device_the_update_is_skipped_and_the_next_row_ends_t
 
     real = plan.resolve_settings
     monkeypatch.setattr(plan, "resolve_settings", lambda *arguments: replace(real(*arguments), asynchronous=True))
-    norm, weights = optimizer.gradient_norm, {}
-    step = TrainingLoop._train_step
+    norm, weights = optimizer.gradient_norm, []
 
     def explode(model):
-        for parameter in model.parameters():
-            parameter.grad.fill_(torch.inf)
+        weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        if len(weights) == 13:
+            for parameter in model.parameters():
+                parameter.grad.fill_(torch.inf)
         return norm(model)
 
-    def watched_step(self):
-        with monkeypatch.context() as patch:
-            if self.state.step == 12:
-                weights["before"] = {name: tensor.clone() for name, tensor in self.state.model.state_dict().items()}
-                patch.setattr(optimizer, "gradient_norm", explode)
-            step(self)
-        if self.state.step == 13:
-            weights["after"] = {name: tensor.clone() for name, tensor in self.state.model.state_dict().items()}
-
-    monkeypatch.setattr(TrainingLoop, "_train_step", watched_step)
+    monkeypatch.setattr(optimizer, "gradient_norm", explode)
     with pytest.raises(DivergedError, match="after step 12"):
         train(micro)
-    assert all(torch.equal(weights["before"][name], weights["after"][name]) for name in weights["before"])
+    before, after = weights[12:14]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(not torch.equal(before[name], weights[11][name]) for name in before)
     run = find_run("micro")
     assert run.history().status == "diverged"
     assert run.history().attempts[-1]["diverged"]["after_step"] == 12
@@ -249,19 +243,14 @@ def test_reading_losses_late_changes_no_number(train, micro, long_run, monkeypat
         assert [row.get(column) for row in ours] == [row.get(column) for row in theirs]
 
 
-def test_an_error_in_training_is_recorded_and_the_run_resumes_later(train, micro, monkeypatch):
-    with monkeypatch.context() as patch:
-        step = TrainingLoop._train_step
+def test_an_error_in_training_is_recorded_and_the_run_resumes_later(train, micro):
+    def fail(step, loss):
+        if step == 15:
+            raise RuntimeError("a bug")
 
-        def fail(self):
-            if self.state.step == 15:
-                raise RuntimeError("a bug")
-            step(self)
-
-        patch.setattr(TrainingLoop, "_train_step", fail)
-        with pytest.raises(RuntimeError, match="a bug"):
-            train(micro)
-        assert find_run("micro").history().status == "failed"
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(micro, hooks=Hooks(on_step=[fail]))
+    assert find_run("micro").history().status == "failed"
     assert train(micro).run.history().status == "complete"
 
 

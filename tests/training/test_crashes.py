@@ -35,8 +35,9 @@ from gptlab.errors import GptlabError
 from gptlab.terminal.console import Console
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
 from gptlab.tracking.run import Run, find_run, load_run
-from gptlab.training.loop import Hooks, TrainingLoop
+from gptlab.training.loop import Hooks
 from gptlab.training.signals import StopSignals
+from gptlab.training.step import TrainingStep
 
 pytestmark = pytest.mark.slow
 
@@ -334,11 +335,11 @@ def test_a_signal_before_the_first_step_ends_the_run_at_step_zero(small, train, 
 
 
 def test_out_of_memory_is_a_one_line_error_with_batch_size_and_sequence_length(small, train, monkeypatch):
-    def run_out(self):
+    def run_out(*arguments, **options):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingLoop, "_train_step", run_out)
+        patch.setattr(TrainingStep, "__call__", run_out)
         with pytest.raises(GptlabError, match="out of memory with batch_size 2 × sequence_length 16"):
             train(small)
     assert find_run("small").history().status == "failed"
