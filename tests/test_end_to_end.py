@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -36,14 +35,14 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "gptlab", "run", "tiny", *settings, *map(str, arguments)]
 
 
+@pytest.mark.parametrize("stop_after", [15])
 def test_ctrl_c_saves_and_the_same_command_ends_with_the_bytes_of_an_uninterrupted_run(
-    text_file, tmp_path, monkeypatch
+    text_file, tmp_path, monkeypatch, stop_after
 ):
     arguments = command("--text", text_file, "--steps", 60, "--wandb", "offline")
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT)
-    stop_after = f"step {random.choice(range(5, 45, 5)):>6} ·"
     for line in process.stdout:
-        if stop_after in line:
+        if f"step {stop_after:>6} ·" in line:
             os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
             break
     rest, _ = process.communicate()

@@ -221,13 +221,13 @@ def test_a_full_disk_at_any_file_operation_loses_no_checkpoint_and_the_run_resum
 
 
 def test_twenty_kills_at_least_half_of_them_during_a_save_lose_nothing(small, train, tmp_path, monkeypatch):
-    """The process saves after every step and is killed with SIGKILL at a random moment."""
+    """The process saves after every step and is killed with SIGKILL at twenty different moments."""
     saving = small.with_changes({"train.checkpoint_every": 1, "train.steps": 90})
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
         undisturbed = train(saving).run
     staging = tmp_path / "runs" / undisturbed.id / CHECKPOINTS / STAGING
-    inside = 0
+    inside, delays = 0, random.Random(0)
     for _ in range(20):
         before = newest_step(staging.parent)
         child = os.fork()
@@ -236,7 +236,7 @@ def test_twenty_kills_at_least_half_of_them_during_a_save_lose_nothing(small, tr
             os._exit(0)
         while os.waitpid(child, os.WNOHANG) == (0, 0):
             if newest_step(staging.parent) > before and staging.exists():  # this child's, not an earlier one's
-                time.sleep(random.uniform(0, 0.004))  # anywhere in the save, or just after it
+                time.sleep(delays.uniform(0, 0.004))  # anywhere in the save, or just after it
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 break
