@@ -81,11 +81,11 @@ class Attempt:
             number = run.start_attempt(**facts)
             source.keep_patch(run.directory)
             run.drop_samples_after(min(self.start_step, steps - 1))
-            for hook in self._hooks.on_start:
-                hook()
             outcome: Outcome = "failed"
             end_facts: dict[str, Any] = {}
             try:
+                for hook in self._hooks.on_start:
+                    hook()
                 with explain_out_of_memory(train):
                     self._loop(number, metrics).train(steps, stop_requested)
                 outcome = "complete" if self.state.step == steps else "interrupted"
