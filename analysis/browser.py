@@ -9,7 +9,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.webdriver import WebDriver
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-"""None if they are not installed (Debian: chromium, chromium-driver)."""
+"""Paths of the programs; None if not installed (Debian: chromium, chromium-driver)."""
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -19,7 +19,7 @@ FLAGS = (
 
 @contextmanager
 def headless() -> Iterator[WebDriver]:
-    """Start a browser with a temporary profile that records console messages; quit it at the end of the context."""
+    """A browser with a temporary profile and a log of console messages. It quits when the context ends."""
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = str(BROWSER)

@@ -1,8 +1,8 @@
-"""A cache of what was parsed from runs, so that files that have not changed are not parsed again.
+"""A cache of parsed runs: unchanged files are not parsed again.
 
-There is one Parquet file per table and runs directory. It is in gptlab's cache directory, not in the runs directory:
-that may be read-only, and data that comes with an untrusted run must not be mistaken for our results. If the cache is
-missing or damaged, the runs are read again; deleting it costs only time.
+There is one Parquet file per table and runs directory, in gptlab's cache directory. It is not in the runs directory,
+which may be read-only, and where an untrusted run could bring a forged cache. If the cache is missing or damaged, the
+runs are read again; deleting it costs only time.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from gptlab.errors import GptlabError
 from gptlab.files import atomic_write
 
 VERSION = 1
-"""Incremented whenever the same files would give other values in a cached table."""
+"""Incremented when the same files would give different values in a cached table."""
 
 SETTLED_S = 2.0
-"""A file that changed less than so many seconds ago is not cached: it may change again with the same time and size."""
+"""A file that changed more recently is not cached: it may change again without a new time or size."""
 
 ROW_GROUP = 1 << 16
 """Rows per row group: small enough that selecting a few runs reads little."""
@@ -66,7 +66,7 @@ def read(
         kind: Name of the cached table.
         dtypes: Its columns with their dtypes, as in `analysis.columns`.
         sources: For each source (the directory of a run) the files that its rows depend on.
-        read_rows: Reads the rows of the sources that are not in the cache. Sources that it omits are left out.
+        read_rows: Reads the rows of sources that are not in the cache. Sources that it does not yield are left out.
 
     Returns:
         The columns, preceded by the categorical column `source`. Rows are in the order of `sources`.
@@ -165,7 +165,7 @@ def _write(path: Path, table: pa.Table, fingerprints: Mapping[str, str]) -> None
         with atomic_write(path, make_parents=True) as file:
             pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP)
     except (OSError, GptlabError) as error:
-        logger.warning("%s cannot be written: %s; the next read of the runs will not be faster", path, error)
+        logger.warning("%s cannot be written: %s; the runs will be read again next time", path, error)
 
 
 def _to_pandas(table: pa.Table, sources: list[str]) -> DataFrame:
@@ -176,7 +176,7 @@ def _to_pandas(table: pa.Table, sources: list[str]) -> DataFrame:
     known = np.array([numbers[source] for source in encoded.dictionary.to_pylist()], np.int64)
     codes = known[encoded.indices.to_numpy()]
     frame: DataFrame = table.drop_columns(SOURCE).to_pandas(types_mapper=dtypes.get)
-    # The categories are Python objects, because a directory's name may not be valid UTF-8, which Arrow requires.
+    # The categories are Python objects: a directory's name can be invalid UTF-8, which Arrow refuses.
     frame.insert(0, SOURCE, Series(Categorical.from_codes(codes, Index(sources, dtype=object))))
     if (np.diff(codes) < 0).any():
         frame = frame.iloc[np.argsort(codes, kind="stable")].reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""What limits a comparison of runs, in sentences."""
+"""Caveats of a comparison of runs, as sentences."""
 
 from collections.abc import Iterator
 
@@ -7,16 +7,16 @@ from pandas import DataFrame
 from analysis import compare
 
 OPTIMISTIC = (
-    "Best values are optimistic: the best step of a run and the best of many runs were chosen by the losses that are "
-    "reported for them. On other text they will be slightly worse."
+    "Best values are optimistic: the best step and the best run were selected by the same losses that are reported. On "
+    "other text, losses will be slightly higher."
 )
 
 MAX_LISTED = 6
-"""Runs or versions that one sentence lists."""
+"""Maximum number of runs or versions in one sentence."""
 
 
 def find_caveats(runs: DataFrame) -> list[str]:
-    """Return what makes these runs not directly comparable, the most serious first.
+    """Return the reasons why these runs are not directly comparable, the most serious first.
 
     Args:
         runs: Rows of `load.runs()`.
@@ -50,7 +50,7 @@ def _candidates(runs: DataFrame) -> Iterator[str | None]:
 
 
 def _different(runs: DataFrame, column: str, label: str, sentence: str) -> str | None:
-    """The caveat that a column has several values, which are listed by their label with their number of runs."""
+    """A caveat that lists the labels of a column's values, with their numbers of runs; None if there is one value."""
     known = runs.dropna(subset=column)
     if known[column].nunique() < 2:
         return None

@@ -1,7 +1,7 @@
 """Names, order and dtypes of the columns of the tables in `analysis.load`.
 
-Dtypes do not depend on the data: `str`, `Int64`, `float64`, `boolean` or a UTC timestamp, also in an empty table. The
-functions in `analysis.load` document what each column means.
+Dtypes are fixed, also in an empty table: `str`, `Int64`, `float64`, `boolean` or a UTC timestamp. The functions in
+`analysis.load` document the meaning of each column.
 """
 
 from collections.abc import Iterator
@@ -114,4 +114,4 @@ IDENTITY = (
     "initial_weights",
     *dict(flatten(identity_fields(_DEFAULTS))),
 )
-"""Columns of `RUNS` that, with the seed, determine the numbers of a run. Runs with different ids differ in these."""
+"""Columns of `RUNS` that, together with the seed, determine a run's numbers."""

@@ -1,4 +1,4 @@
-"""Runs side by side: the ranking, the settings that differ, and whether the losses are comparable at all."""
+"""Comparison of runs: their ranking, the settings that differ, and whether their losses are comparable."""
 
 import math
 
@@ -15,30 +15,30 @@ def ranked(runs: DataFrame) -> DataFrame:
 
 
 def differing_columns(runs: DataFrame) -> list[str]:
-    """The columns of `load.runs()` that determine the numbers of a run and differ between these runs.
+    """The columns in `columns.IDENTITY` that differ between these runs.
 
-    If the texts differ, `text.source` is included beside `text.sha256`, because it is the readable one.
+    If `text.sha256` differs, the more readable `text.source` is included as well.
     """
     differing = [column for column in columns.IDENTITY if runs[column].nunique(dropna=False) > 1]
     return [*differing, *(["text.source"] if "text.sha256" in differing else [])]
 
 
 def comparison(runs: DataFrame) -> DataFrame:
-    """The ranked runs with their progress, their newest losses and only those settings that differ between them."""
+    """The ranked runs with their progress, their newest losses and the settings that differ."""
     numbers = ["train/loss", "val/loss", "val/loss_se", "val/bpb", "perf/tokens_per_s"]
     yardstick = ["val/yardstick"] if yardstick_caveat(runs) else []
     return ranked(runs)[["run", "status", "step", "steps", *numbers, *yardstick, *differing_columns(runs)]]
 
 
 def yardstick_caveat(runs: DataFrame) -> str | None:
-    """The caveat that these runs have several yardsticks, so that their validation losses are not comparable."""
+    """A caveat if these runs have several yardsticks, so that their validation losses are not comparable."""
     groups = {str(key): list(group["run"]) for key, group in runs.dropna(subset="val/loss").groupby("val/yardstick")}
     if len(groups) < 2:
         return None
     listed = "; ".join(f"{yardstick}: {', '.join(members)}" for yardstick, members in groups.items())
     return (
         f"These runs were validated on {len(groups)} different sets of windows. Validation losses with different "
-        f"yardsticks do not compare ({listed})."
+        f"yardsticks are not comparable ({listed})."
     )
 
 
@@ -54,7 +54,7 @@ def at_steps(metrics: DataFrame, column: str, count: int = 6) -> DataFrame:
     Returns:
         One row per run in the order of `metrics`, one column per step; NaN where a run has no row at that step.
     """
-    rows = metrics.dropna(subset=column).drop_duplicates(["run", "step"], keep="last")  # a run may have been copied
+    rows = metrics.dropna(subset=column).drop_duplicates(["run", "step"], keep="last")  # duplicates of a copied run
     steps = sorted(rows["step"].unique())
     chosen = [steps[i] for i in sorted({round(i) for i in np.linspace(0, len(steps) - 1, count)})] if steps else []
     return rows.pivot(index="run", columns="step", values=column).reindex(index=rows["run"].unique(), columns=chosen)
@@ -76,7 +76,7 @@ def sparklines(metrics: DataFrame, column: str, width: int = 24) -> dict[str, st
 
 
 def labels(runs: DataFrame) -> dict[str, str]:
-    """A label for each experiment: its name, and the settings that distinguish it from others of that name.
+    """A label for each experiment: its name, and the settings that differ from others of the same name.
 
     Returns:
         Labels such as `tiny` or `tiny learning_rate=0.003` by experiment (`NAME-HASH8`). An experiment whose label

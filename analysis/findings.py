@@ -1,4 +1,4 @@
-"""The contents of a report: its sentences, and its tables with strings as cells. HTML and Markdown only format them."""
+"""The contents of a report: its sentences, and its tables of strings. `page` and `markdown` format them."""
 
 import math
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ HOW_TO_READ = (
 
 SIGNIFICANCE = 0.05
 MAX_EXPERIMENTS = 30
-"""Rows of the tables of experiments."""
+"""Maximum number of rows in the tables of experiments."""
 
 MAX_SETTING_COLUMNS = 4
-"""Up to so many differing settings each get a column in the table of runs. More share one, or the table is too wide."""
+"""If more settings differ, they share one column in the table of runs, so that it is not too wide."""
 
 MAX_SAMPLES = 8
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Runs and everything that is derived from them, computed once."""
+    """Runs and the results derived from them. Each result is computed once."""
 
     runs: DataFrame
     """Rows of `load.runs()` by ascending validation loss."""
@@ -66,7 +66,7 @@ class Findings:
 
     @cached_property
     def differences(self) -> DataFrame:
-        """Each other experiment's difference to the reference, indexed by experiment."""
+        """The difference of each other experiment from the reference, indexed by experiment."""
         return replicates.differences(self.runs, self.values, self.reference).set_index("experiment")
 
     @cached_property
@@ -76,7 +76,7 @@ class Findings:
 
 
 class Sample(NamedTuple):
-    """A text that a model wrote, with what it belongs to."""
+    """A generated text and the run that it is from."""
 
     label: str
     """The label of its experiment."""
@@ -95,7 +95,7 @@ def analyze(runs: DataFrame, metrics: DataFrame, samples: DataFrame) -> Findings
 
 
 def headlines(findings: Findings) -> list[str]:
-    """The main results: which experiment is best, and whether its difference to the reference is significant."""
+    """The main results: the best experiment, and whether its difference from the reference is significant."""
     best = findings.summary.iloc[0]
     if math.isnan(best["mean"]) or math.isinf(best["mean"]):
         return []
@@ -109,11 +109,11 @@ def headlines(findings: Findings) -> list[str]:
         row = findings.differences.loc[best["experiment"]]
         reference = findings.labels[findings.reference]
         if isna(row["p"]):
-            lines.append(f"These runs cannot tell whether its difference to {reference} is significant: {row['why']}.")
+            lines.append(f"It is unknown whether its difference from {reference} is significant: {row['why']}.")
         else:
             verdict = "significant" if row["p_holm"] < SIGNIFICANCE else "not significant"
             lines.append(
-                f"Its difference to {reference}, {row['mean']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}, "
+                f"Its difference from {reference}, {row['mean']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}, "
                 f"{row['how']}), is {verdict}: p = {formatting.p_value(row['p_holm'])} after correction for "
                 f"{findings.differences['p'].notna().sum()} comparisons."
             )
@@ -125,23 +125,23 @@ def comparison_note(findings: Findings) -> str:
     if len(findings.summary) < 2:
         return ""
     return (
-        f"Differences are to {findings.labels[findings.reference]}, the oldest experiment. p is that of a t-test; p "
-        "(Holm) is corrected for the number of comparisons. “Seeds needed” is the number of seeds with which 80% of "
-        "repetitions would detect a difference of this size."
+        f"Differences are from {findings.labels[findings.reference]}, the oldest experiment. p is the p-value of a "
+        "t-test; p (Holm) is corrected for the number of comparisons. “Seeds needed” is the number of seeds needed to "
+        "detect a difference of this size with 80% power."
     )
 
 
 def all_caveats(findings: Findings) -> list[str]:
-    """The caveats about these runs, the one about best values last."""
+    """The caveats about these runs; the last one is about best values."""
     summary = findings.summary
     single = [findings.labels[experiment] for experiment in summary.loc[summary["seeds"] == 1, "experiment"]]
     listed = ", ".join(single[:6]) + (f" and {len(single) - 6} more" if len(single) > 6 else "")
-    no_replicates = [f"One seed gives no interval: {listed}."] if single else []
+    no_replicates = [f"No interval, because there is only one seed: {listed}."] if single else []
     return [*caveats.find_caveats(findings.runs), *no_replicates, caveats.OPTIMISTIC]
 
 
 def experiment_table(findings: Findings) -> DataFrame:
-    """One row per experiment, best first: its mean at equal steps and its difference to the reference."""
+    """One row per experiment, best first: its mean at equal steps and its difference from the reference."""
     rows = []
     for row in findings.summary.head(MAX_EXPERIMENTS).to_dict("records"):
         cells = {
@@ -156,8 +156,8 @@ def experiment_table(findings: Findings) -> DataFrame:
 
 def cost_table(findings: Findings) -> DataFrame:
     """One row per experiment, best first: its steps to the reference's loss, and its mean at equal FLOPs and time."""
-    reached = findings.values["experiment"] == findings.reference
-    target = findings.values.loc[reached, "value"].max()  # the loss that all seeds of the reference reach
+    is_reference = findings.values["experiment"] == findings.reference
+    target = findings.values.loc[is_reference, "value"].max()  # the loss that all seeds of the reference reach
     steps = (
         replicates.steps_to_reach(findings.metrics, target)
         .groupby(findings.runs.set_index("run")["experiment"])
@@ -214,7 +214,7 @@ def speed_table(findings: Findings) -> DataFrame:
 
 
 def provenance_table(findings: Findings) -> DataFrame:
-    """How many runs were made with which code and text, and where."""
+    """The number of runs for each combination of code, text and machine."""
     keys = ["git_commit", "diff_sha256", "text.source", "text.sha256", "device", "threads", "torch", "host"]
     rows = findings.runs[keys].astype("str").fillna(MISSING)
     for column in ("git_commit", "diff_sha256", "text.sha256"):
@@ -250,17 +250,17 @@ def _settings(findings: Findings) -> dict[str, list[str]]:
     rows = [dict(zip(differing, row, strict=True)) for row in zip(*cells.values(), strict=True)]
     reference = rows[runs["experiment"].tolist().index(findings.reference)]
     changes = [", ".join(f"{key}={value}" for key, value in row.items() if value != reference[key]) for row in rows]
-    return {"changes to the reference": [change or MISSING for change in changes]}
+    return {"changes from the reference": [change or MISSING for change in changes]}
 
 
 def _seeds(row: Mapping[Any, Any]) -> str:
-    """The number of seeds, and how many of them diverged or are unfinished."""
+    """The number of seeds, and the numbers of diverged and unfinished ones."""
     extra = [f"{row[state]} {state}" for state in ("diverged", "unfinished") if row[state]]
     return ", ".join([str(row["seeds"]), *extra])
 
 
 def _difference(findings: Findings, experiment: str) -> dict[str, str]:
-    """The cells about an experiment's difference to the reference."""
+    """The cells about an experiment's difference from the reference."""
     names = ("difference", "interval of difference", "p", "p (Holm)", "seeds needed", "comparison")
     if experiment == findings.reference:
         return dict(zip(names, (*[MISSING] * 5, "reference"), strict=True))

@@ -34,6 +34,6 @@ def count(value: float) -> str:
 
 
 def setting(value: Any) -> str:
-    """A field of a spec. A SHA-256 is shortened to eight digits."""
+    """The value of a setting. A SHA-256 is shortened to eight digits."""
     text = MISSING if value is None or isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
     return text[:8] if len(text) == 64 else text

@@ -9,10 +9,10 @@ read all runs.
     metrics = load.metrics(runs[runs["train.learning_rate"] > 1e-3])
 
 Every table starts with the columns `run`, `name` and `seed`, on which tables can be joined. Dtypes are fixed, also in
-an empty table; `analysis.columns` lists them. What a run does not have is missing (NA or NaN), never zero.
+an empty table; `analysis.columns` lists them. A value that a run does not have is NA or NaN, never zero.
 
 A run with an unreadable file is left out, with a warning that names the file. Parsed files are cached
-(`analysis.cache`): a second call reads only what has changed.
+(`analysis.cache`): a second call reads only files that have changed.
 """
 
 import json
@@ -35,7 +35,7 @@ from gptlab.tracking.run import ATTEMPTS, RECORD, Run, Status, load_run, run_dir
 from gptlab.validation import did_you_mean
 
 _FILES = (RECORD, ATTEMPTS, METRICS, CHECKPOINTS)
-"""Files of a run that a row of `runs` depends on, besides its metrics."""
+"""Files of a run that the cached part of its row in `runs` depends on."""
 
 _FROM_METRICS = (*columns.NEWEST, *columns.VALIDATION, "flops")
 """Columns of `runs` that come from the metrics, which are read only for the selected runs."""
@@ -65,13 +65,13 @@ def runs(
         name, seed, why: The experiment's name, the run's seed and the experiment's question.
         experiment: `NAME-HASH8`, shared by runs that differ only in their seed.
         status: `running`, `complete`, `interrupted`, `diverged` or `failed`.
-        step, steps: Optimizer steps done, and the steps to train for.
+        step, steps: Optimizer steps done, and planned in total.
         created: Time at which the run was created (UTC).
-        model.*, data.*, train.*: The fields of the spec, described in `gptlab.spec`. A list is a string in JSON, as
-            `--set` takes it.
+        model.*, data.*, train.*: The fields of the spec, described in `gptlab.spec`. A list is a JSON string, as
+            in `--set`.
         precision: The resolved `train.precision`: `float32` or `bfloat16`.
         numerics: Numerics revision of the code that created the run.
-        text.source, text.sha256: The text as it was named, and the SHA-256 of its bytes.
+        text.source, text.sha256: The name or path of the text, and the SHA-256 of its bytes.
         initial_weights: SHA-256 of the weights that the run started from; missing if they were initialized from the
             seed.
         parameters: Number of trainable parameters.
@@ -166,9 +166,9 @@ def checkpoints(runs: DataFrame | None = None) -> DataFrame:
         abs_max: Largest absolute value.
         zeros: Fraction of elements that are exactly zero.
         stable_rank: Squared Frobenius norm over squared spectral norm, between 1 and the rank; matrices only.
-        update: Frobenius norm of the difference to the previous kept checkpoint.
+        update: Frobenius norm of the difference from the previous kept checkpoint.
         cosine: Cosine of the angle to the previous kept checkpoint.
-        distance: Frobenius norm of the difference to the first kept checkpoint.
+        distance: Frobenius norm of the difference from the first kept checkpoint.
     """
     table = _all_if_none(runs)
     directories = table["directory"].unique()
@@ -205,7 +205,7 @@ def headers(runs: DataFrame | None = None) -> DataFrame:
 
 
 def windows(runs: DataFrame | None = None) -> DataFrame:
-    """Return the losses of single validation windows that `gptlab eval` saved, one row each.
+    """Return the losses of individual validation windows that `gptlab eval` saved, one row each.
 
     Args:
         runs: Rows of `runs()`; all runs by default.
@@ -215,7 +215,7 @@ def windows(runs: DataFrame | None = None) -> DataFrame:
 
         run, name, seed: The run.
         step: Step of the evaluated checkpoint.
-        yardstick: Identifies the set of windows. Windows of two runs are the same if yardstick and start are equal.
+        yardstick: Identifies the set of windows. Two runs have a window in common if yardstick and start are equal.
         start: Index of the window's first token in the validation tokens.
         loss: Mean over the window, in nats per token.
     """
@@ -266,7 +266,7 @@ def _logged(directories: list[str]) -> tuple[DataFrame, set[str]]:
 
 
 def _newest(directories: list[str]) -> DataFrame:
-    """The newest value of each column that not every row has, and the newest validation, by run."""
+    """For each run, the last known value of each column in `columns.NEWEST`, and the newest validation."""
     kinds = {column: columns.LOGGED[column] for column in (*columns.NEWEST, *columns.VALIDATION)}
 
     def read_rows(stale: Iterable[str]) -> Iterator[tuple[str, list[dict[Hashable, Any]]]]:
@@ -282,7 +282,7 @@ def _newest(directories: list[str]) -> DataFrame:
 
 
 def _with_current_status(facts: DataFrame) -> DataFrame:
-    """Replace the cached status by the current one: whether a run is being trained is known only from its lock."""
+    """Replace the cached status by the current one. Only a run's lock shows whether it is being trained."""
 
     def status(row: tuple[str, str]) -> tuple[str, str]:
         return row[0], "running" if lock_holder(Path(row[0])) else row[1]
@@ -344,7 +344,7 @@ def _rows_of(table: DataFrame | None, read: Callable[[Run], Iterable[Mapping[str
 
 
 def _joined(rows: DataFrame, table: DataFrame, dtypes: Mapping[str, str]) -> DataFrame:
-    """Cached rows, preceded by the keys of their runs."""
+    """Cached rows with the keys of their runs as first columns."""
     codes = rows[cache.SOURCE].cat.codes.to_numpy()
     keys = table.drop_duplicates("directory")
     leading = {key: keys[key].array.take(codes) for key in columns.KEYS}

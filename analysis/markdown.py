@@ -28,8 +28,8 @@ def to_markdown(findings: Findings, heading: str) -> str:
     """Return the report.
 
     Args:
-        findings: Its contents.
-        heading: The line below the title: which runs these are, and when the report was made.
+        findings: The report's contents.
+        heading: The line below the title: the number and place of the runs, and the date.
     """
     parts = ["# Runs", _inline(heading), *(f"**{_inline(line)}**" for line in headlines(findings))]
     parts += ["## Caveats", _list([_inline(caveat) for caveat in all_caveats(findings)])]

@@ -1,4 +1,4 @@
-"""The optimum of a setting that was tried at a few values, with its uncertainty."""
+"""The optimum of a setting, estimated from runs with a few values of it."""
 
 import math
 
@@ -12,7 +12,7 @@ from analysis import stats
 def vertex(settings: ArrayLike, losses: ArrayLike) -> float:
     """The minimum of the parabola over log(setting) through the lowest loss and its two neighbors.
 
-    NaN if the lowest loss has no neighbor on one side (try further values there), or one that is not finite.
+    NaN if the lowest loss is at the smallest or largest setting (try values beyond it), or if a neighbor is not finite.
 
     Args:
         settings: Positive values, such as learning rates.
@@ -29,7 +29,7 @@ def vertex(settings: ArrayLike, losses: ArrayLike) -> float:
 
 
 def over_seeds(values: DataFrame, setting: str = "train.learning_rate") -> stats.Estimate:
-    """The optimum with its 95% interval. The replicates are the logarithms of each seed's vertex.
+    """The optimum with its 95% t-interval over seeds, computed from the logarithm of each seed's vertex.
 
     Args:
         values: One row per run with `seed`, `value` (the loss) and the column `setting`.

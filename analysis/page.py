@@ -42,30 +42,30 @@ SORT_KEYS = {
     "GiB": "perf/peak_mem_gib",
     "time": "elapsed_s",
 }
-"""Columns of a table that are sorted by a column of `load.runs()` with another name."""
+"""The column of `load.runs()` that a table's column is sorted by, if their names differ."""
 
 MAX_CHIPS = 12
-"""Up to so many experiments each get a button in the filter; beyond that the search finds them."""
+"""Maximum number of experiments with filter buttons. If there are more, none has one; the search remains."""
 
 LONG_WORD = 16
-"""A column with longer words than this may break them, so that no table is wider than the page."""
+"""In characters. Columns with longer words may break words anywhere, so that no table is wider than the page."""
 
 
 class Column(NamedTuple):
-    """How a column of a table is presented."""
+    """A column of a table."""
 
     name: str
     kind: str
-    """Its CSS class: `number`, `text`, or `long` for text that may be broken anywhere."""
+    """Its CSS class: `number`, `text`, or `long` for text that may break anywhere."""
 
 
 def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
     """Return the report.
 
     Args:
-        findings: Its contents.
-        checkpoints: Rows of `load.checkpoints()` of the runs whose weights are shown.
-        heading: The line below the title: which runs these are, and when the report was made.
+        findings: The report's contents.
+        checkpoints: Rows of `load.checkpoints()` for the runs whose weights are displayed.
+        heading: The line below the title: the number and place of the runs, and the date.
     """
     curves, stride = page_data.run_curves(findings)
     weights = page_data.weight_tables(checkpoints, _run_labels(findings))
@@ -123,7 +123,7 @@ def _run_labels(findings: Findings) -> dict[str, str]:
 
 
 def _table(table: DataFrame) -> dict[str, Any]:
-    """A table of strings, as the macro `data_table` takes it."""
+    """A table of strings, in the form that the macro `data_table` takes."""
     return {
         "columns": [Column(name, _kind(table[name].tolist())) for name in table.columns],
         "rows": table.to_numpy().tolist(),
@@ -131,7 +131,7 @@ def _table(table: DataFrame) -> dict[str, Any]:
 
 
 def _sortable(table: DataFrame, runs: DataFrame) -> dict[str, Any]:
-    """A table with one row per run, whose cells are pairs of their text and the value that they are sorted by."""
+    """A table with one row per run. Each cell is a pair of its text and its sort key."""
     keys = {name: SORT_KEYS.get(name, name) for name in table.columns}
     values = [
         map(_sort_value, runs[key].tolist()) if key in runs else table[name].tolist() for name, key in keys.items()
@@ -164,7 +164,7 @@ def _asset(name: str) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Markup that a template made is final; in everything else control characters are replaced."""
+    """Replace control characters, except in markup from a template."""
     return value if hasattr(value, "__html__") else printable(str(value))
 
 

@@ -1,4 +1,4 @@
-"""The data that the report's scripts draw: loss curves of runs, and statistics of their weights."""
+"""The data for the report's scripts: loss curves and weight statistics."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,27 +9,27 @@ from pandas import DataFrame
 from analysis.findings import Findings
 
 MAX_ROWS = 200_000
-"""Rows of metrics that a page holds. Beyond that rows are dropped, but no validation and no run's last row."""
+"""Rows of metrics in a page. If there are more, rows are dropped, except validations and each run's last row."""
 
 INITIALLY_DRAWN = 8
-"""The best so many experiments are drawn when the page opens."""
+"""Number of experiments that are drawn when the page opens: the best ones."""
 
 STATISTICS = {
     "rms": "RMS",
     "stable_rank": "stable rank",
     "abs_max": "largest magnitude",
-    "zeros": "share of zeros",
+    "zeros": "fraction of zeros",
     "update": "distance to the previous checkpoint",
     "cosine": "cosine to the previous checkpoint",
     "distance": "distance to the first checkpoint",
 }
-"""Columns of `load.checkpoints()` by what the page calls them."""
+"""Columns of `load.checkpoints()` in the page, with their labels."""
 
 
 def run_curves(findings: Findings) -> tuple[list[dict[str, Any]], int]:
-    """Return each run with its rows of metrics, in the order of the runs, and the stride of the rows.
+    """Return one curve per run, in the order of `findings.runs`, and the stride of their rows.
 
-    With a stride of n, one row in n is kept besides validations and last rows.
+    With a stride of n, a curve has one row in n, all validations and the last row.
     """
     stride = -(-len(findings.metrics) // MAX_ROWS)
     rank = {experiment: number for number, experiment in enumerate(findings.summary["experiment"])}
@@ -97,5 +97,5 @@ def _numbers(rows: DataFrame | None, column: str, digits: int) -> list[float | N
 
 
 def _rounded(values: np.ndarray[Any, np.dtype[np.float64]], digits: int) -> list[float | None]:
-    """The rounded values, with None (a gap in a curve) for NaN and infinity, which JSON cannot hold."""
+    """The rounded values. NaN and infinity, which JSON does not have, become None: a gap in a curve."""
     return [round(value, digits) if np.isfinite(value) else None for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""Colors and line styles of the series in every figure. They are legible on light and on dark backgrounds."""
+"""Colors and line styles of the series in every figure, legible on light and dark backgrounds."""
 
 COLORS = ("#2f7fc1", "#e08214", "#1b9e77", "#d6478f", "#7d6bd0", "#b8860b", "#56a9d6", "#d1495b")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -10,5 +10,5 @@ def color(number: int) -> str:
 
 
 def dash(number: int) -> str:
-    """The line style of series `number`: series that share a color differ in it."""
+    """The line style of series `number`. Series with the same color have different line styles."""
     return DASHES[number // len(COLORS) % len(DASHES)]

@@ -17,10 +17,10 @@ GRID = "rgba(128, 128, 128, 0.25)"
 GRAY = "#808080"
 
 MAX_MARKERS = 60
-"""A line of at most so many points marks them. Validation losses are few, and a single point has no line."""
+"""Lines with more points have no markers. With few points markers help, and a single point is invisible without one."""
 
 MAX_EXPERIMENTS = 20
-"""Experiments that a figure of intervals shows."""
+"""Maximum number of experiments in a figure of intervals."""
 
 
 def loss_curves(metrics: DataFrame, x: str = "step", column: str = "train/loss") -> go.Figure:
@@ -69,7 +69,7 @@ def estimates(summary: DataFrame, labels: Mapping[str, str]) -> go.Figure:
 
 
 def differences(table: DataFrame, labels: Mapping[str, str], order: Sequence[str]) -> go.Figure:
-    """Differences to the reference with 95% intervals, the lowest on top, and a line at zero.
+    """Differences from the reference with 95% intervals, the lowest on top, and a line at zero.
 
     Args:
         table: The result of `replicates.differences`.
@@ -99,13 +99,13 @@ def _intervals(title: str, table: DataFrame, labels: Mapping[str, str], order: S
 
 
 def speed(runs: DataFrame, labels: Mapping[str, str]) -> go.Figure:
-    """Throughput against memory, with a point for each run.
+    """Throughput against peak memory, with a point for each run.
 
     Args:
         runs: Rows of `load.runs()`.
         labels: The label of each experiment, in the order of their colors.
     """
-    figure = _figure("largest memory in use, GiB", "training tokens per second")
+    figure = _figure("peak memory, GiB", "training tokens per second")
     for number, experiment in enumerate(labels):
         rows = runs[runs["experiment"] == experiment]
         figure.add_scatter(

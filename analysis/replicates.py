@@ -52,7 +52,7 @@ def at_equal(
         run, experiment, seed: The run.
         value: The value at the budget, interpolated linearly between rows. Infinite if the run diverged before the
             budget, NaN if it is unfinished.
-        yardstick: What the value was measured on.
+        yardstick: Identifies the windows that the value was measured on.
         state: `reached`, `diverged` or `unfinished`.
     """
     at = budget(runs, metrics, by, column) if at is None else at
@@ -99,7 +99,7 @@ def summary(values: DataFrame) -> DataFrame:
         One row per experiment, by ascending mean, with the columns
 
         experiment: The experiment.
-        seeds, diverged, unfinished: Number of seeds, and how many of them are diverged and unfinished.
+        seeds, diverged, unfinished: Number of seeds, of diverged seeds and of unfinished seeds.
         mean, se, low, high: The estimate (`stats.Estimate`). A diverged seed makes the mean infinite; unfinished seeds
             are excluded. NaN if there are several yardsticks.
         yardsticks: Number of different yardsticks.
@@ -118,7 +118,7 @@ def summary(values: DataFrame) -> DataFrame:
 
 
 def differences(runs: DataFrame, values: DataFrame, against: str) -> DataFrame:
-    """The difference of each experiment to a reference experiment, with its significance.
+    """The difference of each experiment from a reference experiment, with its significance.
 
     Args:
         runs: Rows of `load.runs()`.
@@ -133,8 +133,8 @@ def differences(runs: DataFrame, values: DataFrame, against: str) -> DataFrame:
         mean, se, low, high, p, n, sd, sign_flip_p: The difference (`stats.Difference`). A positive loss difference
             means that the experiment is worse than the reference.
         p_holm: `p`, corrected for the number of rows.
-        seeds_needed: Number of seeds with which a difference of this size would be detected (`stats.seeds_needed`).
-        why: What limits the comparison, in words; empty if nothing does.
+        seeds_needed: Number of seeds needed to detect a difference of this size (`stats.seeds_needed`).
+        why: Limits of the comparison, in words; empty if there are none.
     """
     specs = runs.drop_duplicates("experiment").set_index("experiment")
     groups = {str(key): group for key, group in values.groupby("experiment", sort=False)}
@@ -170,9 +170,9 @@ def _difference(specs: DataFrame, first: DataFrame, second: DataFrame) -> Mappin
     else:
         how, difference = "paired by seed", stats.paired_by_seed(a["value"].loc[shared], b["value"].loc[shared])
         if unpaired := len(a.index.union(b.index)) - len(shared):
-            reasons.append(f"{unpaired} without a partner")
+            reasons.append(f"{unpaired} unpaired")
     if difference.n < 2:
-        reasons.append("one seed has no interval")
+        reasons.append("a single seed gives no interval")
     needed = stats.seeds_needed(difference.mean, difference.sd) if math.isfinite(difference.sd) else math.nan
     return {"how": how, **asdict(difference), "seeds_needed": needed, "why": "; ".join(reasons)}
 
@@ -185,9 +185,9 @@ def _state_counts(*groups: DataFrame) -> list[str]:
 
 
 def window_difference(windows: DataFrame, first: str, second: str) -> Difference:
-    """The difference `second − first` of two runs over the validation windows that both were evaluated on.
+    """The mean of `second − first` over the validation windows that two runs have in common.
 
-    This is a difference over windows, not over seeds; see `stats.paired_over_windows`.
+    It does not include the variation between seeds; see `stats.paired_over_windows`.
 
     Args:
         windows: Rows of `load.windows()`. The newest step of each run and yardstick is used.

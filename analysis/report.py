@@ -16,7 +16,7 @@ from gptlab.files import write_durably
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
 WEIGHT_EXPERIMENTS = 4
-"""The report shows the weights of the best run of each of the best so many experiments."""
+"""Number of experiments whose weights the report shows: the best run of each of the best experiments."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +57,7 @@ def _write(arguments: Sequence[str] | None) -> None:
 
 
 def _reports(runs: DataFrame) -> dict[str, str]:
-    """The contents of the two files."""
+    """The contents of both reports, by file name."""
     if runs.empty:
         return {"report.md": markdown.empty(NO_RUNS), "report.html": page.empty(NO_RUNS)}
     findings = analyze(runs, load.metrics(runs), load.samples(runs))

@@ -1,7 +1,7 @@
 """Means and differences with confidence intervals and p-values, computed with scipy and statsmodels.
 
-- Seeds are replicates: an estimate over seeds has the uncertainty from the choice of the seed.
-- An estimate over validation windows has the uncertainty from the choice of the text, not from the seed.
+- Seeds are replicates: an estimate over seeds measures the uncertainty from the choice of seed.
+- An estimate over validation windows measures the uncertainty from the choice of text, not of seed.
 - A diverged run has an infinite loss and is never dropped: the mean is infinite and there is no interval.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr, stdtrit  # Student's t and its inverse: scipy.stats.t, without its overhead
+from scipy.special import stdtr, stdtrit  # CDF of Student's t and its inverse: faster than scipy.stats.t
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
@@ -77,8 +77,7 @@ def paired_by_seed(first: ArrayLike, second: ArrayLike) -> Difference:
     """The mean of `second − first` over the seeds that two experiments share, given in the same order.
 
     Runs with the same seed share their batches and initial weights, so much of the variation between seeds cancels. The
-    paired t-test assumes that the differences are normal; with ten seeds or more the sign-flip test, which does not, is
-    computed too.
+    paired t-test assumes that the differences are normal. The sign-flip test does not; it needs at least ten seeds.
     """
     return _paired(first, second)
 
@@ -86,7 +85,7 @@ def paired_by_seed(first: ArrayLike, second: ArrayLike) -> Difference:
 def paired_over_windows(first: ArrayLike, second: ArrayLike) -> Difference:
     """The mean of `second − first` over the validation windows of two single runs, given in the same order.
 
-    The uncertainty is that of these two runs on other windows of such text. It does not include the variation between
+    The interval is for these two runs on other windows of similar text. It does not include the variation between
     seeds. Adjacent windows are correlated, so the interval is somewhat too narrow.
     """
     return _paired(first, second)
@@ -123,7 +122,7 @@ def seeds_needed(difference: float, sd: float) -> float:
         sd: Standard deviation of the differences between runs with the same seed.
 
     Returns:
-        A whole number of at least 2; infinite without a difference, NaN if an argument is NaN.
+        A whole number of at least 2; infinite if the difference is zero, NaN if an argument is NaN.
     """
     if math.isnan(difference) or math.isnan(sd):
         return math.nan
@@ -162,7 +161,7 @@ def _paired(first: ArrayLike, second: ArrayLike) -> Difference:
 def _sign_flip_p(differences: NDArray[np.float64]) -> float:
     if len(differences) < MIN_SIGN_FLIP_PAIRS:
         return math.nan
-    # scipy flips signs if it is given one sample: all 2ⁿ of them up to n = 13, else 9,999 at random.
+    # With one sample, SciPy flips signs: all 2ⁿ combinations up to n = 13, otherwise 9,999 random ones.
     test = scipy.stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=9_999, vectorized=True, rng=0
     )

@@ -1,7 +1,7 @@
 """Statistics of weights and of their changes between checkpoints, read from safetensors files with NumPy.
 
-At most three tensors are in memory: one, and its versions in the previous and in the first checkpoint. Sums are taken
-in float64 block by block, so that no tensor is copied as a whole.
+At most three tensors are in memory: the current one and its versions in the previous and the first checkpoint. Sums are
+computed in float64 block by block, so that no tensor is copied as a whole.
 """
 
 import math
@@ -26,10 +26,10 @@ from gptlab.untrusted import Count
 Weights = NDArray[np.float32]
 
 _BLOCK = 1 << 13
-"""Elements per block of a sum: they fit a core's cache and are too few for BLAS to start threads."""
+"""Elements per block of a sum: small enough for a core's cache, and too few for BLAS to start threads."""
 
 _GRAM_BLOCK = 1 << 19
-"""Elements per block of a matrix product: enough that threads pay off."""
+"""Elements per block of a matrix product: large enough for threads to pay off."""
 
 
 class _Losses(BaseModel):
@@ -150,7 +150,7 @@ def stable_rank(matrix: Weights) -> float:
 
 
 def singular_values(matrix: Weights, *, largest_only: bool = False) -> NDArray[np.float64]:
-    """The singular values of a matrix in descending order: square roots of its smaller Gram matrix's eigenvalues."""
+    """The singular values in descending order: square roots of the eigenvalues of the smaller Gram matrix."""
     wide = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     gram = np.zeros((wide.shape[1],) * 2)
     rows = max(_GRAM_BLOCK // wide.shape[1], 1)
@@ -187,7 +187,7 @@ def read_tensor(run: str, step: int, name: str) -> Weights:
 
 
 def nearest_rows(embedding: Weights, row: int, count: int = 8) -> list[tuple[int, float]]:
-    """The other rows with the highest cosine similarity to one row, as pairs of row and cosine in descending order.
+    """The rows with the highest cosine similarity to a given row, as pairs of row and cosine in descending order.
 
     Args:
         embedding: Matrix of shape (rows, features).
@@ -202,7 +202,7 @@ def nearest_rows(embedding: Weights, row: int, count: int = 8) -> list[tuple[int
 
 
 def _open(path: Path, model: ModelSpec) -> Any:
-    """Open a weight file. The library checks its header; its size is checked against the model here."""
+    """Open a weight file. The library checks the header; this function checks the size against the model."""
     try:
         if path.stat().st_size >= plausible_sizes(model, MODEL).stop:
             raise GptlabError(f"{path} is too large for a model of {model.parameters:,} parameters")

@@ -1,4 +1,4 @@
-"""Losses of single validation windows, which `gptlab eval` saves in a run's `evaluations/`."""
+"""Losses of individual validation windows, which `gptlab eval` saves in a run's `evaluations/`."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def window_losses(run: Run) -> Iterator[dict[str, Any]]:
     """Yield a row for each window that a run was evaluated on, by step and yardstick.
 
     Raises:
-        GptlabError: A file has other contents; the message names the file.
+        GptlabError: A file is invalid; the message names it.
     """
     for path in sorted((run.directory / EVALUATIONS).glob("*.safetensors")):
         if not (name := _NAME.fullmatch(path.name)):
@@ -32,11 +32,11 @@ def window_losses(run: Run) -> Iterator[dict[str, Any]]:
                 slices = {key: file.get_slice(key) for key in sorted(file.keys())}
                 kinds = {key: (part.get_dtype(), len(part.get_shape())) for key, part in slices.items()}
                 if kinds != {"start": ("I64", 1), "loss": ("F64", 1)}:
-                    raise GptlabError(f"{path} does not hold the losses of windows")
+                    raise GptlabError(f"{path} does not contain window losses")
                 starts, values = file.get_tensor("start"), file.get_tensor("loss")
         except (SafetensorError, OSError) as error:
             raise GptlabError(f"{path} is not a safetensors file: {error}") from error
         if len(starts) != len(values) or len(np.unique(starts)) != len(starts):
-            raise GptlabError(f"{path} does not hold one loss per window")
+            raise GptlabError(f"{path} does not contain one loss per window")
         for start, loss in zip(starts.tolist(), values.tolist(), strict=True):
             yield {"step": int(name[1]), "yardstick": name[2], "start": start, "loss": loss}

@@ -1,4 +1,4 @@
-// Loss curves of the runs that are checked in the table. Smoothed curves are drawn over the raw ones.
+// Loss curves of the runs that are checked in the table. Smoothed curves are drawn on top of the raw ones.
 (() => {
   const form = document.getElementById("curve-controls");
   if (!form) return;
@@ -15,7 +15,7 @@
     return run.step.map((step, i) => ({ step, x: xs[i], y: run[y][i] })).filter((p) => p.x !== null && p.y !== null);
   }
 
-  function smooth(values, weight) { // exponential moving average with the bias correction of Adam
+  function smooth(values, weight) { // exponential moving average with bias correction, as in Adam
     let sum = 0, norm = 0;
     return values.map((v) => { sum = weight * sum + (1 - weight) * v; norm = weight * norm + (1 - weight); return sum / norm; });
   }
@@ -37,7 +37,7 @@
       line(run, run.run, pts.map((p, i) => ({ ...p, y: ys[i] })))];
   }
 
-  function seedTraces(runs, choice) { // mean and range over the seeds, at the steps that all of them have
+  function seedTraces(runs, choice) { // mean and range over the seeds, at the steps that all seeds have
     const all = runs.map((run) => new Map(points(run, choice.x, choice.y).map((p) => [p.step, p])));
     const steps = [...all[0].keys()].filter((step) => all.every((seed) => seed.has(step)));
     const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;

@@ -1,4 +1,4 @@
-// The static figures, and the heat map of the selected run and statistic of its weights.
+// The static figures, and the heat map of a weight statistic of the selected run.
 (() => {
   for (const [id, figure] of Object.entries(DATA.figures)) draw(id, figure.data, figure.layout);
   const form = document.getElementById("weight-controls");

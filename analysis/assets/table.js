@@ -1,4 +1,4 @@
-// Sortable tables, and the table of runs: filter by words and buttons, check the runs to draw.
+// Sortable tables, and the table of runs with its filter and the checkboxes that select the runs to draw.
 function sort(header) {
   const table = header.closest("table"), body = table.tBodies[0], column = header.cellIndex;
   const ascending = header.getAttribute("aria-sort") !== "ascending";

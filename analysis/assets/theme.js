@@ -1,4 +1,4 @@
-// The page's data, the palette that Python chose, and `draw`, which makes every figure follow the light or dark scheme.
+// The page's data, the palette from Python, and `draw`, which adapts figures to the light or dark color scheme.
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const { colors: COLORS, dashes: DASHES } = DATA.palette;

@@ -41,7 +41,7 @@ def test_different_yardsticks_are_said_in_words_and_shown(make_run: MakeRun) -> 
     two = make_run("two", yardstick="bbbbbbbb")
     caveat = compare.yardstick_caveat(load.runs())
     assert caveat is not None
-    assert "do not compare" in caveat
+    assert "are not comparable" in caveat
     assert f"aaaaaaaa: {one.id}; bbbbbbbb: {two.id}" in caveat
     assert "val/yardstick" in compare.comparison(load.runs())
 

@@ -350,7 +350,7 @@ def test_windows_that_are_none_cost_the_run_and_are_named(
     folder.mkdir()
     save_file(content, folder / "step-00000020-0123abcd.safetensors")
     assert load.windows().empty
-    assert "step-00000020-0123abcd.safetensors does not hold" in caplog.messages[0]
+    assert "step-00000020-0123abcd.safetensors does not contain" in caplog.messages[0]
 
 
 def test_what_a_run_cost_is_in_the_tables(make_run: MakeRun) -> None:

@@ -105,7 +105,7 @@ def test_inside_a_checkpoint_shows_weights_over_training(execute: Callable[[str]
     first, last = traces(outputs["spectra"])
     assert (first["name"], last["name"]) == ("step 0", "step 20")
     assert len(first["x"]) == 8
-    assert text(outputs["neighbours"]).count("→") == 4
+    assert text(outputs["neighbors"]).count("→") == 4
 
 
 def test_learning_rate_finds_an_optimum_between_those_tried(execute: Callable[[str], Outputs]) -> None:

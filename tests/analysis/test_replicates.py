@@ -67,7 +67,7 @@ def test_a_diverged_seed_counts_and_an_unfinished_one_is_said(make_run: MakeRun)
     assert math.isnan(row["low"])
     difference = replicates.differences(runs, values, base).iloc[0]
     assert difference["mean"] == math.inf
-    assert difference["why"] == "1 diverged; 1 unfinished; 1 without a partner"
+    assert difference["why"] == "1 diverged; 1 unfinished; 1 unpaired"
     words = " ".join(caveats.find_caveats(runs))
     assert "1 of 6 runs diverged; they count as an infinite loss" in words
     assert "1 of 6 runs are unfinished" in words
@@ -84,7 +84,7 @@ def test_what_was_measured_on_other_windows_is_not_compared_and_says_so(make_run
     assert all("measured on different windows (aaaaaaaa, bbbbbbbb)" in why for why in table["why"])
     assert table["mean"].isna().all()
     assert math.isnan(replicates.summary(values).set_index("experiment").loc[mixed, "mean"])
-    assert "do not compare" in caveats.find_caveats(runs)[0]
+    assert "are not comparable" in caveats.find_caveats(runs)[0]
 
 
 def test_other_batches_or_too_few_common_seeds_are_not_paired(make_run: MakeRun) -> None:
@@ -105,7 +105,7 @@ def test_one_seed_each_has_a_difference_without_an_interval(make_run: MakeRun) -
     (row,) = replicates.differences(runs, values, base).to_dict("records")
     assert row["mean"] == pytest.approx(-0.2)
     assert math.isnan(row["p"])
-    assert row["why"] == "one seed has no interval"
+    assert row["why"] == "a single seed gives no interval"
 
 
 @pytest.mark.parametrize(("by", "budget"), [("step", 10), ("tokens", 320), ("elapsed_s", 2.0)])

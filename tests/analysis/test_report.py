@@ -65,7 +65,7 @@ def test_the_first_lines_say_which_is_best_and_whether_the_difference_is_real(ma
             "Lowest validation loss: better, 5.6000 nats per token after 20 steps (mean of 3 seeds, 95% interval"
             in text
         )
-        assert "Its difference to base, -0.5000" in text
+        assert "Its difference from base, -0.5000" in text
         assert "is significant: p = " in text
 
 
@@ -105,7 +105,7 @@ def test_both_reports_have_a_row_per_run_best_first_with_what_differs(
         assert text.index(best.id) < text.index(worse.id)
         assert "last words" in text
         assert "first" not in text.partition("<h2>Samples</h2>")[2].partition("</section>")[0]
-        assert "do not compare" not in text
+        assert "are not comparable" not in text
 
 
 def test_only_chosen_runs_are_reported(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +158,7 @@ def test_many_differing_settings_share_one_column(make_run: MakeRun) -> None:
     make_run("other", changes=changes | {"train.betas": [0.8, 0.9]})
     report.main([])
     markdown_, html = written()
-    assert "changes to the reference" in html
+    assert "changes from the reference" in html
     row = r"model.bias=False, model.tied=True, train.learning\_rate=0.5, train.betas=\[0.8, 0.9\], train.grad\_clip=2"
     assert f"{row} |" in markdown_
 
@@ -203,7 +203,7 @@ def test_losses_on_different_yardsticks_come_with_a_warning(make_run: MakeRun) -
     make_run("two", yardstick="bbbbbbbb")
     report.main([])
     for text in written():
-        assert "do not compare" in text
+        assert "are not comparable" in text
         assert "not compared" in text
         assert "yardstick" in text
 
@@ -245,7 +245,7 @@ def test_of_very_many_rows_validations_and_last_rows_stay(make_run: MakeRun, mon
     drawn, stride = page_data.run_curves(analyze(runs, load.metrics(runs), load.samples(runs)))
     assert (stride, drawn[0]["step"]) == (4, [0, 4, 7, 8, 11])
     report.main([])
-    assert "every 4th row" in written()[1]
+    assert "one row in 4" in written()[1]
 
 
 def test_weights_are_tables_of_matrices_by_steps(make_run: MakeRun, weights: Any) -> None:
