@@ -78,7 +78,7 @@ def wait_for(driver: WebDriver, condition: Callable[[], object]) -> None:
     WebDriverWait(driver, 30).until(lambda _: condition())
 
 
-def test_the_report_opens_without_a_complaint_and_draws_everything(opened: WebDriver) -> None:
+def test_the_report_opens_without_console_errors_and_draws_every_figure(opened: WebDriver) -> None:
     for plot in ("curves", "estimates", "differences", "speed", "weights"):
         assert opened.find_elements(By.CSS_SELECTOR, f"#{plot} .main-svg"), plot
     traces = opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace")
@@ -86,7 +86,7 @@ def test_the_report_opens_without_a_complaint_and_draws_everything(opened: WebDr
     assert not complaints(opened)
 
 
-def test_names_questions_and_samples_full_of_html_are_text(opened: WebDriver) -> None:
+def test_html_in_names_questions_and_samples_is_displayed_as_text(opened: WebDriver) -> None:
     assert opened.title == "Runs"
     assert not opened.find_elements(By.CSS_SELECTOR, "img, body script:not([type]) + pre script")
     assert HOSTILE in opened.find_element(By.TAG_NAME, "pre").text
@@ -97,7 +97,7 @@ def test_names_questions_and_samples_full_of_html_are_text(opened: WebDriver) ->
     assert not complaints(opened)
 
 
-def test_a_filter_leaves_what_was_asked_for(opened: WebDriver) -> None:
+def test_buttons_and_search_filter_the_runs(opened: WebDriver) -> None:
     assert len(shown(opened)) == 5
     chip = opened.find_element(By.CSS_SELECTOR, ".chip[data-value='interrupted']")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", chip)
@@ -114,7 +114,7 @@ def test_a_filter_leaves_what_was_asked_for(opened: WebDriver) -> None:
     assert not complaints(opened)
 
 
-def test_a_column_sorts_both_ways_by_mouse_and_by_keyboard(opened: WebDriver) -> None:
+def test_columns_sort_in_both_directions_by_mouse_and_keyboard(opened: WebDriver) -> None:
     header = next(b for b in opened.find_elements(By.CSS_SELECTOR, "#runs-table th button") if b.text == "val loss")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", header)
     header.click()
@@ -128,7 +128,7 @@ def test_a_column_sorts_both_ways_by_mouse_and_by_keyboard(opened: WebDriver) ->
     assert not complaints(opened)
 
 
-def test_a_curve_tells_its_numbers_where_it_is_hovered(opened: WebDriver) -> None:
+def test_hovering_a_curve_shows_its_numbers(opened: WebDriver) -> None:
     plot = opened.find_element(By.ID, "curves")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
 
@@ -143,7 +143,7 @@ def test_a_curve_tells_its_numbers_where_it_is_hovered(opened: WebDriver) -> Non
     assert not complaints(opened)
 
 
-def test_the_reader_chooses_loss_axis_smoothing_and_seeds_by_keyboard(opened: WebDriver) -> None:
+def test_loss_axes_smoothing_and_seeds_are_selected_by_keyboard(opened: WebDriver) -> None:
     def layout(axis: str, key: str) -> str:
         return str(opened.execute_script(f"return document.getElementById('curves').layout.{axis}.{key}"))
 
@@ -165,7 +165,7 @@ def test_the_reader_chooses_loss_axis_smoothing_and_seeds_by_keyboard(opened: We
     assert not complaints(opened)
 
 
-def test_the_reader_chooses_the_runs_that_are_drawn(opened: WebDriver) -> None:
+def test_checkboxes_and_buttons_select_the_runs_to_draw(opened: WebDriver) -> None:
     box = opened.find_elements(By.CSS_SELECTOR, "#runs-table tbody input")[0]
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
     drawn = lines(opened)
@@ -178,7 +178,7 @@ def test_the_reader_chooses_the_runs_that_are_drawn(opened: WebDriver) -> None:
     assert not complaints(opened)
 
 
-def test_the_reader_chooses_what_is_told_of_the_weights(opened: WebDriver) -> None:
+def test_a_menu_selects_the_weight_statistic(opened: WebDriver) -> None:
     def z() -> object:
         return opened.execute_script("return document.getElementById('weights').data[0].z")
 
@@ -188,7 +188,7 @@ def test_the_reader_chooses_what_is_told_of_the_weights(opened: WebDriver) -> No
     assert not complaints(opened)
 
 
-def test_colors_follow_the_readers_setting(opened: WebDriver) -> None:
+def test_colors_follow_the_color_scheme(opened: WebDriver) -> None:
     def colors() -> tuple[str, str]:
         background = opened.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
         return background, opened.execute_script("return document.getElementById('curves').layout.font.color")
@@ -219,7 +219,7 @@ MANY = (*FEW, {"train.betas": [0.8, 0.99], "train.weight_decay": 0.05}, {"train.
 
 @pytest.mark.parametrize("changes", [FEW, MANY], ids=["few", "many"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_at_1280_pixels_no_table_is_cut(
+def test_no_table_is_cut_off_at_1280_pixels(
     desktop: WebDriver, make_run: MakeRun, weights, tmp_path: Path, changes: tuple[dict[str, object], ...], scheme: str
 ) -> None:
     for number, change in enumerate(changes):
@@ -257,7 +257,7 @@ def test_at_1280_pixels_no_table_is_cut(
     assert not complaints(desktop)
 
 
-def test_swatches_curves_and_figures_agree_on_an_experiments_color(opened: WebDriver) -> None:
+def test_swatches_and_curves_of_an_experiment_have_the_same_color(opened: WebDriver) -> None:
     swatches = opened.execute_script(
         "return [...document.querySelectorAll('table')[0].querySelectorAll('.swatch')]"
         ".map((swatch) => getComputedStyle(swatch).backgroundColor)"
@@ -282,7 +282,7 @@ def test_a_figure_keeps_its_height_when_the_window_is_resized(opened: WebDriver)
     assert svg("Height") == height
 
 
-def test_of_very_many_runs_the_best_are_shown_and_the_rest_is_a_click_away(
+def test_the_best_50_runs_are_listed_and_a_button_shows_the_rest(
     browser: WebDriver, make_run: MakeRun, tmp_path: Path
 ) -> None:
     for number in range(60):

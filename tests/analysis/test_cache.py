@@ -39,7 +39,9 @@ def settle(*runs: Run) -> None:
             os.utime(path, (past, past))
 
 
-def test_the_second_look_reads_nothing_and_says_the_same(make_run: MakeRun, weights: Tensors, read: list[Path]) -> None:
+def test_the_second_load_parses_nothing_and_returns_the_same(
+    make_run: MakeRun, weights: Tensors, read: list[Path]
+) -> None:
     settle(make_run("one", checkpoints={10: weights, 20: weights}), make_run("two", val_losses=()))
     first = [load.runs(), load.metrics(), load.checkpoints()]
     assert read
@@ -50,7 +52,7 @@ def test_the_second_look_reads_nothing_and_says_the_same(make_run: MakeRun, weig
     assert not read
 
 
-def test_only_what_has_changed_is_read_again(make_run: MakeRun, read: list[Path]) -> None:
+def test_only_changed_runs_are_read_again(make_run: MakeRun, read: list[Path]) -> None:
     runs = [make_run(seed=seed) for seed in range(3)]
     settle(*runs)
     load.metrics()
@@ -65,7 +67,7 @@ def test_only_what_has_changed_is_read_again(make_run: MakeRun, read: list[Path]
     assert load.metrics()["run"].nunique() == 2
 
 
-def test_weights_are_read_again_where_a_file_has_changed(make_run: MakeRun, weights: Tensors, read: list[Path]) -> None:
+def test_weights_are_read_again_after_a_file_changed(make_run: MakeRun, weights: Tensors, read: list[Path]) -> None:
     run = make_run(checkpoints={10: weights, 20: weights})
     settle(run)
     load.checkpoints()
@@ -75,7 +77,7 @@ def test_weights_are_read_again_where_a_file_has_changed(make_run: MakeRun, weig
     assert read
 
 
-def test_a_few_runs_do_not_push_others_out(make_run: MakeRun, read: list[Path]) -> None:
+def test_loading_a_few_runs_keeps_the_others_cached(make_run: MakeRun, read: list[Path]) -> None:
     settle(*[make_run(seed=seed) for seed in range(3)])
     runs = load.runs()
     settle(make_run(seed=4))
@@ -85,7 +87,7 @@ def test_a_few_runs_do_not_push_others_out(make_run: MakeRun, read: list[Path]) 
     assert not read
 
 
-def test_a_file_that_may_still_change_unnoticed_is_not_trusted(make_run: MakeRun) -> None:
+def test_a_recently_changed_file_is_not_cached(make_run: MakeRun) -> None:
     run = make_run(val_losses=(5.0,))
     assert load.metrics()["val/loss"].tolist() == [5.0]
     path = run.directory / METRICS
@@ -96,7 +98,7 @@ def test_a_file_that_may_still_change_unnoticed_is_not_trusted(make_run: MakeRun
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no more", b"PAR1" + bytes(100) + b"PAR1"])
-def test_a_damaged_cache_is_said_and_made_anew(
+def test_a_damaged_cache_is_replaced_with_a_warning(
     make_run: MakeRun, read: list[Path], caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
     settle(make_run())
@@ -124,7 +126,7 @@ def test_a_cache_of_another_version_is_not_used(
     assert read
 
 
-def test_where_the_cache_cannot_be_written_the_tables_are_the_same(
+def test_tables_are_the_same_if_the_cache_cannot_be_written(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     settle(make_run())
@@ -133,7 +135,7 @@ def test_where_the_cache_cannot_be_written_the_tables_are_the_same(
     assert "cannot be written" in caplog.messages[0]
 
 
-def test_runs_directories_have_caches_of_their_own(
+def test_each_runs_directory_has_its_own_cache(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settle(make_run())

@@ -12,13 +12,13 @@ MakeRun = Callable[..., Run]
 Tensors = Mapping[str, NDArray[Any]]
 
 
-def test_the_lowest_validation_loss_comes_first_and_none_comes_last(make_run: MakeRun) -> None:
+def test_runs_are_ranked_by_validation_loss_and_those_without_come_last(make_run: MakeRun) -> None:
     for name, losses in {"worse": (9.0,), "none": (), "diverged": (math.inf,), "best": (11.0, 5.0)}.items():
         make_run(name, val_losses=losses)
     assert list(compare.ranked(load.runs())["name"]) == ["best", "worse", "diverged", "none"]
 
 
-def test_only_what_changes_the_numbers_differs(make_run: MakeRun) -> None:
+def test_differing_columns_are_those_that_change_the_numbers(make_run: MakeRun) -> None:
     make_run("one")
     make_run("two", changes={"train.log_every": 7, "train.steps": 99, "model.tied": True})
     assert compare.differing_columns(load.runs()) == ["model.tied"]
@@ -34,7 +34,7 @@ def test_a_comparison_of_seeds_has_no_spec_columns(make_run: MakeRun) -> None:
     assert len(table) == 2
 
 
-def test_different_yardsticks_are_said_in_words_and_shown(make_run: MakeRun) -> None:
+def test_different_yardsticks_cause_a_caveat_and_a_column(make_run: MakeRun) -> None:
     one = make_run("one", yardstick="aaaaaaaa")
     make_run("none", val_losses=())
     assert compare.yardstick_caveat(load.runs()) is None
@@ -63,7 +63,7 @@ def test_sparklines_of_several_runs_have_one_scale(make_run: MakeRun) -> None:
     assert compare.sparklines(load.metrics(), "val/loss", width=1)[falling.id] in set("▁▂▃▄▅▆▇█")
 
 
-def test_nothing_to_compare_is_an_empty_table_and_an_empty_figure() -> None:
+def test_without_runs_tables_and_figures_are_empty() -> None:
     runs, metrics = load.runs(), load.metrics()
     assert compare.comparison(runs).empty
     assert compare.yardstick_caveat(runs) is None
@@ -73,7 +73,7 @@ def test_nothing_to_compare_is_an_empty_table_and_an_empty_figure() -> None:
     assert not plots.weight_rms(load.checkpoints()).data
 
 
-def test_loss_curves_are_one_line_per_run_with_a_color_of_its_own(make_run: MakeRun) -> None:
+def test_each_run_has_one_loss_curve_with_its_own_color(make_run: MakeRun) -> None:
     only_start = make_run("one", val_losses=(11.0,))
     other = make_run("two")
     training = plots.loss_curves(load.metrics())
@@ -84,9 +84,7 @@ def test_loss_curves_are_one_line_per_run_with_a_color_of_its_own(make_run: Make
     assert "nats per token" in validation.layout.yaxis.title.text
 
 
-def test_weight_rms_is_a_line_over_depth_per_kind_of_matrix_of_the_newest_checkpoint(
-    make_run: MakeRun, weights: Tensors
-) -> None:
+def test_weight_rms_has_one_line_per_kind_of_matrix(make_run: MakeRun, weights: Tensors) -> None:
     newer = {name: 10 * tensor for name, tensor in weights.items()}
     make_run(checkpoints={10: weights, 20: newer})
     checkpoints = load.checkpoints()

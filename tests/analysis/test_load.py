@@ -28,7 +28,7 @@ HEAVY = "torch wandb tiktoken gptlab.training gptlab.model gptlab.data gptlab.cl
 
 
 @pytest.mark.slow
-def test_analysis_imports_neither_torch_nor_wandb_nor_what_trains() -> None:
+def test_analysis_imports_neither_torch_nor_wandb_nor_training_code() -> None:
     code = (
         "import sys, analysis.compare, analysis.load, analysis.plots, analysis.report\n"
         f"print([name for name in '{HEAVY}'.split() if name in sys.modules])"
@@ -38,9 +38,7 @@ def test_analysis_imports_neither_torch_nor_wandb_nor_what_trains() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_run_is_one_row_with_its_spec_its_newest_numbers_and_where_it_ran(
-    make_run: MakeRun, weights: Tensors
-) -> None:
+def test_a_run_is_one_row_with_spec_newest_numbers_and_machine(make_run: MakeRun, weights: Tensors) -> None:
     run = make_run(changes={"train.learning_rate": 0.5}, seed=3, checkpoints={10: weights, 20: weights})
     (row,) = load.runs().to_dict("records")
     expected = {
@@ -90,7 +88,7 @@ def test_every_field_of_the_spec_is_a_column_of_its_type(make_run: MakeRun) -> N
     assert runs[list(fields)].notna().all(axis=None)
 
 
-def test_dtypes_do_not_depend_on_whether_there_is_anything(make_run: MakeRun, weights: Tensors) -> None:
+def test_dtypes_do_not_depend_on_the_data(make_run: MakeRun, weights: Tensors) -> None:
     tables = {
         load.runs: columns.RUNS,
         load.metrics: columns.METRICS,
@@ -109,7 +107,7 @@ def test_dtypes_do_not_depend_on_whether_there_is_anything(make_run: MakeRun, we
         assert {column: str(dtype) for column, dtype in table.dtypes.items()} == dtypes
 
 
-def test_what_a_run_does_not_have_is_missing(make_run: MakeRun) -> None:
+def test_absent_values_are_missing(make_run: MakeRun) -> None:
     make_run(val_losses=(), git_commit=None, git_dirty=None)
     (row,) = load.runs().to_dict("records")
     absent = ["train/loss", "val/loss", "val/yardstick", "best/step", "tokens", "git_commit", "git_dirty"]
@@ -142,7 +140,7 @@ def test_metrics_are_one_row_per_logged_step_with_every_column(make_run: MakeRun
     assert set(metrics["seed"]) == {7}
 
 
-def test_a_loss_that_is_not_finite_is_a_number(make_run: MakeRun) -> None:
+def test_non_finite_losses_are_numbers(make_run: MakeRun) -> None:
     run = make_run(val_losses=(11.0, math.inf))
     assert load.metrics()["val/loss"].tolist() == [11.0, math.inf]
     with MetricsFile(run.directory, 0) as metrics:
@@ -151,7 +149,7 @@ def test_a_loss_that_is_not_finite_is_a_number(make_run: MakeRun) -> None:
     assert load.metrics()["val/yardstick"].tolist() == ["12345678"]
 
 
-def test_a_torn_last_line_is_left_out_and_a_damaged_one_costs_the_run(
+def test_a_torn_last_line_is_skipped_and_a_damaged_line_excludes_the_run(
     make_run: MakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, other = make_run(), make_run(seed=1, val_losses=(7.0,))
@@ -169,7 +167,7 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_costs_the_run(
         caplog.clear()
 
 
-def test_only_the_chosen_runs_are_read_in_the_order_they_were_given(make_run: MakeRun, weights: Tensors) -> None:
+def test_only_selected_runs_are_read_in_the_given_order(make_run: MakeRun, weights: Tensors) -> None:
     ids = [make_run(seed=seed, samples=["end"], checkpoints={20: weights}).id for seed in range(3)]
     runs = load.runs()
     chosen = runs[runs["seed"] != 1].sort_values("seed", ascending=False)
@@ -179,7 +177,7 @@ def test_only_the_chosen_runs_are_read_in_the_order_they_were_given(make_run: Ma
         assert read(runs[runs["seed"] == 5]).empty
 
 
-def test_weights_have_the_rms_norm_and_largest_magnitude_of_hand_computed_tensors(make_run: MakeRun) -> None:
+def test_weight_statistics_equal_hand_computed_ones(make_run: MakeRun) -> None:
     tensors = {
         "token_embedding.weight": np.array([[3, -4], [0, 0]], np.float32),
         "blocks.11.attention.projection.bias": np.array([-2, 2, 1, 0], np.float32),
@@ -198,7 +196,7 @@ def test_weights_have_the_rms_norm_and_largest_magnitude_of_hand_computed_tensor
     assert rows["layer"].isna().sum() == 2
 
 
-def test_the_norm_of_a_large_tensor_does_not_drift(make_run: MakeRun) -> None:
+def test_the_norm_of_a_large_tensor_is_accurate(make_run: MakeRun) -> None:
     size = (1 << 21) + 1
     make_run(changes={"model.n_embd": 64}, checkpoints={20: {"large": np.full(size, 0.1, np.float32)}})
     (row,) = load.checkpoints().to_dict("records")
@@ -206,13 +204,13 @@ def test_the_norm_of_a_large_tensor_does_not_drift(make_run: MakeRun) -> None:
     assert row["norm"] == pytest.approx(float(np.float32(0.1)) * math.sqrt(size), rel=1e-12)
 
 
-def test_weights_that_retention_removes_meanwhile_are_passed_over(make_run: MakeRun, weights: Tensors) -> None:
+def test_weights_removed_by_retention_are_skipped(make_run: MakeRun, weights: Tensors) -> None:
     run = make_run(checkpoints={10: weights, 20: weights})
     (checkpoint_directory(run.directory, 10) / MODEL).unlink()
     assert set(load.checkpoints()["step"]) == {20}
 
 
-def test_damaged_weights_cost_the_run_and_are_named(
+def test_damaged_weights_exclude_the_run_with_a_warning(
     make_run: MakeRun, weights: Tensors, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, other = make_run(checkpoints={20: weights}), make_run(seed=1, checkpoints={20: weights})
@@ -223,13 +221,13 @@ def test_damaged_weights_cost_the_run_and_are_named(
     assert f"{path} is not a safetensors file" in warning
 
 
-def test_samples_come_in_the_order_of_writing(make_run: MakeRun) -> None:
+def test_samples_are_in_the_order_of_generation(make_run: MakeRun) -> None:
     make_run(samples=["first", "second\nline"])
     samples = load.samples()
     assert samples[["step", "prompt", "text"]].values.tolist() == [[20, "The ", "first"], [20, "The ", "second\nline"]]
 
 
-def test_weights_tell_how_they_moved_and_how_many_directions_they_use(make_run: MakeRun) -> None:
+def test_stable_ranks_and_changes_equal_hand_computed_ones(make_run: MakeRun) -> None:
     first = {"m": np.diag([3.0, 4.0]).astype(np.float32), "v": np.array([1, 0], np.float32)}
     second = {"m": np.diag([3.0, 0.0]).astype(np.float32), "v": np.array([0, 2], np.float32)}
     third = {"m": np.diag([0.0, 4.0]).astype(np.float32), "v": np.array([0, 2], np.float32)}
@@ -271,7 +269,7 @@ def test_headers_are_read_without_touching_a_tensor(
     assert headers["val/loss"].isna().all()
 
 
-def test_a_header_that_is_not_a_runs_costs_the_run(
+def test_an_invalid_header_excludes_the_run_with_a_warning(
     make_run: MakeRun, weights: Tensors, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_run(checkpoints={10: weights}, header={"tokens": "many"})
@@ -292,7 +290,7 @@ def test_nearest_rows_have_the_highest_cosine_similarity() -> None:
     assert load.weights.nearest_rows(rows, 0, 2) == [(2, pytest.approx(5 / math.sqrt(26))), (1, 0.0)]
 
 
-def test_filters_choose_runs_before_their_metrics_are_read(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+def test_filters_select_runs_before_metrics_are_read(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     one = make_run("one", tags=["first"])
     two = make_run("two", changes={"train.learning_rate": 0.5, "train.betas": [0.5, 0.9]}, tags=["first", "second"])
     damaged = make_run("damaged", tags=["third"])
@@ -318,7 +316,7 @@ def test_filters_choose_runs_before_their_metrics_are_read(make_run: MakeRun, ca
             load.runs(**filters)
 
 
-def test_windows_are_what_eval_kept(make_run: MakeRun) -> None:
+def test_windows_are_those_that_eval_saved(make_run: MakeRun) -> None:
     run = make_run()
     folder = run.directory / "evaluations"
     folder.mkdir()
@@ -343,7 +341,7 @@ def test_windows_are_what_eval_kept(make_run: MakeRun) -> None:
         {"start": np.array([0, 0]), "loss": np.array([5.0, 5.0])},
     ],
 )
-def test_windows_that_are_none_cost_the_run_and_are_named(
+def test_invalid_window_losses_exclude_the_run_with_a_warning(
     make_run: MakeRun, caplog: pytest.LogCaptureFixture, content: dict[str, Any]
 ) -> None:
     folder = make_run().directory / "evaluations"
@@ -353,7 +351,7 @@ def test_windows_that_are_none_cost_the_run_and_are_named(
     assert "step-00000020-0123abcd.safetensors does not contain" in caplog.messages[0]
 
 
-def test_what_a_run_cost_is_in_the_tables(make_run: MakeRun) -> None:
+def test_tables_contain_parameters_and_flops(make_run: MakeRun) -> None:
     run = make_run()
     model = run.record.spec.model
     (row,) = load.runs().to_dict("records")

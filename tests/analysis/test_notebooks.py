@@ -108,7 +108,7 @@ def test_inside_a_checkpoint_shows_weights_over_training(execute: Callable[[str]
     assert text(outputs["neighbors"]).count("→") == 4
 
 
-def test_learning_rate_finds_an_optimum_between_those_tried(execute: Callable[[str], Outputs]) -> None:
+def test_learning_rate_finds_an_optimum_within_the_range_of_values(execute: Callable[[str], Outputs]) -> None:
     outputs = execute("learning_rate")
     assert "['train.learning_rate']" in outputs["imports"][-1]["data"]["text/plain"]
     optimum = float(text(outputs["optimum"]).split()[2].rstrip(","))
@@ -120,7 +120,7 @@ def test_learning_rate_finds_an_optimum_between_those_tried(execute: Callable[[s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_is_kept_with_the_outputs_of_real_runs_and_without_a_machines_paths(name: str) -> None:
+def test_a_committed_notebook_has_outputs_and_no_local_paths(name: str) -> None:
     path = ROOT / "analysis" / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
     nbformat.validate(notebook)

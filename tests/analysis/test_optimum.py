@@ -17,7 +17,7 @@ def test_the_vertex_of_an_exact_parabola_is_found() -> None:
 @pytest.mark.parametrize(
     "losses", [[1, 2, 3], [3, 2, 1], [2, 1, math.inf], [math.nan, 1, 2], [math.inf, math.inf, math.inf], [1], []]
 )
-def test_an_optimum_at_the_edge_of_what_was_tried_is_none(losses: list[float]) -> None:
+def test_there_is_no_optimum_at_the_edge_or_beside_a_non_finite_loss(losses: list[float]) -> None:
     assert math.isnan(optimum.vertex([1e-3, 2e-3, 4e-3][: len(losses)], losses))
 
 
@@ -35,7 +35,7 @@ def test_each_seeds_optimum_is_a_replicate() -> None:
     assert estimate.n == 3
 
 
-def test_a_seed_without_an_optimum_leaves_none() -> None:
+def test_the_optimum_is_nan_if_a_seed_has_none() -> None:
     rows = [{"seed": 0, "train.learning_rate": rate, "value": rate} for rate in (1.0, 2.0, 3.0)]
     assert math.isnan(optimum.over_seeds(DataFrame(rows)).mean)
     assert math.isnan(optimum.over_seeds(DataFrame(rows, columns=list(rows[0])).head(0)).mean)

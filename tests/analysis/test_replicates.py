@@ -27,7 +27,7 @@ def tables(by: str = "step", at: float | None = None):
     return runs, replicates.at_equal(runs, load.metrics(runs), by, at=at)
 
 
-def test_mean_and_interval_are_over_seeds_the_lowest_first(make_run: MakeRun) -> None:
+def test_the_summary_has_mean_and_interval_over_seeds_best_first(make_run: MakeRun) -> None:
     base, better = make(make_run, "base", BASE), make(make_run, "better", BETTER)
     _, values = tables()
     table = replicates.summary(values)
@@ -38,7 +38,7 @@ def test_mean_and_interval_are_over_seeds_the_lowest_first(make_run: MakeRun) ->
     assert row["high"] - row["mean"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
 
 
-def test_a_difference_is_paired_by_seed_and_corrected_for_their_number(make_run: MakeRun) -> None:
+def test_differences_are_paired_by_seed_and_corrected_for_multiple_comparisons(make_run: MakeRun) -> None:
     base = make(make_run, "base", BASE)
     better = make(make_run, "better", BETTER, changes={"train.learning_rate": 1e-2})
     make(make_run, "worse", {seed: (11.0, 9.0, 7.0 + seed / 10) for seed in range(3)}, changes={"model.bias": False})
@@ -56,7 +56,7 @@ def test_a_difference_is_paired_by_seed_and_corrected_for_their_number(make_run:
     assert table.iloc[-1]["mean"] == pytest.approx(1.0)
 
 
-def test_a_diverged_seed_counts_and_an_unfinished_one_is_said(make_run: MakeRun) -> None:
+def test_diverged_seeds_count_as_infinite_and_unfinished_ones_are_reported(make_run: MakeRun) -> None:
     base = make(make_run, "base", BASE)
     make_run("odd", 0, val_losses=(11.0, 5.0, 4.0))
     make_run("odd", 1, val_losses=(11.0,), outcome="diverged")
@@ -73,7 +73,7 @@ def test_a_diverged_seed_counts_and_an_unfinished_one_is_said(make_run: MakeRun)
     assert "1 of 6 runs are unfinished" in words
 
 
-def test_what_was_measured_on_other_windows_is_not_compared_and_says_so(make_run: MakeRun) -> None:
+def test_experiments_with_different_yardsticks_are_not_compared(make_run: MakeRun) -> None:
     base = make(make_run, "base", BASE)
     make(make_run, "other", BETTER, yardstick="bbbbbbbb")
     mixed = make(make_run, "mixed", {0: (9.0,)}, yardstick="aaaaaaaa", changes={"model.bias": False})
@@ -87,7 +87,7 @@ def test_what_was_measured_on_other_windows_is_not_compared_and_says_so(make_run
     assert "are not comparable" in caveats.find_caveats(runs)[0]
 
 
-def test_other_batches_or_too_few_common_seeds_are_not_paired(make_run: MakeRun) -> None:
+def test_different_batches_or_too_few_common_seeds_are_not_paired(make_run: MakeRun) -> None:
     base = make(make_run, "base", BASE)
     make(make_run, "batch", BETTER, changes={"train.batch_size": 4})
     make(make_run, "seeds", {seed + 7: losses for seed, losses in BETTER.items()}, changes={"model.tied": True})
@@ -99,7 +99,7 @@ def test_other_batches_or_too_few_common_seeds_are_not_paired(make_run: MakeRun)
     assert table["seeds_needed"].isna().all()
 
 
-def test_one_seed_each_has_a_difference_without_an_interval(make_run: MakeRun) -> None:
+def test_single_seeds_have_a_difference_without_an_interval(make_run: MakeRun) -> None:
     base, _ = make(make_run, "base", {0: BASE[0]}), make(make_run, "other", {0: BETTER[0]})
     runs, values = tables()
     (row,) = replicates.differences(runs, values, base).to_dict("records")
@@ -109,7 +109,9 @@ def test_one_seed_each_has_a_difference_without_an_interval(make_run: MakeRun) -
 
 
 @pytest.mark.parametrize(("by", "budget"), [("step", 10), ("tokens", 320), ("elapsed_s", 2.0)])
-def test_values_stand_where_all_complete_runs_have_had_the_same(make_run: MakeRun, by: str, budget: float) -> None:
+def test_the_default_budget_is_the_largest_that_all_complete_runs_reached(
+    make_run: MakeRun, by: str, budget: float
+) -> None:
     make_run("long", val_losses=(11.0, 8.0, 6.0))
     make_run("short", val_losses=(11.0, 7.0))
     _, values = tables(by)
@@ -118,7 +120,7 @@ def test_values_stand_where_all_complete_runs_have_had_the_same(make_run: MakeRu
     assert replicates.budget(runs, load.metrics(runs), by) == budget
 
 
-def test_equal_flops_are_fewer_steps_of_a_larger_model(make_run: MakeRun) -> None:
+def test_equal_flops_mean_fewer_steps_for_a_larger_model(make_run: MakeRun) -> None:
     large = make_run("large", val_losses=(11.0, 8.0, 6.0, 5.0), changes={"model.n_embd": 16}).id
     small = make_run("small", val_losses=(11.0, 9.0, 7.0, 6.0)).id
     runs, values = tables("flops")
@@ -129,7 +131,7 @@ def test_equal_flops_are_fewer_steps_of_a_larger_model(make_run: MakeRun) -> Non
     assert set(values["state"]) == {"reached"}
 
 
-def test_steps_to_reach_a_loss_are_between_the_rows(make_run: MakeRun) -> None:
+def test_steps_to_reach_a_loss_are_interpolated(make_run: MakeRun) -> None:
     first = make_run("first", val_losses=(11.0, 8.0, 6.0)).id
     never = make_run("never", val_losses=(11.0, 10.0)).id
     at_once = make_run("once", val_losses=(7.0, 6.0)).id
@@ -140,7 +142,7 @@ def test_steps_to_reach_a_loss_are_between_the_rows(make_run: MakeRun) -> None:
     assert replicates.steps_to_reach(load.metrics(), 7.0, by="tokens")[first] == 480
 
 
-def test_two_single_runs_are_compared_over_the_windows_that_both_saw(make_run: MakeRun) -> None:
+def test_two_single_runs_are_compared_over_their_common_windows(make_run: MakeRun) -> None:
     losses = np.random.default_rng(0).normal(5, 1, (2, 40))
     ids = []
     for name, values, starts in zip("ab", losses, (range(40), range(1, 41)), strict=True):
@@ -157,7 +159,7 @@ def test_two_single_runs_are_compared_over_the_windows_that_both_saw(make_run: M
         replicates.window_difference(load.windows(), ids[0], "nobody")
 
 
-def test_labels_say_what_differs_within_a_name(make_run: MakeRun) -> None:
+def test_labels_contain_the_settings_that_differ_within_a_name(make_run: MakeRun) -> None:
     plain = make(make_run, "one", {0: (5.0,)})
     slow = make(make_run, "two", {0: (5.0,), 1: (5.0,)}, changes={"train.learning_rate": 1e-4})
     fast = make(make_run, "two", {0: (5.0,)}, changes={"train.learning_rate": 1e-2})
@@ -168,7 +170,7 @@ def test_labels_say_what_differs_within_a_name(make_run: MakeRun) -> None:
     }
 
 
-def test_what_was_made_differently_is_said_in_words(make_run: MakeRun) -> None:
+def test_different_texts_code_and_environments_are_caveats(make_run: MakeRun) -> None:
     make_run("clean")
     assert caveats.find_caveats(load.runs()) == []
     make_run("other", sha256="ef" * 32, source="book.txt", git_commit="deadbeef" * 5, threads=1, torch="2.14")
@@ -183,7 +185,7 @@ def test_what_was_made_differently_is_said_in_words(make_run: MakeRun) -> None:
     ]
 
 
-def test_nothing_to_compare_is_empty_tables() -> None:
+def test_without_runs_the_tables_are_empty() -> None:
     runs, values = tables()
     assert values.empty
     assert replicates.summary(values).empty

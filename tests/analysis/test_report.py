@@ -57,7 +57,7 @@ def three_experiments(make_run: MakeRun) -> list[str]:
     return ids
 
 
-def test_the_first_lines_say_which_is_best_and_whether_the_difference_is_real(make_run: MakeRun) -> None:
+def test_the_headline_names_the_best_experiment_and_the_significance(make_run: MakeRun) -> None:
     three_experiments(make_run)
     assert report.main([]) == 0
     for text in written():
@@ -69,7 +69,7 @@ def test_the_first_lines_say_which_is_best_and_whether_the_difference_is_real(ma
         assert "is significant: p = " in text
 
 
-def test_experiments_stand_with_interval_difference_and_corrected_p(make_run: MakeRun) -> None:
+def test_the_experiment_table_has_differences_and_corrected_p_values(make_run: MakeRun) -> None:
     three_experiments(make_run)
     runs = load.runs()
     findings = analyze(runs, load.metrics(runs), load.samples(runs))
@@ -86,7 +86,7 @@ def test_experiments_stand_with_interval_difference_and_corrected_p(make_run: Ma
     assert any(column.endswith("FLOPs") for column in costs.columns)
 
 
-def test_both_reports_have_a_row_per_run_best_first_with_what_differs(
+def test_both_reports_list_the_runs_best_first_with_the_settings_that_differ(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     worse = make_run("a-worse", changes={"train.learning_rate": 1e-2}, steps=30)
@@ -108,7 +108,7 @@ def test_both_reports_have_a_row_per_run_best_first_with_what_differs(
         assert "are not comparable" not in text
 
 
-def test_only_chosen_runs_are_reported(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_selected_runs_are_reported(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = make_run("one", tags=["a"]), make_run("two", tags=["b"])
     for arguments in (["--name", "on*"], ["--tag", "a"], ["--name", "one", "--tag", "a"]):
         assert report.main(arguments) == 0
@@ -120,13 +120,13 @@ def test_only_chosen_runs_are_reported(make_run: MakeRun, capsys: pytest.Capture
     assert capsys.readouterr().err == "error: there is no run with name 'one' and tag 'b'; `gptlab runs` lists them\n"
 
 
-def test_markdown_shows_the_course_of_each_run(make_run: MakeRun) -> None:
+def test_markdown_shows_a_sparkline_of_each_run(make_run: MakeRun) -> None:
     run = make_run(val_losses=(8.0, 4.0, 1.0))
     report.main([])
     assert f"| {run.id} | 8.0000 | 4.0000 | 1.0000 | █▄▁ |" in written()[0]
 
 
-def test_the_page_has_all_it_draws_and_fetches_nothing(make_run: MakeRun) -> None:
+def test_the_page_is_self_contained(make_run: MakeRun) -> None:
     make_run(samples=["end"])
     report.main([])
     whole = (project.runs_directory() / "report.html").read_text(encoding="utf-8")
@@ -163,7 +163,7 @@ def test_many_differing_settings_share_one_column(make_run: MakeRun) -> None:
     assert f"{row} |" in markdown_
 
 
-def test_nothing_that_a_text_or_a_model_wrote_is_markup(make_run: MakeRun) -> None:
+def test_untrusted_text_is_not_interpreted_as_markup(make_run: MakeRun) -> None:
     make_run("one", why=HOSTILE, source=HOSTILE, samples=[HOSTILE], notes=HOSTILE, host=HOSTILE)
     make_run("two", sha256="ef" * 32)
     report.main([])
@@ -178,7 +178,7 @@ def test_nothing_that_a_text_or_a_model_wrote_is_markup(make_run: MakeRun) -> No
     assert table.count("<td") == table.count("<th>") * 2  # a | in a cell adds no cell
 
 
-def test_a_hostile_name_does_not_leave_the_pages_data(make_run: MakeRun) -> None:
+def test_a_hostile_name_cannot_break_out_of_the_pages_json(make_run: MakeRun) -> None:
     make_run()
     runs = load.runs().assign(run=HOSTILE, name=HOSTILE)
     metrics = load.metrics(runs)
@@ -188,7 +188,7 @@ def test_a_hostile_name_does_not_leave_the_pages_data(make_run: MakeRun) -> None
 
 
 @pytest.mark.parametrize("sample", ["``` \n# heading\n<b>", "a\r# heading\x0b\x1b[31m\x00", "a\u2028# heading"])
-def test_a_sample_of_any_characters_stays_one_block_of_code(make_run: MakeRun, sample: str) -> None:
+def test_a_sample_with_any_characters_is_one_code_block(make_run: MakeRun, sample: str) -> None:
     run = make_run()
     (run.directory / SAMPLES).write_text(json.dumps({"step": 20, "prompt": "", "text": sample}) + "\n")
     report.main([])
@@ -198,7 +198,7 @@ def test_a_sample_of_any_characters_stays_one_block_of_code(make_run: MakeRun, s
     assert not [c for c in markdown_ + html if not c.isprintable() and c != "\n"]
 
 
-def test_losses_on_different_yardsticks_come_with_a_warning(make_run: MakeRun) -> None:
+def test_different_yardsticks_are_reported_as_not_comparable(make_run: MakeRun) -> None:
     make_run("one", yardstick="aaaaaaaa")
     make_run("two", yardstick="bbbbbbbb")
     report.main([])
@@ -216,7 +216,7 @@ def test_best_values_are_called_optimistic(make_run: MakeRun) -> None:
         assert caveats.OPTIMISTIC in text
 
 
-def test_a_run_without_any_numbers_has_dashes(make_run: MakeRun) -> None:
+def test_missing_numbers_are_dashes(make_run: MakeRun) -> None:
     run = make_run(val_losses=())
     assert report.main([]) == 0
     markdown_, html = written()
@@ -236,7 +236,7 @@ def test_without_runs_the_report_says_how_to_make_one(capsys: pytest.CaptureFixt
         assert lines[0] in text
 
 
-def test_of_very_many_rows_validations_and_last_rows_stay(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thinning_keeps_validations_and_last_rows(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(val_losses=())
     rows = [{"step": step, "train/loss": 5.0} | ({"val/loss": 5.0} if step == 7 else {}) for step in range(12)]
     (run.directory / METRICS).write_bytes(b"".join(as_json(row) + b"\n" for row in rows))
@@ -248,7 +248,7 @@ def test_of_very_many_rows_validations_and_last_rows_stay(make_run: MakeRun, mon
     assert "one row in 4" in written()[1]
 
 
-def test_weights_are_tables_of_matrices_by_steps(make_run: MakeRun, weights: Any) -> None:
+def test_weight_tables_have_a_row_per_matrix_and_a_column_per_step(make_run: MakeRun, weights: Any) -> None:
     run = make_run(checkpoints={10: weights, 20: weights})
     (table,) = page_data.weight_tables(load.checkpoints(), {run.id: "mine"})
     assert (table["run"], table["steps"]) == ("mine", [10, 20])
@@ -276,9 +276,7 @@ def two_runs(make_run: MakeRun) -> tuple[Run, Run]:
 
 @settings(max_examples=settings.default.max_examples // 10)
 @given(rows=st.lists(ROWS, max_size=6), odd=st.lists(oddly({"step": 1, "val/loss": 2.0}), max_size=1))
-def test_whatever_numbers_a_run_has_there_is_a_report(
-    two_runs: tuple[Run, Run], rows: list[Any], odd: list[Any]
-) -> None:
+def test_the_report_is_written_for_any_numbers(two_runs: tuple[Run, Run], rows: list[Any], odd: list[Any]) -> None:
     run, whole = two_runs
     (run.directory / METRICS).write_bytes(b"".join(as_json(row) + b"\n" for row in [*rows, *odd]))
     runs = load.runs()

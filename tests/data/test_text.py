@@ -77,7 +77,7 @@ def test_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("dangling.txt", ["no file 'dangling.txt'"]),
     ],
 )
-def test_source_that_is_not_a_text_is_one_line(
+def test_source_that_is_not_a_text_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, words: list[str]
 ):
     monkeypatch.chdir(tmp_path)
@@ -90,7 +90,7 @@ def test_source_that_is_not_a_text_is_one_line(
 
 
 @pytest.mark.parametrize("source", ["a" * 5000, "~nobody-of-that-name/a.txt"])
-def test_invalid_path_is_one_line(source: str):
+def test_invalid_path_is_a_one_line_error(source: str):
     assert "no file" in message_of(source)
 
 
@@ -182,7 +182,7 @@ def test_modified_pandas_of_the_pinned_version_is_refused(own_cache: Path, monke
     assert files_in(own_cache) == []
 
 
-def test_missing_pandas_is_one_line(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_pandas_is_a_one_line_error(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install pandas" in message_of("pandas-docs")
 
@@ -272,7 +272,7 @@ def test_interrupted_download_is_refused_and_leaves_nothing(site: Site, own_cach
     assert locate("shakespeare").size == len(BODY)
 
 
-def test_http_error_is_one_line_and_leaves_nothing(site: Site, own_cache: Path):
+def test_http_error_is_a_one_line_error_and_leaves_nothing(site: Site, own_cache: Path):
     site.serve(b"", status="404 Not Found")
     message = message_of("shakespeare")
     assert "could not be downloaded" in message
@@ -280,7 +280,7 @@ def test_http_error_is_one_line_and_leaves_nothing(site: Site, own_cache: Path):
     assert files_in(own_cache) == []
 
 
-def test_server_without_http_is_one_line_and_leaves_nothing(site: Site, own_cache: Path):
+def test_server_without_http_is_a_one_line_error_and_leaves_nothing(site: Site, own_cache: Path):
     site.answer = b"220 mail.example ready\r\n"
     assert "could not be downloaded" in message_of("shakespeare")
     assert files_in(own_cache) == []

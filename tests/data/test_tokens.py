@@ -79,7 +79,7 @@ print(len(made.train.tokens) + len(made.val.tokens))
     assert int(done.stdout) > 12_000_000
 
 
-def test_offset_of_bad_bytes_in_the_validation_part_is_that_in_the_file(prepared: Callable[..., Tokens]):
+def test_offset_of_bad_bytes_counts_from_the_start_of_the_file(prepared: Callable[..., Tokens]):
     content = bytearray(b"some words " * 1000)
     content[10_001] = 0xFF  # in the validation part
     with pytest.raises(BadInputError, match=r"at offset 10,001;"):
@@ -270,7 +270,7 @@ def test_cached_tokens_are_reused_for_a_copy_of_the_text(
 
 
 @pytest.mark.parametrize("change", ["text", "split", "tokenizer"])
-def test_another_text_split_or_tokenizer_is_another_cache_entry(
+def test_another_text_split_or_tokenizer_is_tokenized_separately(
     prepared: Callable[..., Tokens], monkeypatch: pytest.MonkeyPatch, change: str
 ):
     prepared(b"some words " * 10, 0.25)

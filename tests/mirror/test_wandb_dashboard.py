@@ -130,7 +130,7 @@ def test_a_run_that_was_never_trained_has_no_dashboard(micro):
         dashboard.show([run], pytest.fail)
 
 
-def test_off_starts_no_process(micro):
+def test_wandb_off_starts_no_process(micro):
     run = run_attempt(micro, steps=10, wandb="off").run
     assert not (run.directory / "wandb").exists()
     mirrored = Mirror(run, "off", pytest.fail)

@@ -56,7 +56,7 @@ def assert_training_was_unaffected(result, captured):
     assert f"gptlab sync {result.run.id}" in notice
 
 
-def test_a_server_that_fails_during_a_run_costs_one_line(server, curve, at_row, impatient, capsys):
+def test_a_server_failure_during_a_run_is_one_line(server, curve, at_row, impatient, capsys):
     def die(mirrored):
         mirrored.wait_for("url")
         server.fault = 503
@@ -67,7 +67,7 @@ def test_a_server_that_fails_during_a_run_costs_one_line(server, curve, at_row, 
 
 
 @pytest.mark.parametrize("fault", [500, 401, "stall"])
-def test_a_server_that_fails_during_an_upload_costs_one_line_and_gets_the_rest_later(
+def test_a_server_failure_during_an_upload_is_one_line_and_a_sync_uploads_the_rest(
     server, curve, impatient, capsys, fault
 ):
     server.fault_after_rows = (6, fault)
@@ -95,7 +95,7 @@ wait $!; echo $? > "$OUT/rc"
     subprocess.run("unshare -rm true", shell=True, capture_output=True).returncode != 0,  # noqa: S602 - a constant
     reason="mounting a small disk needs unshare with user namespaces",
 )
-def test_a_disk_that_fills_up_under_wandb_costs_one_line_and_training_goes_on(server, curve, tmp_path):
+def test_a_full_disk_for_wandb_is_one_line_and_training_continues(server, curve, tmp_path):
     run = run_attempt(curve, steps=20, wandb="off").run
     (run.directory / "wandb").mkdir()
     resume = [sys.executable, "-m", "gptlab", "resume", str(run.directory), "--steps", "1000000", "--wandb", "offline"]
@@ -189,13 +189,13 @@ def test_the_probe_is_bounded_for_name_resolution_and_slow_responses(monkeypatch
 
 
 @pytest.mark.parametrize(("value", "mode"), [("disabled", "off"), ("offline", "offline"), ("online", "online")])
-def test_wandb_mode_is_honoured(monkeypatch, value, mode):
+def test_the_wandb_mode_variable_is_respected(monkeypatch, value, mode):
     monkeypatch.setenv("WANDB_MODE", value)
     assert choose_mode(None) == (mode, "set by WANDB_MODE")
     assert choose_mode("off") == ("off", "requested")
 
 
-def test_settings_that_lie_in_a_run_are_not_those_of_the_client(micro, monkeypatch):
+def test_wandb_settings_inside_a_run_are_not_read(micro, monkeypatch):
     """wandb reads settings in its working directory (wandb/sdk/lib/settings_file.py)."""
     run = run_attempt(micro, steps=10).run
     monkeypatch.chdir(run.directory)

@@ -95,7 +95,7 @@ def test_later_tokens_leave_earlier_logits_unchanged(lively: GPT, tokens: Tensor
 
 
 @torch.no_grad()
-def test_windows_of_a_batch_do_not_see_each_other(lively: GPT, tokens: Tensor):
+def test_windows_of_a_batch_are_independent(lively: GPT, tokens: Tensor):
     torch.testing.assert_close(lively(tokens)[1:], lively(tokens[1:]), **CLOSE)
 
 

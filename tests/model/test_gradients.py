@@ -54,7 +54,7 @@ def module_names() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", module_names())
-def test_gradients_of_every_module_are_finite_differences(name: str, bias: bool):
+def test_gradients_of_every_module_agree_with_finite_differences(name: str, bias: bool):
     """Each module gets the input that the model gives it."""
     model = float64_model(bias=bias)
     module = model.get_submodule(name)
@@ -77,7 +77,7 @@ def test_gradients_of_every_module_are_finite_differences(name: str, bias: bool)
 @pytest.mark.parametrize("chunk", [5, 256])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradients_of_the_loss_are_finite_differences(
+def test_gradients_of_the_loss_agree_with_finite_differences(
     bias: bool, tied: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(loss, "CHUNK_ON_CPU", chunk)
@@ -86,7 +86,7 @@ def test_gradients_of_the_loss_are_finite_differences(
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.SiLU(), nn.Tanh()], ids=repr)
-def test_another_activation_needs_no_other_change(activation: nn.Module):
+def test_gradients_are_correct_with_another_activation(activation: nn.Module):
     model = float64_model()
     for block in model.blocks:
         block.feed_forward.activation = activation

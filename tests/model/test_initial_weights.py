@@ -64,7 +64,7 @@ def test_same_seed_gives_the_same_weights_whatever_was_drawn_before(model: GPT):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_building_leaves_torchs_own_randomness_alone():
+def test_building_does_not_advance_torchs_generator():
     torch.manual_seed(5)
     state = torch.get_rng_state()
     build(SPEC, seed=0)

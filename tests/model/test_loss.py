@@ -74,7 +74,7 @@ def test_float32_is_as_close_to_float64_as_the_plain_loss_with_the_real_vocabula
 
 
 @pytest.mark.parametrize("scale", [30.0, 300.0])
-def test_loss_is_right_where_the_probability_underflows(scale):
+def test_loss_is_accurate_if_the_probability_underflows(scale):
     x, weight, targets = inputs(50, 16, 500, scale=scale)
     right = F.cross_entropy(F.linear(x.double(), weight.double()), targets, reduction="none")
     assert right.max() > 100  # exp(-100) is no float32
@@ -103,7 +103,7 @@ def test_autocast_multiplies_in_bfloat16_and_sums_in_float32():
         assert 1e-5 < error(mine, right) < 1.2 * error(their.float(), right)
 
 
-def test_autograd_takes_the_gradients_over_without_copying():
+def test_autograd_uses_the_computed_gradients_without_a_copy():
     x, weight, targets = inputs(10, 4, 9)
     x.requires_grad_()
     weight.requires_grad_()
@@ -113,7 +113,7 @@ def test_autograd_takes_the_gradients_over_without_copying():
     assert weight.grad.data_ptr() == computed
 
 
-def test_tied_weight_gets_the_gradients_of_both_its_uses():
+def test_gradient_of_a_tied_weight_is_the_sum_over_both_uses():
     spec = ModelSpec(n_layer=1, n_head=1, n_embd=8, context_length=16, tied=True)
     model = gpt.build(spec, seed=0).double()
     tokens = torch.arange(12).view(1, 12)
@@ -138,7 +138,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.slow
-def test_memory_holds_the_logits_of_one_chunk_at_most():
+def test_memory_is_bounded_by_the_logits_of_one_chunk():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     all_logits = 4096 * 50257 * 4 / 2**20  # 785 MiB
     assert float(done.stdout) < all_logits / 8

@@ -41,14 +41,14 @@ def gradients(compose: Callable[..., Tensor], outer: Function, inner: Function) 
 
 @pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
 @pytest.mark.parametrize("outer", OUTER.values(), ids=OUTER)
-def test_gradients_are_those_of_the_plain_composition_to_the_bit(outer: Function, inner: Function):
+def test_gradients_are_bitwise_those_of_the_plain_composition(outer: Function, inner: Function):
     """So are the random numbers that are drawn afterwards."""
     recomputed = gradients(compose_with_recompute, outer, inner)
     plain = gradients(lambda outer, inner, x: outer(inner(x)), outer, inner)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(recomputed, plain, strict=True))
 
 
-def test_feed_forward_recomputes_its_activation_instead_of_keeping_it():
+def test_feed_forward_recomputes_its_activation_instead_of_storing_it():
     feed_forward = gpt.build(ModelSpec(n_layer=1, n_head=1, n_embd=16), seed=0).blocks[0].feed_forward
     feed_forward.activation = nn.GELU(approximate="tanh")  # unlike ReLU's, its own backward does not need its output
     outputs = []
@@ -62,7 +62,7 @@ def test_feed_forward_recomputes_its_activation_instead_of_keeping_it():
     assert len(outputs) == 2
 
 
-def test_gradients_of_the_model_are_those_without_recomputing_to_the_bit(monkeypatch: pytest.MonkeyPatch):
+def test_gradients_of_the_model_are_bitwise_those_without_recomputing(monkeypatch: pytest.MonkeyPatch):
     spec = ModelSpec(n_layer=2, n_head=2, n_embd=16, context_length=16)
     tokens = torch.arange(24).view(2, 12)
 

@@ -95,7 +95,7 @@ def test_low_temperature_is_nearly_greedy():
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 0}, {"top_k": 5}])
-def test_rows_beyond_the_tokenizers_vocabulary_are_never_drawn(options: dict[str, float]):
+def test_tokens_beyond_the_tokenizers_vocabulary_are_never_drawn(options: dict[str, float]):
     model = build(ModelSpec(n_layer=1, n_head=1, n_embd=4, context_length=16, vocab_size=50304), seed=0).eval()
     assert isinstance(model.output, nn.Linear)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_token_frequencies_match_their_probabilities(options: dict[str, float]):
 # --- Several at once ---
 
 
-def test_first_of_several_is_the_one_of_a_count_of_one(lively: GPT):
+def test_first_continuation_equals_the_one_with_a_count_of_one(lively: GPT):
     several = samples(lively, PROMPT, 3, trained_length=16, seed=3)
     assert several[0] == sample(lively, PROMPT, trained_length=16, seed=3)
     assert samples(lively, PROMPT, 1, trained_length=16, seed=3) == several[:1]
@@ -151,7 +151,7 @@ def test_greedy_continuations_are_all_the_same(lively: GPT):
     assert samples(lively, PROMPT, 3, trained_length=16, temperature=0) == [greedy(lively, PROMPT, 14)] * 3
 
 
-def test_several_continuations_share_each_forward_pass_and_the_prompts(lively: GPT):
+def test_several_continuations_share_all_forward_passes(lively: GPT):
     seen: list[tuple[int, ...]] = []
     hook = lively.register_forward_pre_hook(lambda module, arguments: seen.append(tuple(arguments[0].shape)))
     samples(lively, PROMPT, 4, trained_length=16, max_tokens=3)
@@ -162,7 +162,7 @@ def test_several_continuations_share_each_forward_pass_and_the_prompts(lively: G
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("top_k", [0, 5])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_output_that_is_not_finite_is_an_error(lively: GPT, temperature: float, top_k: int, bad: float):
+def test_non_finite_output_is_an_error(lively: GPT, temperature: float, top_k: int, bad: float):
     with torch.no_grad():
         lively.final_norm.bias[0] = bad
     with pytest.raises(GptlabError, match="not finite"):
@@ -199,7 +199,7 @@ def test_continuation_does_not_include_the_prompt(lively: GPT):
         ),
     ],
 )
-def test_prompts_and_lengths_without_trained_positions_are_errors_with_numbers(
+def test_invalid_prompts_and_lengths_are_one_line_errors(
     small: GPT, prompt: str, options: dict[str, int], words: list[str]
 ):
     with pytest.raises(BadInputError) as caught:
