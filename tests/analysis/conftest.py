@@ -50,10 +50,10 @@ def weights() -> Tensors:
 
 @pytest.fixture
 def make_run() -> MakeRun:
-    """`make_run(name, seed=…, …)` makes a run that was trained once.
+    """`make_run(name, seed=…, …)` makes a run with one attempt.
 
-    Its rows stand at steps 0, 10, 20, … with `val_losses`, and from the second on a training loss that is 0.5 lower.
-    `checkpoints` are tensors by step, `header` is what their files say; `facts` are those of the attempt's start.
+    It has rows at steps 0, 10, 20, … with `val_losses` and, except at step 0, a training loss that is 0.5 lower.
+    `checkpoints` maps steps to tensors, `header` is the header of their files, and `facts` override `FACTS`.
     """
 
     def make(

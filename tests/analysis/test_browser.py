@@ -1,4 +1,4 @@
-"""The report in a real browser: it is opened from the disk, clicked, sorted, hovered and read."""
+"""The report in a real browser: opening, filtering, sorting, hovering and drawing."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def browser() -> Iterator[WebDriver]:
 
 @pytest.fixture
 def opened(browser: WebDriver, make_run: MakeRun, weights, tmp_path: Path) -> WebDriver:
-    """The report of three experiments, one of them with a sample full of HTML and a name that cannot be."""
+    """A report of three experiments. One has a sample full of HTML, one has HTML as its name and question."""
     for seed in range(2):
         make_run("base", seed, val_losses=(11.0, 8.0, 6.0 + seed / 10), checkpoints={10: weights, 20: weights})
         make_run("better", seed, changes={"model.tied": True}, val_losses=(11.0, 7.0, 5.0), samples=[HOSTILE])
@@ -53,24 +53,24 @@ def opened(browser: WebDriver, make_run: MakeRun, weights, tmp_path: Path) -> We
     path.write_text(page.to_html(findings, load.checkpoints(renamed), HOSTILE), encoding="utf-8")
     browser.get(path.as_uri())
     drawn = ("#curves .points path", "#estimates .points path", "#differences .points path", "#weights .hm image")
-    for mark in drawn:  # plotly draws when the page has already told that it is loaded
+    for mark in drawn:  # plotly draws after the load event
         wait_for(browser, lambda mark=mark: browser.find_elements(By.CSS_SELECTOR, mark))
     return browser
 
 
-def shown(driver: WebDriver) -> list[str]:
-    """The runs in the table, from top to bottom."""
+def listed_runs(driver: WebDriver) -> list[str]:
+    """The displayed runs of the table, from top to bottom."""
     rows = driver.find_elements(By.CSS_SELECTOR, "#runs-table tbody tr")
     return [row.find_elements(By.TAG_NAME, "td")[1].text for row in rows if row.is_displayed()]
 
 
-def lines(driver: WebDriver) -> list[str]:
+def curve_names(driver: WebDriver) -> list[str]:
     """The names of the curves that are drawn."""
     names = driver.execute_script("return document.getElementById('curves').data.map(t => t.name)")
     return [name for name in names if name]
 
 
-def complaints(driver: WebDriver) -> list[str]:
+def console_problems(driver: WebDriver) -> list[str]:
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}]
 
 
@@ -83,7 +83,7 @@ def test_the_report_opens_without_console_errors_and_draws_every_figure(opened: 
         assert opened.find_elements(By.CSS_SELECTOR, f"#{plot} .main-svg"), plot
     traces = opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace")
     assert len(traces) == 9, "three lines, and two edges of a band each"
-    assert not complaints(opened)
+    assert not console_problems(opened)
 
 
 def test_html_in_names_questions_and_samples_is_displayed_as_text(opened: WebDriver) -> None:
@@ -91,56 +91,56 @@ def test_html_in_names_questions_and_samples_is_displayed_as_text(opened: WebDri
     assert not opened.find_elements(By.CSS_SELECTOR, "img, body script:not([type]) + pre script")
     assert HOSTILE in opened.find_element(By.TAG_NAME, "pre").text
     assert HOSTILE in opened.find_element(By.TAG_NAME, "header").text
-    assert any(HOSTILE in run for run in shown(opened))
+    assert any(HOSTILE in run for run in listed_runs(opened))
     legend = [item.text for item in opened.find_elements(By.CSS_SELECTOR, "#curves .legendtext")]
     assert any("<b>bold</b> <img" in item for item in legend), legend
-    assert not complaints(opened)
+    assert not console_problems(opened)
 
 
 def test_buttons_and_search_filter_the_runs(opened: WebDriver) -> None:
-    assert len(shown(opened)) == 5
+    assert len(listed_runs(opened)) == 5
     chip = opened.find_element(By.CSS_SELECTOR, ".chip[data-value='interrupted']")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", chip)
     chip.click()
-    assert [HOSTILE in run for run in shown(opened)] == [True]
+    assert [HOSTILE in run for run in listed_runs(opened)] == [True]
     assert opened.find_element(By.ID, "count").text == "1 of 5 runs"
     chip.click()
     search = opened.find_element(By.ID, "filter")
     search.send_keys("BETTER s1")
-    (run,) = shown(opened)
+    (run,) = listed_runs(opened)
     assert run.startswith("better-")
     search.send_keys(Keys.CONTROL, "a", Keys.DELETE)
-    assert len(shown(opened)) == 5
-    assert not complaints(opened)
+    assert len(listed_runs(opened)) == 5
+    assert not console_problems(opened)
 
 
 def test_columns_sort_in_both_directions_by_mouse_and_keyboard(opened: WebDriver) -> None:
     header = next(b for b in opened.find_elements(By.CSS_SELECTOR, "#runs-table th button") if b.text == "val loss")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", header)
     header.click()
-    rising = shown(opened)
-    assert HOSTILE in rising[-1]
-    assert rising[0].startswith("better-")
+    ascending = listed_runs(opened)
+    assert HOSTILE in ascending[-1]
+    assert ascending[0].startswith("better-")
     header.send_keys(Keys.ENTER)
-    falling = shown(opened)
-    assert HOSTILE in falling[0]
+    descending = listed_runs(opened)
+    assert HOSTILE in descending[0]
     assert header.find_element(By.XPATH, "..").get_attribute("aria-sort") == "descending"
-    assert not complaints(opened)
+    assert not console_problems(opened)
 
 
 def test_hovering_a_curve_shows_its_numbers(opened: WebDriver) -> None:
     plot = opened.find_element(By.ID, "curves")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
 
-    def is_told() -> bool:
+    def is_hovered() -> bool:
         point = opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace .points path")[-1]
         ActionChains(opened).move_to_element(plot).move_to_element(point).perform()
         return bool(opened.find_elements(By.CSS_SELECTOR, "#curves .hoverlayer .hovertext"))
 
-    wait_for(opened, is_told)
-    told = opened.find_element(By.CSS_SELECTOR, "#curves .hoverlayer").text
-    assert "step 20" in told
-    assert not complaints(opened)
+    wait_for(opened, is_hovered)
+    hover_text = opened.find_element(By.CSS_SELECTOR, "#curves .hoverlayer").text
+    assert "step 20" in hover_text
+    assert not console_problems(opened)
 
 
 def test_loss_axes_smoothing_and_seeds_are_selected_by_keyboard(opened: WebDriver) -> None:
@@ -157,25 +157,25 @@ def test_loss_axes_smoothing_and_seeds_are_selected_by_keyboard(opened: WebDrive
         assert layout("xaxis", "title.text") == words
     form.find_element(By.NAME, "logx").send_keys(Keys.SPACE)
     assert layout("xaxis", "type") == "log"
-    assert len(lines(opened)) == 3
+    assert len(curve_names(opened)) == 3
     form.find_element(By.NAME, "mean").send_keys(Keys.SPACE)
-    assert len(lines(opened)) == 5
+    assert len(curve_names(opened)) == 5
     form.find_element(By.NAME, "smoothing").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
-    assert len([name for name in lines(opened) if name.endswith("(raw)")]) == 5, "smoothing hides the raw data"
-    assert not complaints(opened)
+    assert len([name for name in curve_names(opened) if name.endswith("(raw)")]) == 5, "smoothing hides the raw data"
+    assert not console_problems(opened)
 
 
 def test_checkboxes_and_buttons_select_the_runs_to_draw(opened: WebDriver) -> None:
     box = opened.find_elements(By.CSS_SELECTOR, "#runs-table tbody input")[0]
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
-    drawn = lines(opened)
+    drawn = curve_names(opened)
     box.send_keys(Keys.SPACE)
-    assert any(name.endswith("(1)") and name not in drawn for name in lines(opened))
+    assert any(name.endswith("(1)") and name not in drawn for name in curve_names(opened))
     opened.find_element(By.ID, "draw-none").click()
-    assert lines(opened) == []
+    assert curve_names(opened) == []
     opened.find_element(By.ID, "draw-all").click()
-    assert lines(opened) == drawn
-    assert not complaints(opened)
+    assert curve_names(opened) == drawn
+    assert not console_problems(opened)
 
 
 def test_a_menu_selects_the_weight_statistic(opened: WebDriver) -> None:
@@ -185,7 +185,7 @@ def test_a_menu_selects_the_weight_statistic(opened: WebDriver) -> None:
     assert z() == [[1, 1], [2, 2]]
     opened.find_element(By.CSS_SELECTOR, "#weight-controls [name=statistic]").send_keys(Keys.END)
     assert z() == [[None, 0], [None, 0]]
-    assert not complaints(opened)
+    assert not console_problems(opened)
 
 
 def test_colors_follow_the_color_scheme(opened: WebDriver) -> None:
@@ -200,7 +200,7 @@ def test_colors_follow_the_color_scheme(opened: WebDriver) -> None:
         seen.append(colors())
     assert seen[0][0] != seen[1][0]
     wait_for(opened, lambda: colors()[1] != seen[0][1])
-    assert not complaints(opened)
+    assert not console_problems(opened)
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_no_table_is_cut_off_at_1280_pixels(
     )
     assert len(tables) == 5
     assert not [label for label, fits, inside in tables if not (fits and inside)]
-    assert not complaints(desktop)
+    assert not console_problems(desktop)
 
 
 def test_swatches_and_curves_of_an_experiment_have_the_same_color(opened: WebDriver) -> None:
@@ -294,10 +294,10 @@ def test_the_best_50_runs_are_listed_and_a_button_shows_the_rest(
     findings = analyze(runs, load.metrics(runs), load.samples(runs))
     path.write_text(page.to_html(findings, load.checkpoints(runs), ""), encoding="utf-8")
     browser.get(path.as_uri())
-    assert len(shown(browser)) == 50
-    assert len(lines(browser)) == 8
+    assert len(listed_runs(browser)) == 50
+    assert len(curve_names(browser)) == 8
     more = browser.find_element(By.ID, "more")
     assert more.text == "Show all 60"
     more.send_keys(Keys.ENTER)
-    assert len(shown(browser)) == 60
-    assert not complaints(browser)
+    assert len(listed_runs(browser)) == 60
+    assert not console_problems(browser)

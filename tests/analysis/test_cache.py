@@ -1,4 +1,4 @@
-"""What has not changed is not read again, what has is, and a cache that cannot be used costs time only."""
+"""Only changed files are parsed again, and an unusable cache costs only time."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ Tensors = Mapping[str, NDArray[Any]]
 
 @pytest.fixture(autouse=True)
 def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
-    """What was parsed since the test began: directories of runs whose metrics or weights were."""
+    """The directories of runs whose metrics or weights were parsed during the test."""
     monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "cache"))
     parsed: list[Path] = []
     metrics, statistics = load.read_metrics, weights.statistics
@@ -32,7 +32,7 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
 
 
 def settle(*runs: Run) -> None:
-    """Make files look as if they had been written a while ago."""
+    """Set the modification times of all files to a minute ago."""
     past = time.time() - 60
     for run in runs:
         for path in (run.directory, *run.directory.rglob("*")):
@@ -93,7 +93,7 @@ def test_a_recently_changed_file_is_not_cached(make_run: MakeRun) -> None:
     path = run.directory / METRICS
     stamp = path.stat().st_mtime_ns
     path.write_bytes(path.read_bytes().replace(b"5.0", b"6.0"))
-    os.utime(path, ns=(stamp, stamp))  # as within one tick of the clock
+    os.utime(path, ns=(stamp, stamp))  # as if within the resolution of the timestamp
     assert load.metrics()["val/loss"].tolist() == [6.0]
 
 

@@ -303,7 +303,7 @@ def test_filters_select_runs_before_metrics_are_read(make_run: MakeRun, caplog: 
     }
     for name, filters in wanted.items():
         assert list(load.runs(**filters)["name"]) == [name.strip()]
-    assert not caplog.messages, "a run that nobody asked for was read"
+    assert not caplog.messages, "a run that was not selected was read"
     assert load.runs(spec={"train.learning_rate": "fast"}).empty
     with RunLock(two.directory):
         assert list(load.runs(status="running")["run"]) == [two.id]
@@ -320,7 +320,7 @@ def test_windows_are_those_that_eval_saved(make_run: MakeRun) -> None:
     run = make_run()
     folder = run.directory / "evaluations"
     folder.mkdir()
-    (folder / "notes.safetensors").write_text("not looked at")
+    (folder / "notes.safetensors").write_text("ignored")
     kept = {"start": np.array([0, 16]), "loss": np.array([5.0, 6.0])}
     save_file(kept, folder / "step-00000020-0123abcd.safetensors")
     windows = load.windows()

@@ -1,4 +1,4 @@
-"""The notebooks, executed from top to bottom on runs that were just trained, and as they are kept."""
+"""The notebooks run from top to bottom on new runs, and are committed with their outputs."""
 
 import os
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def trained(micro: Experiment, cache: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def execute(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Outputs]:
-    """`execute(name)` is the outputs of a notebook's cells by id, run in its own folder."""
+    """`execute(name)` runs a notebook in its own folder and returns the outputs of its code cells by id."""
 
     def run(name: str) -> Outputs:
         monkeypatch.setenv("GPTLAB_RUNS", str(trained))
@@ -59,7 +59,7 @@ def execute(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C
 
 
 def traces(outputs: list[Any]) -> list[Any]:
-    """What a cell drew; none of it is empty."""
+    """The traces of a cell's figure. None may be empty."""
     found = outputs[-1]["data"][PLOTLY]["data"]
     assert found
     assert all(trace.get("x") or trace.get("z") for trace in found)
@@ -67,7 +67,7 @@ def traces(outputs: list[Any]) -> list[Any]:
 
 
 def text(outputs: list[Any]) -> str:
-    """What a cell printed and showed."""
+    """The text and HTML output of a cell."""
     return "".join(output.get("text", "") or output.get("data", {}).get("text/html", "") for output in outputs)
 
 
@@ -130,7 +130,7 @@ def test_a_committed_notebook_has_outputs_and_no_local_paths(name: str) -> None:
     assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
     figures = [output.data for cell in code for output in cell.outputs if PLOTLY in output.get("data", {})]
     assert figures
-    assert all("image/png" in data for data in figures), "a code host shows pictures only"
+    assert all("image/png" in data for data in figures), "code hosts display images only"
     written = path.read_text(encoding="utf-8")
     assert not [place for place in ("/tmp/", "/home/", "/root/", "/Users/", os.fspath(ROOT)) if place in written]
     assert path.stat().st_size < 1_000_000

@@ -1,4 +1,4 @@
-"""Experiments against each other, their seeds as replicates."""
+"""Comparison of experiments with their seeds as replicates."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ BETTER = {0: (11.0, 7.0, 5.80), 1: (11.0, 7.1, 5.95), 2: (11.0, 7.2, 6.00)}
 
 
 def make(make_run: MakeRun, name: str, losses: dict[int, tuple[float, ...]], **options: object) -> str:
-    """Runs of an experiment by seed; returns its `NAME-HASH8`."""
+    """Make one run per seed of an experiment; return its `NAME-HASH8`."""
     runs = [make_run(name, seed, val_losses=values, **options) for seed, values in losses.items()]
     return runs[0].id.rpartition("-s")[0]
 

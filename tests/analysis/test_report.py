@@ -43,7 +43,7 @@ def rendered(text: str) -> str:
 
 
 def three_experiments(make_run: MakeRun) -> list[str]:
-    """A base, one that is better for sure and one that may be; their `NAME-HASH8`."""
+    """Make a base, one that is significantly better and one that is not; return their `NAME-HASH8`."""
     ids = []
     for name, change, shift in (
         ("base", {}, 0.0),
@@ -135,7 +135,7 @@ def test_the_page_is_self_contained(make_run: MakeRun) -> None:
     assert '"val":[11.0,8.0,6.0]' in html
     assert not [word for word in ("http:", "https:", "src=", "<link", "@import", "url(") if word in html]
     assert "default-src 'none'" in html
-    assert "displayModeBar: false" in html  # plotly's own would offer to send the figure to a server
+    assert "displayModeBar: false" in html  # plotly's mode bar can send the figure to a server
     assert "prefers-color-scheme: dark" in html
 
 

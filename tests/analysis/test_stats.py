@@ -1,4 +1,4 @@
-"""Statistics against published numbers, scipy and simulations."""
+"""The statistics agree with published numbers, SciPy and simulations."""
 
 import math
 from itertools import product
@@ -43,8 +43,8 @@ def test_the_interval_of_a_mean_uses_the_tabulated_t() -> None:
 def test_a_95_percent_interval_covers_95_percent_of_2000_simulated_experiments(seeds: int) -> None:
     random = np.random.default_rng(0)
     tries = 2_000
-    of_seed = random.normal(5.0, 1.0, (tries, seeds))  # what a seed does to both experiments
-    first, second = (of_seed + random.normal(mean, 0.1, (tries, seeds)) for mean in (0.0, 0.05))
+    seed_effects = random.normal(5.0, 1.0, (tries, seeds))  # the effect of a seed on both experiments
+    first, second = (seed_effects + random.normal(mean, 0.1, (tries, seeds)) for mean in (0.0, 0.05))
     means = [stats.estimate(values) for values in first]
     paired = [stats.paired_by_seed(*values) for values in zip(first, second, strict=True)]
     covered = [
@@ -76,7 +76,7 @@ def test_the_sign_flip_test_is_exact_and_needs_ten_seeds() -> None:
 
 @pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
 def test_seeds_needed_equal_published_tables(effect: float, seeds: int) -> None:
-    # Cohen's small, medium and large effects, paired, two-sided 5%, power 80%: as R's power.t.test gives them.
+    # Cohen's small, medium and large effects, paired, two-sided 5%, power 80%: the values of R's power.t.test.
     assert stats.seeds_needed(effect, 1.0) == seeds
     assert stats.seeds_needed(-effect / 7, 1 / 7) == seeds
 

@@ -34,7 +34,7 @@ def main(patterns: list[str]) -> None:
     """Run the parts that match the patterns; print and write the rows after each part."""
     for pattern in patterns:
         if not any(fnmatch(part, pattern) for part in PARTS):
-            print(f"error: there is no part {pattern}; there are: {', '.join(PARTS)}", file=sys.stderr)
+            print(f"error: there is no part {pattern}; the parts are: {', '.join(PARTS)}", file=sys.stderr)
             sys.exit(2)
     parts = [part for part in PARTS if not patterns or any(fnmatch(part, pattern) for pattern in patterns)]
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -57,7 +57,7 @@ def main(patterns: list[str]) -> None:
                 console.print(growth_table(grown))
             rows += compared
             growth += grown
-            _write(rows, growth, console)  # after each part: all of them take long
+            _write(rows, growth, console)  # after each part, because all parts take long
     if failed:
         sys.exit(f"error: not measured: {', '.join(failed)}")
 

@@ -1,6 +1,6 @@
 """Interleaved measurement of alternatives: on a shared machine, a single time means little.
 
-Where memory is compared, each side runs in its own process, which sleeps while the other one works.
+If memory is compared, each side runs in its own process, which sleeps while the other one works.
 """
 
 import multiprocessing
@@ -22,7 +22,7 @@ class Cost:
 
     wall_s: float
     cpu_s: float
-    """Of all threads of the process."""
+    """Sum over all threads of the process."""
     peak_mib: float
     """Peak resident memory of the process so far."""
     value: float | None

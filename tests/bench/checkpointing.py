@@ -54,7 +54,7 @@ def rows() -> Iterator[Row]:
 
 
 def _saving(folder: Path) -> tuple[Path, list[Row]]:
-    """The run's directory and the rows about saving; a function of its own so that its memory is freed."""
+    """The run's directory and the rows about saving; a separate function, so that its memory is freed."""
     keep_freed_memory()
     spec, settings = catalog.find(EXPERIMENT), _settings()
     train = spec.train

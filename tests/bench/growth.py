@@ -25,7 +25,7 @@ MB = 10**6
 
 
 def rows() -> Iterator[Growth]:
-    """One table row per quantity, with one point per size."""
+    """One `Growth` per quantity, with one value per size."""
     yield from _training("parameters", [(width, layers, heads, TOKENS) for width, layers, heads in MODELS.values()])
     yield from _training("sequence length", [(128, 4, 4, length) for length in LENGTHS])
     with tempfile.TemporaryDirectory() as folder:

@@ -52,7 +52,7 @@ class Clock:
 
 
 def rows() -> Iterator[Row]:
-    """A pair is a block of ten steps; the last step writes a row of metrics."""
+    """The ratios of blocks of ten steps. The last step of a block writes a row of metrics."""
     moments: list[tuple[float, float, float]] = []
     step, data = Clock(), Clock()
     hooks = Hooks(on_row=[lambda row: moments.append((time.perf_counter(), step.seconds, data.seconds))])

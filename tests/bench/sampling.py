@@ -22,7 +22,7 @@ READ_MB = 400
 
 
 def rows() -> Iterator[Row]:
-    """With random weights, which does not change the cost."""
+    """Speeds with random weights, which cost the same as trained ones."""
     spec = ModelSpec()
     model = gpt.build(spec, seed=0).eval()
     reference = hugging_face(spec).eval()

@@ -28,7 +28,7 @@ def rows() -> Iterator[Row]:
         def ours() -> None:
             nonlocal calls
             calls += 1
-            tokens.prepare(locate(str(path)), calls / 1000)  # another split, so not in the cache
+            tokens.prepare(locate(str(path)), calls / 1000)  # a new split, so that it is not in the cache
 
         def theirs() -> None:
             for piece in pieces_of_text:

@@ -1,9 +1,9 @@
 """Cost of W&B for a step of `tiny`: blocks of ten steps with W&B's processes running alternate with blocks without.
 
-W&B is online, with a server on loopback in its own process, system metrics, and a row at every tenth step. In the
-blocks without W&B its processes are stopped (SIGSTOP), so those of the next block do the work of two: the figures
-overestimate the cost. The blocks of a pair are adjacent, so other load on the machine affects both. Under much load,
-CPU time is more reliable than wall time.
+W&B is online, with a loopback server in its own process, system metrics, and a row at every tenth step. In blocks
+without W&B, its processes are stopped (SIGSTOP). They do that work in the next block, so the results overestimate the
+cost. The blocks of a pair are adjacent, so other load on the machine affects both. Under heavy load, CPU time is more
+reliable than wall time.
 """
 
 import itertools
@@ -76,7 +76,7 @@ class Alternating:
 
 
 def rows() -> Iterator[Row]:
-    """By wall time and CPU time of the same blocks."""
+    """Wall time and CPU time of the same blocks."""
     blocks = list(itertools.pairwise(train()))[: 2 * PAIRS]  # with W&B, without, with, …
     mirror = sum(b.wandb - a.wandb for a, b in blocks)
     training = sum(b.training - a.training for a, b in blocks)

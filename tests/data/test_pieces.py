@@ -1,4 +1,4 @@
-"""The pieces of a text have the tokens of the whole text, however it is cut."""
+"""The pieces of a text have the same tokens as the whole text, for any cuts."""
 
 import gzip
 import itertools
@@ -22,7 +22,7 @@ WHITESPACE = [
     "\r\n",
     " \n",
 ]
-NO_WHITESPACE = ["\u180e", "\u200b", "\u200d", "\ufeff", "\0", "\x7f"]  # despite their look
+NO_WHITESPACE = ["\u180e", "\u200b", "\u200d", "\ufeff", "\0", "\x7f"]  # although some look like it
 WORDS = ["a", "Z", "the", "Hello", "0", "12345", ".", "...", "!?", "(", "_", "-", "'", "<|endoftext|>"]
 CONTRACTIONS = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "don't", "I'LL"]
 OTHERS = [

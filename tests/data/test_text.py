@@ -122,7 +122,7 @@ def docs() -> Docs:
 
 @pytest.fixture
 def quick(docs: Docs, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Do not read pandas again for pandas-docs; has one entry per time that the text is created."""
+    """Create pandas-docs from `docs` without reading pandas; a list with one entry per creation."""
     times: list[int] = []
     monkeypatch.setattr(text, "pandas_docs", lambda: times.append(1) or docs.content)
     return times

@@ -42,7 +42,7 @@ def steps(history):
 
 def test_online_a_resumed_run_is_one_curve_and_an_extension_appends_to_it(server, curve, killed):
     killed(curve, at=50, steps=60, wandb="online")
-    eventually(lambda: server.runs and server.run().exit_code == 1)  # the mirror goes on uploading and exits by itself
+    eventually(lambda: server.runs and server.run().exit_code == 1)  # the mirror finishes the upload and exits
     assert steps(server.run().history) == list(range(0, 55, 5))
 
     server.run().summary["step"] = 999  # a summary may differ from the rows
@@ -88,7 +88,7 @@ def test_offline_a_resumed_run_is_one_curve_for_every_reader_and_after_sync(
     assert sync.pending_runs() == [run]
     assert offline_history(run) == rows(run)
     run_attempt(curve, steps=100, wandb="online")
-    assert not list((run.directory / "wandb").glob("offline-run-*"))  # or W&B's own command would upload old rows
+    assert not list((run.directory / "wandb").glob("offline-run-*"))  # otherwise `wandb sync` would upload old rows
     assert sync.pending_runs() == []
     assert sync.sync_run(run).step == 100
     assert steps(server.run().history) == list(range(0, 105, 5))

@@ -99,7 +99,7 @@ def test_requested_checkpoints_are_artifacts_without_a_copy_on_the_disk(server, 
 
 
 class Leet:
-    """A stand-in for W&B's program that reads the files it is given."""
+    """A fake of W&B's terminal program that reads the given files."""
 
     found: list
     returncode = 0

@@ -1,4 +1,4 @@
-"""Whatever fails in W&B, training has all its rows, one line reports the failure, and a sync repairs it."""
+"""When W&B fails, training keeps all rows, one line reports the failure, and `gptlab sync` repairs it."""
 
 import os
 import signal
@@ -74,7 +74,7 @@ def test_a_server_failure_during_an_upload_is_one_line_and_a_sync_uploads_the_re
     result = run_attempt(curve, steps=60, wandb="online")
     assert_training_was_unaffected(result, capsys.readouterr())
     assert steps(server.run().history) == STEPS[:6]
-    server.run().summary["step"] = 60  # wrong: the summary says that it has everything
+    server.run().summary["step"] = 60  # wrong on purpose: the summary claims that all rows arrived
     server.fault_after_rows = None
     repair_and_sync(server, result.run)
 

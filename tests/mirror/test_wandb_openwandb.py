@@ -5,8 +5,8 @@ It is not a dependency, because its license is non-commercial. Install it in an 
     python -m venv ELSEWHERE && ELSEWHERE/bin/pip install openwandb
     GPTLAB_OPENWANDB=ELSEWHERE/bin/openwandb make test
 
-Version 0.5.25 ignores offsets, so that rows sent again are duplicated. It reports neither a run's last row nor that a
-run has begun, so that the client takes each resumed run for a new one.
+Version 0.5.25 ignores offsets, so rows that are sent again are duplicated. It reports neither a run's last row nor
+whether the run exists, so the client treats each resumed run as new.
 """
 
 import os

@@ -22,8 +22,8 @@ def small() -> GPT:
 
 
 @pytest.fixture
-def lively() -> GPT:
-    """With weights so large that attention, norms and biases matter; in evaluation mode."""
+def perturbed() -> GPT:
+    """With noise on the weights, so large that attention, norms and biases matter; in evaluation mode."""
     model = build(SMALL, seed=0).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

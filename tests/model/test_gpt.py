@@ -15,7 +15,7 @@ from gptlab.spec import ModelSpec
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def livelier(model: GPT) -> GPT:
+def perturb(model: GPT) -> GPT:
     """Add noise to the weights, so large that attention, norms and biases matter."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def reference_logits(weights: dict[str, Tensor], spec: ModelSpec, tokens: Tensor
 @torch.no_grad()
 def test_logits_agree_with_the_equations(small_spec: ModelSpec, tokens: Tensor, bias: bool, tied: bool):
     spec = small_spec.model_copy(update={"bias": bias, "tied": tied})
-    model = livelier(build(spec, seed=0).eval())
+    model = perturb(build(spec, seed=0).eval())
     expected = reference_logits(model.state_dict(), spec, tokens)
     torch.testing.assert_close(model(tokens), expected, rtol=1e-3, atol=1e-3)
     assert expected.std() > 0.5, "weights so small would hide a mistake"
@@ -73,7 +73,7 @@ def test_logits_agree_with_the_equations(small_spec: ModelSpec, tokens: Tensor, 
 @torch.no_grad()
 def test_attention_equals_an_explicit_softmax_over_the_past(small_spec: ModelSpec, length: int):
     generator = torch.Generator().manual_seed(2)
-    attention = livelier(build(small_spec, seed=0)).blocks[0].attention.eval()
+    attention = perturb(build(small_spec, seed=0)).blocks[0].attention.eval()
     x = torch.randn((3, length, 32), generator=generator)
     query, key, value = attention.query_key_value(3 * x).view(3, length, 3, 4, 8).unbind(2)
     expected = torch.zeros(3, length, 4, 8)
@@ -85,24 +85,24 @@ def test_attention_equals_an_explicit_softmax_over_the_past(small_spec: ModelSpe
 
 
 @torch.no_grad()
-def test_later_tokens_leave_earlier_logits_unchanged(lively: GPT, tokens: Tensor):
-    logits = lively(tokens)
+def test_later_tokens_leave_earlier_logits_unchanged(perturbed: GPT, tokens: Tensor):
+    logits = perturbed(tokens)
     for position in (1, 5, 16):
         changed = tokens.clone()
         changed[:, position:] = (changed[:, position:] + 1) % 50257
-        assert torch.equal(lively(changed)[:, :position], logits[:, :position])
-        assert not torch.allclose(lively(changed)[:, position], logits[:, position])
+        assert torch.equal(perturbed(changed)[:, :position], logits[:, :position])
+        assert not torch.allclose(perturbed(changed)[:, position], logits[:, position])
 
 
 @torch.no_grad()
-def test_windows_of_a_batch_are_independent(lively: GPT, tokens: Tensor):
-    torch.testing.assert_close(lively(tokens)[1:], lively(tokens[1:]), **CLOSE)
+def test_windows_of_a_batch_are_independent(perturbed: GPT, tokens: Tensor):
+    torch.testing.assert_close(perturbed(tokens)[1:], perturbed(tokens[1:]), **CLOSE)
 
 
 @torch.no_grad()
-def test_order_of_the_past_matters(lively: GPT, tokens: Tensor):
+def test_order_of_the_past_matters(perturbed: GPT, tokens: Tensor):
     swapped = tokens[:, [1, 0, *range(2, 17)]]
-    assert not torch.allclose(lively(swapped)[:, -1], lively(tokens)[:, -1])
+    assert not torch.allclose(perturbed(swapped)[:, -1], perturbed(tokens)[:, -1])
 
 
 # --- The loss ---
@@ -115,15 +115,15 @@ def test_loss_before_training_is_that_of_a_uniform_guess(tokens: Tensor):
 
 
 @torch.no_grad()
-def test_loss_is_the_mean_negative_log_probability_in_nats(lively: GPT, tokens: Tensor):
+def test_loss_is_the_mean_negative_log_probability_in_nats(perturbed: GPT, tokens: Tensor):
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    logits = lively(inputs)
-    each = lively(inputs, targets, reduction="none")
+    logits = perturbed(inputs)
+    each = perturbed(inputs, targets, reduction="none")
     assert logits.shape == (2, 16, 50257)
     assert each.shape == (2, 16)
     expected = -logits.double().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(each.double(), expected, **CLOSE)
-    mean = lively(inputs, targets)
+    mean = perturbed(inputs, targets)
     assert mean.shape == ()
     torch.testing.assert_close(mean, each.mean(), **CLOSE)
 
@@ -177,7 +177,7 @@ def test_dropout_drops_embeddings_attention_weights_and_both_sublayers(tokens: T
     torch.manual_seed(0)
     (block,), x = model.blocks, torch.randn(1, 8, 8)
     assert torch.equal(block.train()(x), x)
-    block.attention.eval()  # the dropout of its weights would drop all of it
+    block.attention.eval()  # its dropout would drop everything
     assert torch.equal(block(x), x)
     assert not torch.equal(block.eval()(x), x)
     assert not block.attention.train()(x).any(), "its biases are zero"
@@ -204,7 +204,7 @@ def test_logits_with_a_cache_equal_those_of_the_whole_sequence(data: st.DataObje
     batch, heads = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 2, 4]))
     shape = {"tied": data.draw(st.booleans()), "bias": data.draw(st.booleans())}
     spec = ModelSpec(n_layer=2, n_head=heads, n_embd=16, context_length=24, **shape)
-    model = livelier(build(spec, seed=data.draw(st.integers(0, 2**32))).eval())
+    model = perturb(build(spec, seed=data.draw(st.integers(0, 2**32))).eval())
     tokens = torch.randint(50257, (batch, 20), generator=torch.Generator().manual_seed(1))
     prompt, shared = data.draw(st.integers(1, 19)), data.draw(st.booleans())
     if shared:  # one prompt, continued in every row
@@ -221,16 +221,16 @@ def test_logits_with_a_cache_equal_those_of_the_whole_sequence(data: st.DataObje
 
 
 @torch.no_grad()
-def test_cache_is_allocated_once_and_rejects_positions_beyond_its_capacity(lively: GPT, tokens: Tensor):
-    cache = KeyValueCache(lively.spec, 2, 5)
-    lively(tokens[:, :4], cache=cache)
+def test_cache_is_allocated_once_and_rejects_positions_beyond_its_capacity(perturbed: GPT, tokens: Tensor):
+    cache = KeyValueCache(perturbed.spec, 2, 5)
+    perturbed(tokens[:, :4], cache=cache)
     places = [cache.extend(layer, *torch.zeros(2, 2, 4, 1, 8))[0].data_ptr() for layer in range(2)]
-    lively(tokens[:, 4:5], cache=cache)
+    perturbed(tokens[:, 4:5], cache=cache)
     cache.length = 0
     assert [cache.extend(layer, *torch.zeros(2, 2, 4, 1, 8))[0].data_ptr() for layer in range(2)] == places
     cache.length = 5
     with pytest.raises(RuntimeError):
-        lively(tokens[:, 5:6], cache=cache)
+        perturbed(tokens[:, 5:6], cache=cache)
     assert cache.length == 5, "a failed forward pass adds nothing"
 
 

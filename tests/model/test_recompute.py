@@ -50,7 +50,9 @@ def test_gradients_are_bitwise_those_of_the_plain_composition(outer: Function, i
 
 def test_feed_forward_recomputes_its_activation_instead_of_storing_it():
     feed_forward = gpt.build(ModelSpec(n_layer=1, n_head=1, n_embd=16), seed=0).blocks[0].feed_forward
-    feed_forward.activation = nn.GELU(approximate="tanh")  # unlike ReLU's, its own backward does not need its output
+    feed_forward.activation = nn.GELU(
+        approximate="tanh"
+    )  # its backward pass does not need its output; that of ReLU does
     outputs = []
     feed_forward.activation.register_forward_hook(
         lambda module, arguments, output: outputs.append(output.untyped_storage()._weak_ref())

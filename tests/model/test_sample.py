@@ -23,7 +23,7 @@ def sample(model: GPT, prompt: str, **options: Any) -> str:
 
 
 def greedy(model: GPT, prompt: str, count: int) -> str:
-    """Always the most likely token, computed from the whole text so far without a cache."""
+    """The continuation by the most likely token each time, computed without a cache."""
     tokens = tokenizer.gpt2().encode_ordinary(prompt)
     before = len(tokens)
     for _ in range(count):
@@ -32,36 +32,36 @@ def greedy(model: GPT, prompt: str, count: int) -> str:
     return tokenizer.gpt2().decode(tokens[before:])
 
 
-def test_sample_is_a_function_of_its_arguments(lively: GPT):
+def test_sample_is_a_function_of_its_arguments(perturbed: GPT):
     torch.manual_seed(0)
-    first = sample(lively, PROMPT, trained_length=16, seed=3)
+    first = sample(perturbed, PROMPT, trained_length=16, seed=3)
     torch.manual_seed(1)
-    assert sample(lively, PROMPT, trained_length=16, seed=3) == first
-    assert sample(lively, PROMPT, trained_length=16, seed=4) != first
-    assert sample(lively, "A dog", trained_length=16, seed=3) != first
+    assert sample(perturbed, PROMPT, trained_length=16, seed=3) == first
+    assert sample(perturbed, PROMPT, trained_length=16, seed=4) != first
+    assert sample(perturbed, "A dog", trained_length=16, seed=3) != first
 
 
-def test_sampling_does_not_advance_torchs_generator(lively: GPT):
+def test_sampling_does_not_advance_torchs_generator(perturbed: GPT):
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    sample(lively, PROMPT, trained_length=16)
+    sample(perturbed, PROMPT, trained_length=16)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_temperature_zero_is_greedy(lively: GPT):
-    expected = greedy(lively, PROMPT, 14)
+def test_temperature_zero_is_greedy(perturbed: GPT):
+    expected = greedy(perturbed, PROMPT, 14)
     assert len(set(expected)) > 5, "a model that repeats itself would hide a mistake"
     for seed in (0, 1):
-        assert sample(lively, PROMPT, trained_length=16, temperature=0, seed=seed) == expected
+        assert sample(perturbed, PROMPT, trained_length=16, temperature=0, seed=seed) == expected
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 100.0])
-def test_top_k_of_one_is_greedy(lively: GPT, temperature: float):
-    drawn = sample(lively, PROMPT, trained_length=16, top_k=1, temperature=temperature, seed=7)
-    assert drawn == greedy(lively, PROMPT, 14)
+def test_top_k_of_one_is_greedy(perturbed: GPT, temperature: float):
+    drawn = sample(perturbed, PROMPT, trained_length=16, top_k=1, temperature=temperature, seed=7)
+    assert drawn == greedy(perturbed, PROMPT, 14)
 
 
-def likes(token: int, others: list[int]) -> GPT:
+def model_preferring(token: int, others: list[int]) -> GPT:
     """A model that gives `token` a logit of 4, `others` 3.9 and the rest 0, in every context."""
     model = build(ModelSpec(n_layer=1, n_head=1, n_embd=4, context_length=64), seed=0).eval()
     assert isinstance(model.output, nn.Linear)
@@ -81,9 +81,9 @@ def drawn_tokens(model: GPT, **options: float) -> set[str]:
 
 def test_top_k_draws_from_the_k_most_likely_tokens():
     a, b, c, d = (tokenizer.gpt2().encode_ordinary(letter)[0] for letter in "abcd")
-    model = likes(a, [b, c])
+    model = model_preferring(a, [b, c])
     assert drawn_tokens(model, top_k=3, temperature=1) == set("abc")
-    assert drawn_tokens(likes(a, [b, c, d]), top_k=4, temperature=1) == set("abcd")
+    assert drawn_tokens(model_preferring(a, [b, c, d]), top_k=4, temperature=1) == set("abcd")
     assert drawn_tokens(model, top_k=1, temperature=1) == {"a"}
     assert len(drawn_tokens(model, top_k=0, temperature=1)) > 20, "0 draws from all"
     assert len(drawn_tokens(model, top_k=50257, temperature=1)) > 20
@@ -91,7 +91,7 @@ def test_top_k_draws_from_the_k_most_likely_tokens():
 
 def test_low_temperature_is_nearly_greedy():
     a, b = (tokenizer.gpt2().encode_ordinary(letter)[0] for letter in "ab")
-    assert drawn_tokens(likes(a, [b]), top_k=2, temperature=0.001) == {"a"}
+    assert drawn_tokens(model_preferring(a, [b]), top_k=2, temperature=0.001) == {"a"}
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 0}, {"top_k": 5}])
@@ -109,7 +109,7 @@ def test_tokens_beyond_the_tokenizers_vocabulary_are_never_drawn(options: dict[s
 @pytest.mark.parametrize("options", [{"temperature": 1, "top_k": 0}, {"temperature": 2, "top_k": 3}])
 def test_token_frequencies_match_their_probabilities(options: dict[str, float]):
     a, b, c = (tokenizer.gpt2().encode_ordinary(letter)[0] for letter in "abc")
-    model = likes(a, [b, c])
+    model = model_preferring(a, [b, c])
     assert isinstance(model.output, nn.Linear)
     with torch.no_grad():
         model.output.weight[[a, b, c]] += 2  # logits of 12, 11.9 and 11.9, beside 50,254 of 0
@@ -128,33 +128,33 @@ def test_token_frequencies_match_their_probabilities(options: dict[str, float]):
 # --- Several at once ---
 
 
-def test_first_continuation_equals_the_one_with_a_count_of_one(lively: GPT):
-    several = samples(lively, PROMPT, 3, trained_length=16, seed=3)
-    assert several[0] == sample(lively, PROMPT, trained_length=16, seed=3)
-    assert samples(lively, PROMPT, 1, trained_length=16, seed=3) == several[:1]
+def test_first_continuation_equals_the_one_with_a_count_of_one(perturbed: GPT):
+    several = samples(perturbed, PROMPT, 3, trained_length=16, seed=3)
+    assert several[0] == sample(perturbed, PROMPT, trained_length=16, seed=3)
+    assert samples(perturbed, PROMPT, 1, trained_length=16, seed=3) == several[:1]
 
 
-def test_a_larger_count_returns_the_same_first_continuations(lively: GPT):
-    more = samples(lively, PROMPT, 2 * BATCH + 3, trained_length=12)
+def test_a_larger_count_returns_the_same_first_continuations(perturbed: GPT):
+    more = samples(perturbed, PROMPT, 2 * BATCH + 3, trained_length=12)
     assert len(set(more)) == len(more), "all are different"
     for count in (2, BATCH, BATCH + 1):
-        assert samples(lively, PROMPT, count, trained_length=12) == more[:count]
+        assert samples(perturbed, PROMPT, count, trained_length=12) == more[:count]
 
 
-def test_longer_continuations_start_with_the_shorter_ones(lively: GPT):
-    short = samples(lively, PROMPT, 3, trained_length=16, max_tokens=5)
-    for some, all_ in zip(short, samples(lively, PROMPT, 3, trained_length=16), strict=True):
+def test_longer_continuations_start_with_the_shorter_ones(perturbed: GPT):
+    short = samples(perturbed, PROMPT, 3, trained_length=16, max_tokens=5)
+    for some, all_ in zip(short, samples(perturbed, PROMPT, 3, trained_length=16), strict=True):
         assert all_.startswith(some)
 
 
-def test_greedy_continuations_are_all_the_same(lively: GPT):
-    assert samples(lively, PROMPT, 3, trained_length=16, temperature=0) == [greedy(lively, PROMPT, 14)] * 3
+def test_greedy_continuations_are_all_the_same(perturbed: GPT):
+    assert samples(perturbed, PROMPT, 3, trained_length=16, temperature=0) == [greedy(perturbed, PROMPT, 14)] * 3
 
 
-def test_several_continuations_share_all_forward_passes(lively: GPT):
+def test_several_continuations_share_all_forward_passes(perturbed: GPT):
     seen: list[tuple[int, ...]] = []
-    hook = lively.register_forward_pre_hook(lambda module, arguments: seen.append(tuple(arguments[0].shape)))
-    samples(lively, PROMPT, 4, trained_length=16, max_tokens=3)
+    hook = perturbed.register_forward_pre_hook(lambda module, arguments: seen.append(tuple(arguments[0].shape)))
+    samples(perturbed, PROMPT, 4, trained_length=16, max_tokens=3)
     hook.remove()
     assert seen == [(1, 2), (4, 1), (4, 1)]
 
@@ -162,28 +162,30 @@ def test_several_continuations_share_all_forward_passes(lively: GPT):
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("top_k", [0, 5])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_non_finite_output_is_an_error(lively: GPT, temperature: float, top_k: int, bad: float):
+def test_non_finite_output_is_an_error(perturbed: GPT, temperature: float, top_k: int, bad: float):
     with torch.no_grad():
-        lively.final_norm.bias[0] = bad
+        perturbed.final_norm.bias[0] = bad
     with pytest.raises(GptlabError, match="not finite"):
-        sample(lively, PROMPT, trained_length=16, temperature=temperature, top_k=top_k)
+        sample(perturbed, PROMPT, trained_length=16, temperature=temperature, top_k=top_k)
 
 
 # --- Number of tokens ---
 
 
 @pytest.mark.parametrize(("max_tokens", "expected"), [(None, 14), (14, 14), (1, 1), (5, 5)])
-def test_max_tokens_are_returned_with_one_position_per_forward_pass(lively: GPT, max_tokens: int | None, expected: int):
+def test_max_tokens_are_returned_with_one_position_per_forward_pass(
+    perturbed: GPT, max_tokens: int | None, expected: int
+):
     seen: list[int] = []
-    hook = lively.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].shape[1]))
-    text = sample(lively, PROMPT, trained_length=16, max_tokens=max_tokens, temperature=0)
+    hook = perturbed.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].shape[1]))
+    text = sample(perturbed, PROMPT, trained_length=16, max_tokens=max_tokens, temperature=0)
     hook.remove()
     assert seen == [2, *[1] * (expected - 1)]
-    assert text == greedy(lively, PROMPT, expected)
+    assert text == greedy(perturbed, PROMPT, expected)
 
 
-def test_continuation_does_not_include_the_prompt(lively: GPT):
-    assert not sample(lively, PROMPT, trained_length=16).startswith(PROMPT)
+def test_continuation_does_not_include_the_prompt(perturbed: GPT):
+    assert not sample(perturbed, PROMPT, trained_length=16).startswith(PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -213,21 +215,21 @@ def test_invalid_prompts_and_lengths_are_one_line_errors(
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_models_mode_is_restored(lively: GPT, training: bool):
-    lively.train(training)
+def test_the_models_mode_is_restored(perturbed: GPT, training: bool):
+    perturbed.train(training)
     modes: list[bool] = []
-    hook = lively.register_forward_pre_hook(lambda module, arguments: modes.append(module.training))
-    sample(lively, PROMPT, trained_length=16)
+    hook = perturbed.register_forward_pre_hook(lambda module, arguments: modes.append(module.training))
+    sample(perturbed, PROMPT, trained_length=16)
     hook.remove()
     assert not any(modes), "drawn without dropout"
-    assert all(module.training is training for module in lively.modules())
+    assert all(module.training is training for module in perturbed.modules())
 
 
-def test_sampling_records_no_gradients_and_changes_no_weight(lively: GPT):
-    before = {name: parameter.clone() for name, parameter in lively.named_parameters()}
+def test_sampling_records_no_gradients_and_changes_no_weight(perturbed: GPT):
+    before = {name: parameter.clone() for name, parameter in perturbed.named_parameters()}
     recorded: list[bool] = []
-    hook = lively.register_forward_hook(lambda module, arguments, logits: recorded.append(logits.requires_grad))
-    sample(lively, PROMPT, trained_length=16)
+    hook = perturbed.register_forward_hook(lambda module, arguments, logits: recorded.append(logits.requires_grad))
+    sample(perturbed, PROMPT, trained_length=16)
     hook.remove()
     assert not any(recorded)
-    assert all(torch.equal(parameter, before[name]) for name, parameter in lively.named_parameters())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in perturbed.named_parameters())
