@@ -63,7 +63,7 @@ def _with_status(runs: DataFrame, statuses: list[str], sentence: str) -> str | N
     selected = runs[runs["status"].isin(statuses)]
     if selected.empty:
         return None
-    return f"{sentence.format(n=len(selected), all=len(runs))}: {_listed(selected['run'].tolist())}."
+    return f"{sentence.format(n=len(selected), all=len(runs))}: {abbreviate(selected['run'].tolist())}."
 
 
 def _mixed_code(runs: DataFrame) -> str | None:
@@ -71,10 +71,11 @@ def _mixed_code(runs: DataFrame) -> str | None:
     if code.nunique() < 2:
         return None
     counts = code.value_counts(sort=False)
-    listed = _listed([f"{commit} ({count})" for commit, count in counts.items()])
+    listed = abbreviate([f"{commit} ({count})" for commit, count in counts.items()])
     return f"Mixed code: these runs were made by {len(counts)} different versions of the code: {listed}."
 
 
-def _listed(items: list[str]) -> str:
+def abbreviate(items: list[str]) -> str:
+    """Join the first items with commas and count the others."""
     more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
     return ", ".join(items[:MAX_LISTED]) + more

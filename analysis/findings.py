@@ -135,8 +135,7 @@ def all_caveats(findings: Findings) -> list[str]:
     """The caveats about these runs; the last one is about best values."""
     summary = findings.summary
     single = [findings.labels[experiment] for experiment in summary.loc[summary["seeds"] == 1, "experiment"]]
-    listed = ", ".join(single[:6]) + (f" and {len(single) - 6} more" if len(single) > 6 else "")
-    no_replicates = [f"No interval, because there is only one seed: {listed}."] if single else []
+    no_replicates = [f"No interval, because there is only one seed: {caveats.abbreviate(single)}."] if single else []
     return [*caveats.find_caveats(findings.runs), *no_replicates, caveats.OPTIMISTIC]
 
 

@@ -39,24 +39,6 @@ def loss_curves(metrics: DataFrame, x: str = "step", column: str = "train/loss")
     return figure
 
 
-def weight_rms(checkpoints: DataFrame, step: int | None = None) -> go.Figure:
-    """The RMS of the decoder blocks' matrices by depth, with a line for each kind of matrix.
-
-    Args:
-        checkpoints: Rows of `load.checkpoints()` of one run.
-        step: The checkpoint's step; the newest one by default.
-    """
-    figure = _figure("decoder block", "RMS of the weights")
-    step = checkpoints["step"].max() if step is None else step
-    matrices = checkpoints["layer"].notna() & checkpoints["shape"].str.contains("x")
-    rows = checkpoints[matrices & (checkpoints["step"] == step)].sort_values("layer")
-    kinds = rows.groupby(rows["tensor"].str.replace(r"^blocks\.\d+\.", "", regex=True), sort=False)
-    for number, (kind, group) in enumerate(kinds):
-        _add_line(figure, str(kind), group["layer"].tolist(), group["rms"].tolist(), number)
-    figure.update_xaxes(dtick=1)
-    return figure
-
-
 def estimates(summary: DataFrame, labels: Mapping[str, str]) -> go.Figure:
     """Mean and 95% interval of the best experiments, the lowest on top.
 

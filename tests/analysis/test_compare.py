@@ -70,7 +70,6 @@ def test_without_runs_tables_and_figures_are_empty() -> None:
     assert compare.at_steps(metrics, "val/loss").empty
     assert compare.sparklines(metrics, "val/loss") == {}
     assert not plots.loss_curves(metrics).data
-    assert not plots.weight_rms(load.checkpoints()).data
 
 
 def test_each_run_has_one_loss_curve_with_its_own_color(make_run: MakeRun) -> None:
@@ -82,16 +81,6 @@ def test_each_run_has_one_loss_curve_with_its_own_color(make_run: MakeRun) -> No
     assert [(line.name, list(line.x)) for line in validation.data] == [(only_start.id, [0]), (other.id, [0, 320, 640])]
     assert validation.data[0].line.color != validation.data[1].line.color == training.data[0].line.color
     assert "nats per token" in validation.layout.yaxis.title.text
-
-
-def test_weight_rms_has_one_line_per_kind_of_matrix(make_run: MakeRun, weights: Tensors) -> None:
-    newer = {name: 10 * tensor for name, tensor in weights.items()}
-    make_run(checkpoints={10: weights, 20: newer})
-    checkpoints = load.checkpoints()
-    (line,) = plots.weight_rms(checkpoints).data
-    assert (line.name, list(line.x), list(line.y)) == ("attention.projection.weight", [0, 1], [10.0, 20.0])
-    (line,) = plots.weight_rms(checkpoints, step=10).data
-    assert list(line.y) == [1.0, 2.0]
 
 
 def test_a_copied_run_directory_does_not_stop_a_comparison(make_run: MakeRun) -> None:
