@@ -36,18 +36,22 @@ RunArgument = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and everything else on stderr.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+DeviceOption = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")]
 WandbOption = Annotated[
     Literal["online", "offline", "off"] | None,
-    typer.Option(help="Default: online if there is an API key and the server responds, else offline."),
+    typer.Option(help="Where to log. Default: online if there is an API key and the server responds, else offline."),
 ]
 ArtifactsOption = Annotated[
     Literal["best", "final"] | None,
-    typer.Option(help="Upload this checkpoint to W&B when training ends. Default: none."),
+    typer.Option(help="Upload the best or the final checkpoint to W&B when training ends."),
 ]
 StepsOption = Annotated[
     int | None,
-    typer.Option(min=1, max=10**8, help="Total number of optimizer steps; more than before extends the run."),
+    typer.Option(
+        min=1,
+        max=10**8,
+        help="Total number of optimizer steps; more extends the run. Default: as in the spec.",
+    ),
 ]
 DeterministicOption = Annotated[
     bool, typer.Option("--deterministic", help="Bitwise reproducible results on a GPU too; slower.")
@@ -72,7 +76,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME-or-RUN", help="An experiment's name, or a run.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show the spec, identity and architecture of an experiment or a run, and a run's losses."""
+    """Show an experiment or a run in full."""
     with _heavy_imports():
         from gptlab.commands import show
 
@@ -92,7 +96,10 @@ def run(
     steps: StepsOption = None,
     text: Annotated[str | None, typer.Option(help="A named text or the path of a .txt file.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the spec. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a field of the spec; `gptlab show NAME` lists them. Repeatable."
+        ),
     ] = None,
     device: DeviceOption = "auto",
     deterministic: DeterministicOption = False,
@@ -100,10 +107,13 @@ def run(
     tags: Annotated[list[str] | None, typer.Option("--tag", help="Tag for W&B and reports. Repeatable.")] = None,
     notes: Annotated[str, typer.Option(help="Note to store with this attempt.")] = "",
     from_: Annotated[
-        str | None, typer.Option("--from", metavar="RUN@STEP", help="Start from the weights of another run.")
+        str | None,
+        typer.Option(
+            "--from", metavar="RUN[@STEP]", help="Start from the weights of another run. Default step: the newest."
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move the existing run to the trash and start again.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Record a profile of a few steps.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a profile of a few steps to the run.")] = False,
     artifacts: ArtifactsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -230,12 +240,12 @@ def eval_(
 def diff(
     run: RunArgument,
     other: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Another run. Default: the experiment in the working tree.")
+        str | None, typer.Argument(metavar="OTHER", help="Another run. Default: the experiment in the working tree.")
     ] = None,
     patch: Annotated[bool, typer.Option("--patch", help="Also print the differences in code as a patch.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what differs between two runs, or between a run and the working tree."""
+    """Show what differs between two runs."""
     from gptlab.commands import diff
     from gptlab.tracking.run import find_run
 
@@ -253,7 +263,7 @@ def diff(
 @app.command()
 def sync(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Default: mirrored runs that are incomplete in W&B.")
+        list[str] | None, typer.Argument(metavar="RUN", help="Default: mirrored runs that are incomplete in W&B.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -277,7 +287,7 @@ def sync(
 
 @app.command()
 def dashboard(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids, unique prefixes of ids, or directories.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Ids, unique prefixes of ids, or directories.")],
 ) -> None:
     """Open W&B's terminal dashboard of one or more runs."""
     from gptlab.commands import dashboard

@@ -186,7 +186,8 @@ class Experiment(Section):
         document = self.model_dump()
         for key, value in changes.items():
             if key not in known:
-                raise BadInputError(f"there is no spec field '{key}'{did_you_mean(key, known)}")
+                hint = did_you_mean(key, known) or "; `gptlab show NAME` lists the fields"
+                raise BadInputError(f"there is no spec field '{key}'{hint}")
             *sections, field = key.split(".")
             section = document
             for name in sections:

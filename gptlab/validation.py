@@ -35,12 +35,22 @@ def explain(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the closest known word, or an empty string."""
-    known = list(known)
-    nearest = difflib.get_close_matches(word[:MAX_LENGTH], known, n=1, cutoff=0.5)
-    if not nearest:  # `learning_rate` for `train.learning_rate`
-        nearest = [key for key in known if key.rpartition(".")[2] == word.rpartition(".")[2]]
-    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+    """Return `"; did you mean 'x'?"` for the closest known word, or an empty string.
+
+    Of dotted keys only the last parts are compared: `train.step` is close to `train.steps`, and so is `step`.
+    """
+    section, _, last = word[:MAX_LENGTH].rpartition(".")
+    anywhere: dict[str, str] = {}
+    in_section: dict[str, str] = {}
+    for key in known:
+        key_section, _, key_last = key.rpartition(".")
+        anywhere.setdefault(key_last, key)
+        if key_section == section:
+            in_section[key_last] = key
+    for keys in (in_section, anywhere):
+        if nearest := difflib.get_close_matches(last, keys, n=1):
+            return f"; did you mean '{keys[nearest[0]]}'?"
+    return ""
 
 
 def _quoted(value: object) -> str:

@@ -266,7 +266,7 @@ def test_every_option_and_argument_has_a_case():
                 wanted = max(parameter.opts, key=len)
                 if not any(re.search(rf" {wanted}\b", line) for line in lines):
                     missing.append(f"{name} {wanted}")
-    assert not missing
+    assert not missing, "COMMANDS needs an invalid call of each command and of each option with a value"
 
 
 def test_every_field_of_a_spec_has_a_case():
@@ -275,7 +275,8 @@ def test_every_field_of_a_spec_has_a_case():
         for section in SECTIONS
         for field in type(getattr(Experiment(name="a", why="b"), section)).model_fields
     }
-    assert {field for field, _, _ in FIELDS} == fields
+    missing = fields ^ {field for field, _, _ in FIELDS}
+    assert not missing, f"FIELDS needs one invalid value of each field: {missing}"
 
 
 def test_every_environment_variable_has_a_case():

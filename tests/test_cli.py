@@ -352,7 +352,7 @@ def test_debug_shows_the_traceback_behind_a_one_line_error(gptlab, monkeypatch):
     code, _, err = gptlab("show", "nothing")
     assert code == 2
     assert "Traceback (most recent call last)" in err
-    assert err.splitlines()[-1].startswith("error: there is no experiment 'nothing'")
+    assert err.splitlines()[-1].startswith("error: there is no experiment or run 'nothing'")
     monkeypatch.setenv("GPTLAB_DEBUG", "0")
     assert gptlab("show", "nothing")[2].count("\n") == 1
 

@@ -1,9 +1,14 @@
 """What the documents name exists."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from gptlab import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,9 +31,43 @@ def test_every_test_that_a_table_names_exists(document, least):
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/performance.md", "docs/reliability.md", "docs/wandb.md", "experiments/README.md"]
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/performance.md",
+        "docs/reliability.md",
+        "docs/style.md",
+        "docs/wandb.md",
+        "experiments/README.md",
+    ],
 )
 def test_every_relative_link_leads_somewhere(document):
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+def test_the_readme_lists_every_command():
+    commands = typer.main.get_command(cli.app).commands
+    listed = re.findall(r"^\| `gptlab (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert set(listed) == set(commands)
+
+
+def test_the_names_in_the_reading_path_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    path = text[text.index("To follow a spec") : text.index("`TrainingStep` is one")]
+    sources = {file: (ROOT / "gptlab" / file).read_text() for file in re.findall(r"`(\w+/\w+\.py)`", path)}
+    names = re.findall(r"`(?:\w+\.)?(\w+)`", path)
+    assert len(sources) > 6
+    assert len(names) > 6
+    for name in names:
+        assert any(f"def {name}(" in source for source in [*sources.values(), (ROOT / "gptlab/cli.py").read_text()])
+
+
+@pytest.mark.slow
+def test_the_example_in_the_contributing_guide_runs(monkeypatch, tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "\n3 " in done.stdout

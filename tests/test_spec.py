@@ -68,6 +68,14 @@ def test_parameter_formula_matches_the_built_model(head_width: int, **shape: Any
     assert model_spec.block_parameters == sum(parameter.numel() for parameter in model.blocks[0].parameters())
 
 
+@pytest.mark.parametrize("field", [field for field in FIELDS if field.startswith("model.")])
+def test_parameter_formula_matches_the_built_model_for_another_value_of_each_field(plain: Experiment, field: str):
+    model_spec = plain.with_changes({field: OTHER_VALUES[field][0]}).model
+    with torch.device("meta"):
+        model = GPT(model_spec)
+    assert model_spec.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("n_layer", "n_embd", "length"), [(1, 8, 4), (2, 8, 16), (3, 12, 7), (2, 16, 32)])
 def test_flops_formula_matches_torchs_count(tied: bool, n_layer: int, n_embd: int, length: int):
@@ -336,7 +344,9 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_field_changes_the_identity_if_and_only_if_it_changes_the_computation(plain: Experiment, field: str):
-    assert field in OTHER_VALUES, f"say in OTHER_VALUES whether the new field {field} changes what is computed"
+    assert field in OTHER_VALUES, (
+        f"add another value of {field} to OTHER_VALUES, and whether it changes the computation"
+    )
     value, computed = OTHER_VALUES[field]
     changed = plain.with_changes({field: value})
     assert changed != plain, "the value must differ from the default"
@@ -469,7 +479,8 @@ GOLDEN_DEFAULTS = {
 
 
 def test_golden_defaults():
-    assert {name: cls().model_dump() for name, cls in SPECS.items()} == GOLDEN_DEFAULTS
+    defaults = {name: cls().model_dump() for name, cls in SPECS.items()}
+    assert defaults == GOLDEN_DEFAULTS, "add new fields to GOLDEN_DEFAULTS; never change a default that is in use"
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])

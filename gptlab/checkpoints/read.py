@@ -66,7 +66,7 @@ def read_newest_state(run_directory: Path, spec: ModelSpec, notice: Callable[[st
             damage = error
             notice(f"{error}; using an older checkpoint if there is one")
     if damage:
-        raise GptlabError(f"no checkpoint is intact: {damage}; start again with --fresh")
+        raise GptlabError(f"no checkpoint is intact: {damage}; start again with `gptlab run` and --fresh")
     return None
 
 

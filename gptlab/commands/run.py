@@ -162,7 +162,7 @@ class _Session:
         if history.status == "diverged":
             raise DivergedError(
                 f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or, if the "
-                "code has changed, start again with --fresh"
+                "code has changed, start again with `gptlab run` and --fresh"
             )
         if history.status == "complete" and steps <= history.step:
             messages.already_complete(run, history, steps, self.console)

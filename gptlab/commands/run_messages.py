@@ -18,6 +18,14 @@ from gptlab.tracking.run import History, Run, all_runs
 from gptlab.training.settings import Settings
 from gptlab.training.training_data import TrainingData
 
+COMPARED = {
+    "device": "device",
+    "torch": "torch",
+    "threads": "threads",
+    "git_commit": "commit",
+    "diff_sha256": "uncommitted changes",
+}
+"""Fields of an attempt's start that can change the numbers, and what to call them."""
 RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text"}
 """Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
@@ -45,9 +53,11 @@ def kept_fields(run: Run, experiment: Experiment, console: Console) -> None:
     These fields, such as when to log and save, are not part of the identity and are fixed when a run begins.
     """
     stored, today = (dict(flatten(spec.model_dump(exclude={"name", "why"}))) for spec in (run.record.spec, experiment))
-    kept = [f"{key}={stored[key]}" for key in stored if stored[key] != today[key] and key not in RESOLVED_EACH_TIME]
+    kept = [f"{key}={stored[key]!r}" for key in stored if stored[key] != today[key] and key not in RESOLVED_EACH_TIME]
     if kept:
-        console.notice(f"{run.id} keeps {', '.join(kept)} from its start; --fresh starts again with the new values")
+        console.notice(
+            f"{run.id} keeps {', '.join(kept)} from its start; `gptlab run` with --fresh applies the new values"
+        )
 
 
 def _facts(experiment: Experiment, content: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +74,7 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
     last = history.starts[-1:]
     now = provenance.working_tree().facts()
     if any(start.get(key) != now[key] for start in last for key in ("git_commit", "diff_sha256")):
-        console.notice("the code has changed since then; --fresh moves the run to the trash and starts it again")
+        console.notice("the code has changed since then; `gptlab run` with --fresh starts the run again")
     _print_results(run, history, console)
     _print_next_commands(run, history.step, console)
 
@@ -112,8 +122,7 @@ def changed_environment(history: History, facts: dict[str, Any], console: Consol
     starts = history.starts
     if not starts or not facts["from_step"]:
         return
-    keys = ("device", "torch", "threads", "git_commit", "diff_sha256")
-    changed = [key for key in keys if starts[-1].get(key) != facts[key]]
+    changed = [name for key, name in COMPARED.items() if starts[-1].get(key) != facts[key]]
     if changed:
         console.notice(
             f"changed since the last attempt: {', '.join(changed)}; bitwise equal results are not guaranteed"
@@ -170,7 +179,7 @@ def _format_loss(value: float | None) -> str:
 def _print_next_commands(run: Run, step: int, console: Console) -> None:
     console.print("next")
     console.fact("extend", shell_command("resume", run.id, "--steps", str(2 * step)))
-    console.fact("sample", shell_command("sample", run.id, "--prompt", "The"))
+    console.fact("sample", shell_command("sample", run.id, "--prompt", run.record.spec.train.prompt))
     console.fact("dashboard", shell_command("dashboard", run.id))
     console.fact("report", "make report")
     console.fact("compare", "make notebook")

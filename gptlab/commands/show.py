@@ -17,6 +17,7 @@ from gptlab.terminal.tables import borderless
 from gptlab.terminal.text import printable
 from gptlab.tracking.run import Run, find_run
 from gptlab.training.plan import plan
+from gptlab.validation import did_you_mean
 
 MIB = 2**20
 
@@ -63,8 +64,11 @@ def describe(name: str) -> Description:
     except AmbiguousRunError:
         raise
     except BadInputError:
-        catalog.find(name)  # its message suggests the closest experiment
-        raise
+        if hint := did_you_mean(name, experiments):
+            raise BadInputError(f"there is no experiment '{name}'{hint}") from None
+        raise BadInputError(
+            f"there is no experiment or run '{name}'; `gptlab list` and `gptlab runs` list them"
+        ) from None
     record = run.record
     return Description(record.spec, hash_of(record.identity), record.identity, record.precision, run)
 
@@ -116,7 +120,7 @@ def _spec_table(experiment: Experiment) -> Table:
 
 
 def _layer_table(experiment: Experiment) -> Table:
-    title = f"Architecture, for a batch of {experiment.train.sequence_length} tokens"
+    title = f"Architecture, for sequences of {experiment.train.sequence_length} tokens (-1 is the batch size)"
     table = borderless("layer (type:depth-idx)", "output shape", "parameters", right=("parameters",), title=title)
     for layer in layers(experiment.model, experiment.train.sequence_length):
         table.add_row(layer.label, str(list(layer.output_shape)), f"{layer.parameters:,}")

@@ -1,7 +1,7 @@
 """The GPT.
 
 - Pre-norm decoder as in GPT-2 (Radford et al. 2019, section 2.3): LayerNorm before each sublayer and after the last.
-- Learned positions, tanh-approximated GELU, causal flash attention through `scaled_dot_product_attention`.
+- Learned positions and causal flash attention through `scaled_dot_product_attention`.
 - The output layer has no bias and its own weight, unless the spec ties it to the token embedding.
 - Initial weights are a function of (seed, parameter name), so variants share the weights of the layers they share.
 

@@ -38,6 +38,6 @@ def format_age(delta: timedelta) -> str:
 def shell_command(*words: str) -> str:
     """Return a gptlab command that can be pasted into a shell, with the program's path if it is not on `PATH`."""
     path = Path(sys.argv[0]).absolute()
-    program = "python -m gptlab" if path.name == "__main__.py" else shlex.quote(project.display_path(path))
+    program = shlex.quote(project.display_path(path)) if path.name == "gptlab" else "python -m gptlab"
     program = "gptlab" if shutil.which("gptlab") else program
     return " ".join([program, *map(shlex.quote, words)])

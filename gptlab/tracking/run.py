@@ -246,7 +246,7 @@ def find_run(reference: str) -> Run:
         hint = did_you_mean(reference, known) or "; `gptlab runs` lists them"
         raise BadInputError(f"there is no run '{reference}' in {runs}{hint}")
     if len(matches) > 1:
-        raise AmbiguousRunError(f"'{reference}' matches {' and '.join(sorted(matches))}; give more of the id")
+        raise AmbiguousRunError(f"'{reference}' matches {', '.join(sorted(matches))}; give more of the id")
     return load_run(known[matches[0]])
 
 

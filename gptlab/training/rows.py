@@ -13,7 +13,7 @@ from torch import Tensor
 from gptlab.data.windows import Windows
 from gptlab.errors import DivergedError
 from gptlab.spec import Experiment
-from gptlab.tracking.metrics import MetricsFile, Row
+from gptlab.tracking.metrics import COLUMNS, MetricsFile, Row
 from gptlab.training.evaluate import Evaluation
 from gptlab.training.settings import Settings, peak_flops
 from gptlab.training.state import TrainingState
@@ -162,6 +162,8 @@ class RowWriter:
             row: The row.
             starts_interval: Whether to reset the sums, as after every row that a longer run has too.
         """
+        if unknown := row.keys() - COLUMNS.keys():
+            raise ValueError(f"these columns are not in COLUMNS: {', '.join(sorted(unknown))}")
         self._metrics.append(row)
         if starts_interval:
             self._state.loop = self._state.loop.model_copy(

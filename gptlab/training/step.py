@@ -20,7 +20,7 @@ class TrainingStep:
     model: nn.Module
     """Called as `model(tokens, targets)` for the loss; possibly compiled."""
     adamw: torch.optim.AdamW
-    spec: Experiment
+    experiment: Experiment
     seed: int
     """The run's seed. With the step it determines dropout."""
     settings: Settings
@@ -41,7 +41,7 @@ class TrainingStep:
         Returns:
             The loss in nats per token and the gradient norm before clipping, scalars on the device.
         """
-        if self.spec.model.dropout:
+        if self.experiment.model.dropout:
             torch.manual_seed(int(random_bits(self.seed, Purpose.STEP, step)[0]))
         with self.settings.autocast():
             loss = self.model(batch[:, :-1], batch[:, 1:])
@@ -52,5 +52,5 @@ class TrainingStep:
             cast(Any, self.adamw).found_inf = (~finite).float()
         if self.settings.asynchronous or finite:
             before_update()
-            optimizer.clipped_update(self.adamw, norm, self.spec.train.max_grad_norm)
+            optimizer.clipped_update(self.adamw, norm, self.experiment.train.max_grad_norm)
         return loss, norm

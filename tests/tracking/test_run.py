@@ -76,7 +76,7 @@ def test_a_run_is_found_by_id_unique_prefix_or_path(new_run):
     assert find_run(other.id[:-1] + "1") == other
     assert find_run(str(run.directory)) == run
     assert [found.id for found in all_runs()] == [run.id, other.id]
-    with pytest.raises(BadInputError, match=f"{run.id} and {other.id}"):
+    with pytest.raises(BadInputError, match=f"{run.id}, {other.id}"):
         find_run("micro")
     with pytest.raises(BadInputError, match="there is no run 'mikro.*did you mean 'micro-"):
         find_run(run.id.replace("micro", "mikro"))
