@@ -8,6 +8,7 @@ same bytes as an uninterrupted run of that length.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class TrainingLoop:
         self.record, self.state, self.data, self.settings = record, state, data, settings
         self.rows, self.saver, self.hooks = rows, saver, hooks
         self.train_spec = record.spec.train
-        self.model: nn.Module = torch.compile(state.model) if settings.compile else state.model  # type: ignore[assignment]
+        self.model = cast(nn.Module, torch.compile(state.model)) if settings.compile else state.model
         self.training_step = TrainingStep(self.model, state.optimizer, record.spec, record.seed, settings)
 
     def train(self, steps: int, stop_requested: Callable[[], bool]) -> None:
