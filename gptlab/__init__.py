@@ -40,8 +40,10 @@ def load(run: str, step: int | None = None) -> tuple[GPT, tiktoken.Encoding]:
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that `import gptlab` is fast and works without pandas."""
     if name in {"metrics", "runs", "samples"}:
-        from analysis import load as tables
-
+        try:
+            from analysis import load as tables
+        except ModuleNotFoundError as error:
+            raise ImportError(f"gptlab.{name} needs {error.name}: pip install 'gptlab[analysis]'") from error
         return getattr(tables, name)
     if name in __all__:
         from gptlab import spec

@@ -26,3 +26,9 @@ def test_runs_and_metrics_are_tables(long_run, monkeypatch):
     runs = gptlab.runs(name="micro")
     assert runs["run"].tolist() == [long_run.id]
     assert gptlab.metrics(runs)["step"].tolist() == list(range(0, 41, 5))
+
+
+def test_a_missing_extra_is_a_one_line_error():
+    script = "import sys; sys.modules['pyarrow'] = None; import gptlab; gptlab.runs"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "ImportError: gptlab.runs needs pyarrow: pip install 'gptlab[analysis]'"

@@ -48,6 +48,7 @@ FORBIDDEN_IMPORTS = {  # one per contract
     "gptlab/terminal/tables.py": "import gptlab.terminal.console",
     "experiments/tiny.py": "import gptlab.data",
     "analysis/load.py": "import wandb",
+    "analysis/palette.py": "import analysis.report",
     "gptlab/data/windows.py": "import pandas",
     "gptlab/training/memory.py": "import wandb",
 }
