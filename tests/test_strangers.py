@@ -48,6 +48,9 @@ def two_runs(micro, cache, tmp_path_factory) -> Path:
             segment = run.directory / "wandb" / "offline-run-20260101_000000-x"
             segment.mkdir(parents=True)
             (segment / "run-x.wandb").touch()
+        report.main([])  # the forked children then have every import and every compiled template
+        (runs / "report.html").unlink()
+        (runs / "report.md").unlink()
     return runs
 
 

@@ -294,9 +294,9 @@ def test_a_second_signal_ends_the_process_at_once_and_older_checkpoints_stay_int
 
     def interrupted_write(path, *rest):
         write_tensors(path, *rest)
-        os.kill(os.getpid(), number)  # after the first one the save continues
+        signal.pthread_kill(threading.main_thread().ident, number)  # after the first one the save continues
         assert received.wait(PATIENCE_S)  # two pending signals would merge into one
-        os.kill(os.getpid(), number)  # after the second one it does not
+        signal.pthread_kill(threading.main_thread().ident, number)  # after the second one it does not
         time.sleep(PATIENCE_S)
 
     def work() -> None:
