@@ -22,14 +22,20 @@ def test_rows_are_read_as_they_were_written(rows, tmp_path_factory):
     assert list(read_json_lines(path)) == rows
 
 
-@given(rows=ROWS.filter(bool), data=st.data())
-def test_a_truncated_file_gives_its_complete_rows(rows, data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("cut") / "rows.jsonl"
+def write_and_cut(path, rows, data):
+    """Write `rows` and cut the file anywhere; return its bytes before the cut and the number of bytes kept."""
     for row in rows:
         append_json_line(path, row)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
+    return whole, cut
+
+
+@given(rows=ROWS.filter(bool), data=st.data())
+def test_a_truncated_file_gives_its_complete_rows(rows, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cut") / "rows.jsonl"
+    whole, cut = write_and_cut(path, rows, data)
     assert list(read_json_lines(path)) == rows[: whole[:cut].count(b"\n")]
     assert torn_bytes(path) == cut - (whole[:cut].rfind(b"\n") + 1)
 
@@ -37,11 +43,7 @@ def test_a_truncated_file_gives_its_complete_rows(rows, data, tmp_path_factory):
 @given(rows=ROWS.filter(bool), data=st.data())
 def test_a_torn_line_is_dropped_before_the_next_row_is_appended(rows, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("torn") / "rows.jsonl"
-    for row in rows:
-        append_json_line(path, row)
-    whole = path.read_bytes()
-    cut = data.draw(st.integers(0, len(whole)))
-    path.write_bytes(whole[:cut])
+    whole, cut = write_and_cut(path, rows, data)
     append_json_line(path, {"new": 1})
     assert list(read_json_lines(path)) == [*rows[: whole[:cut].count(b"\n")], {"new": 1}]
 

@@ -34,7 +34,8 @@ def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return the mean of `token_cross_entropy`, a scalar that is differentiable with respect to `x` and `weight`."""
     if not torch.is_grad_enabled():
         return token_cross_entropy(x, weight, targets).mean()
-    loss: Tensor = _MeanCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call]  # torch's
+    # torch does not annotate `Function.apply`.
+    loss: Tensor = _MeanCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -89,7 +89,8 @@ class RunRecord(BaseModel):
 class Start(TypedDict, total=False):
     """The row of `attempts.jsonl` for the start of an attempt. It may have further keys."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # documented by pydantic
+    # pydantic reads its configuration from this attribute; mypy allows only fields in a TypedDict.
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
     event: Required[Literal["start"]]
     steps: Required[Count]
@@ -112,7 +113,8 @@ class Start(TypedDict, total=False):
 class End(TypedDict):
     """The row of `attempts.jsonl` for the end of an attempt. It may have further keys, such as `diverged`."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # documented by pydantic
+    # pydantic reads its configuration from this attribute; mypy allows only fields in a TypedDict.
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
     event: Literal["end"]
     step: Count

@@ -93,7 +93,7 @@ def _saving(folder: Path) -> tuple[Path, list[Row]]:
         def save_synchronously() -> None:
             path = folder / f"{state.step}.pt"
             with path.open("wb") as file:
-                # The reference; its file is never read.
+                # The reference uses pickle, which the project forbids elsewhere; its file is never read.
                 torch.save({"model": state.model.state_dict(), "adamw": state.optimizer.state_dict()}, file)  # noqa: TID251
                 file.flush()
                 os.fsync(file.fileno())
