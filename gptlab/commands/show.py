@@ -120,7 +120,7 @@ def _spec_table(experiment: Experiment) -> Table:
 
 
 def _layer_table(experiment: Experiment) -> Table:
-    title = f"Architecture, for sequences of {experiment.train.sequence_length} tokens (-1 is the batch size)"
+    title = f"Architecture for {experiment.train.sequence_length} tokens (-1: batch size)"
     table = borderless("layer (type:depth-idx)", "output shape", "parameters", right=("parameters",), title=title)
     for layer in layers(experiment.model, experiment.train.sequence_length):
         table.add_row(layer.label, str(list(layer.output_shape)), f"{layer.parameters:,}")
