@@ -29,9 +29,10 @@ from analysis.windows import window_losses
 from gptlab.checkpoints.manifest import CHECKPOINTS, LoopState, list_checkpoints
 from gptlab.errors import BadInputError
 from gptlab.spec import flatten
+from gptlab.tracking.history import ATTEMPTS, Status
 from gptlab.tracking.lock import lock_holder
 from gptlab.tracking.metrics import METRICS, Row, read_metrics
-from gptlab.tracking.run import ATTEMPTS, RECORD, Run, Status, load_run, run_directories, skip_unreadable
+from gptlab.tracking.run import RECORD, Run, load_run, run_directories, skip_unreadable
 from gptlab.validation import did_you_mean
 
 _FILES = (RECORD, ATTEMPTS, METRICS, CHECKPOINTS)

@@ -4,10 +4,10 @@ Only fields that differ from their defaults are hashed, so adding a field with a
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from gptlab.digests import canonical_json
 from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, Section
 
 NUMERICS = 2
@@ -69,8 +69,3 @@ def _identity_fields(section: Section, exclude_defaults: bool) -> dict[str, Any]
             nested = getattr(section, name)
             fields[name] = _identity_fields(nested, exclude_defaults) if isinstance(nested, Section) else value
     return fields
-
-
-def canonical_json(document: Any) -> str:
-    """Serialize equal values to equal text: sorted keys, no spaces, no NaN."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -111,12 +111,16 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):  # checked first: opening a device can have side effects
             raise GptlabError(f"{path} is not a regular file")
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=_open_without_following) as file:
             yield file
     except FileNotFoundError:
         raise
     except OSError as error:
         raise GptlabError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _open_without_following(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def read_document(path: Path, kind: type[Document]) -> Document:
@@ -137,38 +141,71 @@ def read_document(path: Path, kind: type[Document]) -> Document:
 
 
 def read_json_lines(path: Path, kind: TypeAdapter[Row] = _ANY_ROW) -> Iterator[Row]:
-    """Yield the rows of a JSON Lines file; none if the file does not exist. A torn last line is skipped.
+    """Yield the rows of a short JSON Lines file; none if the file does not exist. A torn last line is skipped.
 
     Raises:
-        GptlabError: A line is invalid, or the file is too long; the message names file and line.
+        GptlabError: A line is invalid, or the file is longer than `MAX_ROWS_BYTES`; the message names file and line.
     """
-    for row, _ in read_json_lines_from(path, 0, kind):
+    remaining = MAX_ROWS_BYTES
+    for number, (row, size) in enumerate(read_json_lines_from(path, 0, kind), start=1):
+        remaining -= max(size, MIN_ROW_COST)
+        if remaining < 0:
+            raise GptlabError(f"{path}:{number}: the file is too long to read")
         yield row
 
 
 def read_json_lines_from(path: Path, start: int, kind: TypeAdapter[Row]) -> Iterator[tuple[Row, int]]:
-    """Like `read_json_lines`, from byte `start` on: yields (row, length in bytes). Errors count lines from there."""
-    remaining = MAX_ROWS_BYTES
+    """Yield the rows from byte `start` on, each with its length in bytes. Errors count lines from there.
+
+    Raises:
+        GptlabError: A line is invalid or too long; the message names file and line.
+    """
     try:
         with open_regular(path) as file:
             file.seek(start)
             for number in count(1):
                 line = file.readline(MAX_LINE_BYTES + 1)
-                remaining -= max(len(line), MIN_ROW_COST)
-                if len(line) > MAX_LINE_BYTES or remaining < 0:
-                    raise GptlabError(f"{path}:{number}: the line or the file is too long to read")
+                if len(line) > MAX_LINE_BYTES:
+                    raise GptlabError(f"{path}:{number}: the line is too long to read")
                 if not line.endswith(b"\n"):
                     return
-                yield _parse(path, number, line, kind), len(line)
+                yield parse_row(f"{path}:{number}", line, kind), len(line)
     except FileNotFoundError:
         return
 
 
-def _parse(path: Path, number: int, line: bytes, kind: TypeAdapter[Row]) -> Row:
+def parse_row(where: str, line: bytes, kind: TypeAdapter[Row]) -> Row:
+    """Parse one line of a JSON Lines file.
+
+    Raises:
+        GptlabError: The line is invalid; the message begins with `where`.
+    """
     try:
         return kind.validate_json(line)
     except ValidationError as error:
-        raise GptlabError(f"{path}:{number}: {explain(error):.{MAX_EXPLANATION}}; fix or remove this line") from None
+        raise GptlabError(f"{where}: {explain(error):.{MAX_EXPLANATION}}; fix or remove this line") from None
+
+
+def lines_backwards(file: BufferedReader) -> Iterator[bytes]:
+    """Yield the complete lines of an open file, the last one first. A torn last line is skipped.
+
+    Raises:
+        GptlabError: A line is too long.
+    """
+    position, rest, torn = file.seek(0, os.SEEK_END), b"", True
+    while position:
+        start = max(position - MAX_LINE_BYTES, 0)
+        file.seek(start)
+        rest, *lines = (file.read(position - start) + rest).split(b"\n")
+        if torn and lines:
+            lines.pop()
+            torn = False
+        yield from reversed(lines)
+        if len(rest) > MAX_LINE_BYTES:
+            raise GptlabError(f"{file.name} has a line that is too long to read")
+        position = start
+    if not torn:
+        yield rest
 
 
 def torn_bytes(path: Path) -> int:

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from gptlab.checkpoints.manifest import CHECKPOINTS, MANIFEST, MODEL, OPTIMIZER, compute_digest
 from gptlab.identity import hash_of
-from gptlab.tracking.run import ATTEMPTS, RECORD, SAMPLES
+from gptlab.tracking.history import ATTEMPTS
+from gptlab.tracking.run import RECORD, SAMPLES
 
 METRICS, LOG, LOCK, HEARTBEAT = "metrics.jsonl", "log.txt", "lock", "heartbeat"
 NEWEST = f"{CHECKPOINTS}/step-00000040"

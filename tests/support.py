@@ -1,10 +1,13 @@
 """What tests call, as opposed to what they are given."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gptlab.commands.run import Options, Result, run_experiment
+from gptlab.digests import document_digest
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.tracking.records import InitialWeights
@@ -44,3 +47,10 @@ def descendants(process: int) -> dict[int, str]:
         found[int(child)] = Path(f"/proc/{child}/comm").read_text().strip()
         found |= descendants(int(child))
     return found
+
+
+def change_manifest(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest's content and its digest accordingly."""
+    content = json.loads(path.read_text())["content"]
+    change(content)
+    path.write_text(json.dumps({"digest": document_digest(content), "content": content}))

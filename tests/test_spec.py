@@ -14,8 +14,9 @@ from gptlab import identity, spec
 from gptlab.catalog import find
 from gptlab.data.text import PANDAS_DOCS_SHA256
 from gptlab.data.tokenizer import TOKENIZER_SHA256
+from gptlab.digests import canonical_json
 from gptlab.errors import BadInputError
-from gptlab.identity import canonical_json, identify, identity_fields
+from gptlab.identity import identify, identity_fields
 from gptlab.model.gpt import GPT
 from gptlab.spec import (
     DataSpec,

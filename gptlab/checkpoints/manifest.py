@@ -2,21 +2,26 @@
 
     checkpoints/step-00000100/{model.safetensors, optimizer.safetensors, manifest.json}
 
-The manifest is the commit mark: a directory without one is not a checkpoint. The newest checkpoint is found by
-scanning, never through a pointer that could be stale. A checkpoint without `optimizer.safetensors` holds weights only:
-it serves analysis and cannot be resumed.
+The manifest is the commit mark: a directory without one is not a checkpoint. It is `{"digest", "content"}`, so that a
+damaged one is noticed; manifests of earlier versions are the content alone and are read as unverified. The newest
+checkpoint is found by scanning, never through a pointer that could be stale. A checkpoint without
+`optimizer.safetensors` holds weights only: it serves analysis and cannot be resumed.
 """
 
+import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
+from gptlab.digests import document_digest
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.spec import ModelSpec
 from gptlab.untrusted import Count, open_regular, read_document
@@ -24,6 +29,8 @@ from gptlab.untrusted import Count, open_regular, read_document
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 MIB = 1 << 20
+
+logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -61,6 +68,10 @@ class LoopState(_Document):
     """Seconds of training over all attempts, without evaluation and saving."""
     metrics_bytes: Count = 0
     """Length of `metrics.jsonl` up to the last row on the grid (see `gptlab.training.rows`)."""
+    metrics_xxh3: str | None = None
+    """The xxh3_128 of these bytes, in hexadecimal; None in manifests of earlier versions of gptlab."""
+    metrics_damaged_to: Count | None = None
+    """Rows up to this step were damaged or lost when an attempt resumed; None if all rows are as they were written."""
     loss_sum: FiniteFloat = 0.0
     """Sum of the losses since that row."""
     grad_norm_sum: FiniteFloat = 0.0
@@ -76,12 +87,28 @@ class Manifest(_Document):
 
     run: str
     step: Count
+    attempt: Count | None = None
+    """Number of the attempt that saved it; None in manifests of earlier versions of gptlab."""
     files: dict[str, FileDigest]
     progress: LoopState
     text_sha256: str
     tokenizer_sha256: str
     torch: str
     threads: Count
+
+    def to_json(self) -> str:
+        """Return the content of the file."""
+        content = self.model_dump(mode="json")
+        return json.dumps({"digest": document_digest(content), "content": content}, indent=2) + "\n"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_digest(cls, document: Any) -> Any:
+        if not isinstance(document, dict) or document.keys() != {"digest", "content"}:
+            return document
+        if document_digest(document["content"]) != document["digest"]:
+            raise ValueError("its digest does not match its content")
+        return document["content"]
 
     @field_validator("files")
     @classmethod
@@ -115,32 +142,65 @@ def checkpoint_directory(run_directory: Path, step: int) -> Path:
 
 
 def list_checkpoints(run_directory: Path) -> list[Checkpoint]:
-    """Return all committed checkpoints by step, without verifying their tensors. Damaged manifests are skipped."""
-    found = []
-    for path in (run_directory / CHECKPOINTS).glob("step-*"):
-        try:
-            manifest = read_document(path / MANIFEST, Manifest)
-        except (FileNotFoundError, GptlabError):
-            continue
-        if path.name == checkpoint_directory(run_directory, manifest.step).name:
-            found.append(Checkpoint(path, manifest))
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    """Return all committed checkpoints by step, without verifying their tensors.
+
+    A directory with a damaged manifest is not one of them; `damaged_manifests` returns those.
+    """
+    read = _read_checkpoints(run_directory).values()
+    return sorted((found for found in read if isinstance(found, Checkpoint)), key=lambda checkpoint: checkpoint.step)
+
+
+def damaged_manifests(run_directory: Path) -> dict[str, GptlabError]:
+    """Return, by the name of its directory, what is wrong with each manifest that is missing or damaged."""
+    return {name: read for name, read in _read_checkpoints(run_directory).items() if isinstance(read, GptlabError)}
 
 
 def select_checkpoint(run_directory: Path, step: int | None) -> Checkpoint:
-    """Return the checkpoint of a step; None for the newest.
+    """Return the checkpoint of a step; None for the newest. If a newer manifest is damaged, a warning is logged.
 
     Raises:
         BadInputError: The run keeps no checkpoint of that step, or none at all.
     """
-    checkpoints = list_checkpoints(run_directory)
+    checkpoints, damaged = list_checkpoints(run_directory), damaged_manifests(run_directory)
+    if step is not None and (error := damaged.get(checkpoint_directory(run_directory, step).name)):
+        raise BadInputError(str(error))
     if not checkpoints:
-        raise BadInputError(f"{run_directory.name} has no checkpoint yet; train it first")
+        newest = [str(error) for _, error in sorted(damaged.items())][-1:]
+        raise BadInputError(
+            f"{run_directory.name} has no checkpoint{': '.join(['', *newest]) or ' yet; train it first'}"
+        )
     selected = [checkpoint for checkpoint in checkpoints if step is None or checkpoint.step == step]
     if not selected:
         steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
         raise BadInputError(f"{run_directory.name} keeps no checkpoint of step {step}; available: {steps}")
+    if step is None:
+        for name, error in sorted(damaged.items()):
+            if name > selected[-1].directory.name:
+                logger.warning("%s; using the checkpoint of step %d", error, selected[-1].step)
     return selected[-1]
+
+
+def _read_checkpoints(run_directory: Path) -> dict[str, Checkpoint | GptlabError]:
+    """Read every manifest of a run. Returns, by the name of the directory, the checkpoint or what is wrong with it."""
+    found: dict[str, Checkpoint | GptlabError] = {}
+    for directory in (run_directory / CHECKPOINTS).glob("step-*"):
+        try:
+            found[directory.name] = _read_checkpoint(directory)
+        except GptlabError as error:
+            if directory.exists():  # retention may have removed it meanwhile
+                found[directory.name] = error
+    return found
+
+
+def _read_checkpoint(directory: Path) -> Checkpoint:
+    path = directory / MANIFEST
+    try:
+        manifest = read_document(path, Manifest)
+    except FileNotFoundError:
+        raise GptlabError(f"{path} is missing") from None
+    if directory != checkpoint_directory(directory.parents[1], manifest.step):
+        raise GptlabError(f"{path} belongs to step {manifest.step}")
+    return Checkpoint(directory, manifest)
 
 
 def plausible_sizes(model: ModelSpec, file: str) -> range:

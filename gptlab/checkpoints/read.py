@@ -12,13 +12,13 @@ from pathlib import Path
 import xxhash
 
 from gptlab.checkpoints.manifest import (
-    CHECKPOINTS,
-    MANIFEST,
     MODEL,
     OPTIMIZER,
     Checkpoint,
+    Manifest,
     Shapes,
     adamw_state_shapes,
+    damaged_manifests,
     list_checkpoints,
     open_tensors,
 )
@@ -36,35 +36,51 @@ class SavedState:
     checkpoint: Checkpoint
     weights: Tensors
     optimizer: Tensors
+    rows_problem: str | None = None
+    """What is wrong with the rows of metrics up to this checkpoint; None if they are as they were written."""
 
 
-def read_newest_state(run_directory: Path, spec: ModelSpec, notice: Callable[[str], None]) -> SavedState | None:
-    """Read the newest intact resumable checkpoint. Damaged ones are skipped with a notice.
+def read_newest_state(
+    run_directory: Path,
+    spec: ModelSpec,
+    notice: Callable[[str], None],
+    find_rows_problem: Callable[[Manifest], str | None] = lambda manifest: None,
+) -> SavedState | None:
+    """Read the newest resumable checkpoint whose tensors and rows of metrics are intact.
+
+    Others are skipped with a notice. If the rows of none are intact, the newest one with intact tensors is used.
+
+    Args:
+        run_directory: The run's directory.
+        spec: The run's model.
+        notice: Called with each problem.
+        find_rows_problem: Returns what is wrong with the rows of metrics up to a checkpoint, if anything.
 
     Returns:
-        The tensors, or None if the run has no resumable checkpoint yet.
+        The tensors, or None if the run has no resumable checkpoint.
 
     Raises:
         GptlabError: A checkpoint is damaged, and no resumable one is intact.
     """
     damage = None
-    committed = list_checkpoints(run_directory)
-    valid = {checkpoint.directory for checkpoint in committed}
-    for directory in sorted((run_directory / CHECKPOINTS).glob("step-*")):
-        if directory not in valid:  # only committed checkpoints have this name
-            damage = GptlabError(f"{directory / MANIFEST} is missing or damaged")
-            notice(f"{damage}; using an older checkpoint if there is one")
-    for checkpoint in reversed(committed):
-        if not checkpoint.resumable:
-            continue
+    for _, damage in sorted(damaged_manifests(run_directory).items()):
+        notice(f"{damage}; using an older checkpoint if there is one")
+    resumable = [checkpoint for checkpoint in list_checkpoints(run_directory) if checkpoint.resumable]
+    problems = {checkpoint.step: find_rows_problem(checkpoint.manifest) for checkpoint in resumable}
+    for checkpoint in sorted(resumable, key=lambda c: (problems[c.step] is None, c.step), reverse=True):
         try:
             with ThreadPoolExecutor() as threads:  # one per file
                 weights = threads.submit(_read_weights, checkpoint, spec)
                 optimizer = threads.submit(_read_optimizer, checkpoint, spec)
-            return SavedState(checkpoint, weights.result(), optimizer.result())
+            state = SavedState(checkpoint, weights.result(), optimizer.result(), problems[checkpoint.step])
         except GptlabError as error:
             damage = error
             notice(f"{error}; using an older checkpoint if there is one")
+            continue
+        newer = {problem for step, problem in sorted(problems.items()) if problem and step > checkpoint.step}
+        for problem in newer:
+            notice(f"{problem}; resuming from the checkpoint of step {checkpoint.step}, whose rows are intact")
+        return state
     if damage:
         raise GptlabError(f"no checkpoint is intact: {damage}; start again with `gptlab run` and --fresh")
     return None

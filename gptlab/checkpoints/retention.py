@@ -83,5 +83,5 @@ def discard(directory: Path) -> None:
 def _strip_optimizer(checkpoint: Checkpoint) -> None:
     weights = {MODEL: checkpoint.manifest.files[MODEL]}
     manifest = checkpoint.manifest.model_copy(update={"files": weights})
-    write_durably(checkpoint.directory / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    write_durably(checkpoint.directory / MANIFEST, manifest.to_json())
     (checkpoint.directory / OPTIMIZER).unlink()

@@ -12,9 +12,9 @@ from typing import Any
 from gptlab.checkpoints.manifest import MANIFEST, Checkpoint, Manifest, checkpoint_directory, compute_digest
 from gptlab.checkpoints.retention import STAGING, discard
 from gptlab.checkpoints.tensors import Tensors, write_tensors
+from gptlab.digests import canonical_json
 from gptlab.errors import GptlabError
 from gptlab.files import fsync_directory, fsync_file, write_durably
-from gptlab.identity import canonical_json
 
 
 def commit_checkpoint(
@@ -49,7 +49,7 @@ def commit_checkpoint(
             if compute_digest(staging / name) != digest:
                 raise GptlabError(f"{staging / name} does not read back as it was written; check the disk")
         committed = Manifest(files=digests, **manifest)
-        write_durably(staging / MANIFEST, committed.model_dump_json(indent=2) + "\n")  # flushes the directory too
+        write_durably(staging / MANIFEST, committed.to_json())  # flushes the directory too
         if target.exists():
             discard(target)
         staging.rename(target)

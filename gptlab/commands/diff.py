@@ -16,7 +16,7 @@ from gptlab.terminal.console import Console
 from gptlab.terminal.tables import borderless
 from gptlab.terminal.text import abbreviate_hash, printable
 from gptlab.tracking import provenance
-from gptlab.tracking.metrics import DETERMINISTIC, Row
+from gptlab.tracking.metrics import DETERMINISTIC, Row, read_metrics
 from gptlab.tracking.provenance import Source
 from gptlab.tracking.run import Run
 
@@ -96,7 +96,7 @@ def recorded_side(run: Run) -> Side:
         },
         source=provenance.recorded_source(run.directory, starts),
         results={"status": history.status, "step": history.step},
-        rows={row["step"]: row for row in history.rows},
+        rows={row["step"]: row for row in read_metrics(run.directory)},
     )
 
 

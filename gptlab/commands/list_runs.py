@@ -1,5 +1,6 @@
 """`gptlab runs`: the runs with status, loss, age and training time."""
 
+import logging
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,10 @@ from gptlab.terminal.tables import borderless
 from gptlab.terminal.text import format_age, format_duration, printable
 from gptlab.tracking.run import Run, all_runs, skip_unreadable
 
+logger = logging.getLogger(__name__)
+
 STYLES = {"running": "cyan", "complete": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
+DAMAGED = Text("damaged", "red")
 SPARKLINE_WIDTH = 16
 MAX_SHOWN = 1e9
 """Larger losses are printed in scientific notation and longer training times not at all, so that a line stays short."""
@@ -51,10 +55,13 @@ def summarize(run: Run) -> RunSummary:
         "step": history.step,
         "steps": history.target,
         "val_loss": history.last("val/loss"),
+        "metrics": history.metrics_state,
         "directory": str(run.directory),
     }
-    losses = [row["train/loss"] for row in history.rows if "train/loss" in row]
+    losses = [row["train/loss"] for row in history.sample_rows() if "train/loss" in row]
     elapsed = history.last("elapsed_s")
+    if history.damage:
+        logger.warning("%s; its losses are not shown", history.damage)
     return RunSummary(
         facts,
         resample(losses, SPARKLINE_WIDTH),
@@ -80,7 +87,7 @@ def render(summaries: list[RunSummary]) -> None:
             printable(facts["run"]),
             Text(facts["status"], STYLES[facts["status"]]),
             step,
-            _format_loss(facts["val_loss"]),
+            DAMAGED if facts.get("metrics") == "damaged" else _format_loss(facts["val_loss"]),
             bars(summary.losses),
             format_age(datetime.now(UTC) - summary.created),
             format_duration(summary.elapsed_s) if summary.elapsed_s < MAX_SHOWN else "–",

@@ -5,14 +5,16 @@ checkpoint; a larger number of steps extends it; a smaller one changes nothing.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from gptlab import project
+from gptlab.checkpoints.manifest import CHECKPOINTS
 from gptlab.checkpoints.read import SavedState, read_newest_state
 from gptlab.checkpoints.retention import check_space, remove_incomplete
 from gptlab.commands import run_messages as messages
 from gptlab.data import tokenizer
-from gptlab.errors import BadInputError, DivergedError
+from gptlab.errors import BadInputError, DivergedError, GptlabError
 from gptlab.files import remove_temporary_files
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
@@ -21,9 +23,12 @@ from gptlab.terminal.console import Console
 from gptlab.terminal.progress import StepProgress
 from gptlab.terminal.text import shell_command
 from gptlab.tracking import provenance
+from gptlab.tracking.history import History
 from gptlab.tracking.lock import RunLock
+from gptlab.tracking.metrics import newest_values
 from gptlab.tracking.records import InitialWeights, TextRecord
-from gptlab.tracking.run import LOG, RECORD, History, Run, create_run, load_run
+from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
+from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.initial import check_initial_weights
 from gptlab.training.loop import Hooks
@@ -34,6 +39,9 @@ from gptlab.training.settings import Available, Settings, resolve_settings, use_
 from gptlab.training.signals import StopSignals
 from gptlab.training.training_data import TrainingData, load_training_data, stored_text
 from gptlab.untrusted import check_no_hard_links
+
+SAVED = ("complete", "interrupted")
+"""Outcomes of attempts that end with a save, unless they end before their first step."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,10 @@ class _Session:
             run = load_run(run.directory)  # another process may have written the record first
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
-            saved = read_newest_state(run.directory, run.record.spec.model, self.console.notice)
+            find_problem = partial(find_rows_problem, run.directory)
+            saved = read_newest_state(run.directory, run.record.spec.model, self.console.notice, find_problem)
+            if saved is None:
+                _check_nothing_is_lost(run, history)
             if saved and steps < saved.checkpoint.step:
                 messages.fewer_steps(run, history, steps, saved.checkpoint.step, self.console)
                 return Result(run)
@@ -234,3 +245,21 @@ def _stop_requested(signals: StopSignals, console: Console) -> bool:
         return False
     console.notice(f"{signals.received.name}: saving, then stopping; a second signal stops immediately without saving")
     return True
+
+
+def _check_nothing_is_lost(run: Run, history: History) -> None:
+    """Check that a run without a resumable checkpoint never had one, so that it can begin at step 0.
+
+    Raises:
+        GptlabError: An attempt ended with a save, or rows of metrics follow the first checkpoint that was due.
+    """
+    saved = [row["step"] for row in history.attempts if row["event"] == "end" and row["status"] in SAVED]
+    newest_row = newest_values(run.directory, ["step"]).get("step", 0)
+    first_due, kept_none = run.record.spec.train.checkpoint_every, (run.directory / CHECKPOINTS).is_dir()
+    # A run that was killed can have rows after a checkpoint that was being saved, but none after the next one.
+    if any(saved) or newest_row > (2 * first_due if kept_none else first_due):
+        raise GptlabError(
+            f"{run.id} has no checkpoint to resume from, but it was trained to step {max([*saved, newest_row])}; "
+            f"restore {project.display_path(run.directory / CHECKPOINTS)} from a copy, or move the run to the trash "
+            f"with: {shell_command('rm', run.id)}"
+        )

@@ -12,9 +12,10 @@ from gptlab.spec import Experiment, flatten
 from gptlab.terminal.console import Console
 from gptlab.terminal.text import abbreviate_hash, format_duration, printable, shell_command
 from gptlab.tracking import provenance
+from gptlab.tracking.history import History
 from gptlab.tracking.metrics import Row
 from gptlab.tracking.records import Outcome
-from gptlab.tracking.run import History, Run, all_runs
+from gptlab.tracking.run import Run, all_runs
 from gptlab.training.settings import Settings
 from gptlab.training.training_data import TrainingData
 
@@ -75,6 +76,9 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
     now = provenance.working_tree().facts()
     if any(start.get(key) != now[key] for start in last for key in ("git_commit", "diff_sha256")):
         console.notice("the code has changed since then; `gptlab run` with --fresh starts the run again")
+    if history.damage:
+        again = shell_command("eval", run.id)
+        console.notice(f"{history.damage}; its losses are not shown; measure the final one again with: {again}")
     _print_results(run, history, console)
     _print_next_commands(run, history.step, console)
 

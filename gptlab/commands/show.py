@@ -93,10 +93,13 @@ def render(description: Description) -> None:
 
 def _render_losses(console: Console, run: Run) -> None:
     history = run.history()
-    validated = [row for row in history.rows if "val/loss" in row]
-    trained = [row for row in history.rows if "train/loss" in row]
+    rows = history.sample_rows()
+    validated = [row for row in rows if "val/loss" in row]
+    trained = [row for row in rows if "train/loss" in row]
     loss = f" · val loss {validated[-1]['val/loss']:.4f}" if validated else ""
     console.print(f"\n{history.status} · step {history.step} of {history.target}{loss}")
+    if history.damage:
+        console.notice(f"{history.damage}; its losses are not shown")
     curves = [
         Curve("·", [row["step"] for row in trained], [row["train/loss"] for row in trained]),
         Curve("●", [row["step"] for row in validated], [row["val/loss"] for row in validated]),

@@ -1,7 +1,8 @@
-"""The token cache: a text is split and tokenized once, then memory-mapped for training.
+"""The token cache: a text is split and tokenized once, and training reads windows of the tokens.
 
 The split is by bytes, so the validation text does not depend on the tokenizer. The cache key is a hash of the text, the
-tokenizer, the split and the piece length.
+tokenizer, the split and the piece length. Checksums of the tokens are verified when they are opened. The files are read
+and not memory-mapped, so a file that shrinks is an error: reading a mapped one would kill the process.
 """
 
 import hashlib
@@ -16,23 +17,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import xxhash
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gptlab import project
-from gptlab.checksums import forget_digests
+from gptlab.checksums import file_digest, forget_digests
 from gptlab.data import tokenizer
 from gptlab.data.pieces import PIECE_CHARACTERS, pieces, split_boundary
 from gptlab.data.text import Text
-from gptlab.errors import BadInputError
+from gptlab.digests import canonical_json, check_digest, with_digest
+from gptlab.errors import BadInputError, GptlabError
 from gptlab.files import make_directory
-from gptlab.identity import canonical_json
 
 MAX_THREADS = 16
 """The thread that reads and writes cannot keep more of them busy."""
 TOKEN_DTYPE = np.dtype("<u2")  # 50,257 tokens fit into 16 bits
+SPLITS, META = ("train", "val"), "meta.json"
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +44,57 @@ _EncodedPiece = tuple[str, NDArray[np.uint16]]
 """A piece and its tokens."""
 
 
+class TokenSequence(Protocol):
+    """Tokens that can be read in slices: an array, or a `TokenFile`."""
+
+    def __len__(self) -> int:
+        """The number of tokens."""
+
+    def __getitem__(self, tokens: slice, /) -> NDArray[np.uint16]:
+        """The tokens of a slice without a step."""
+
+
+class TokenFile:
+    """A file of tokens, open for reading."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        """Open a file of `count` tokens."""
+        self._path, self._count = path, count
+        self._file = path.open("rb", buffering=0)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, tokens: slice) -> NDArray[np.uint16]:
+        """Read a slice without a step.
+
+        Raises:
+            GptlabError: The file has become shorter.
+        """
+        start, stop, _ = tokens.indices(self._count)
+        size = max(stop - start, 0) * TOKEN_DTYPE.itemsize
+        content = os.pread(self._file.fileno(), size, start * TOKEN_DTYPE.itemsize)
+        if len(content) < size:
+            raise GptlabError(f"{self._path} became shorter while it was in use; run the command again")
+        return np.frombuffer(content, TOKEN_DTYPE)
+
+    def checksum(self) -> str:
+        """Return the xxh3_128 of the file in hexadecimal.
+
+        Raises:
+            GptlabError: The file is shorter or longer than its tokens.
+        """
+        size = self._count * TOKEN_DTYPE.itemsize
+        if os.fstat(self._file.fileno()).st_size != size:
+            raise GptlabError(f"{self._path} does not have {size:,} bytes")
+        return file_digest(self._file, "xxh3_128")
+
+
 @dataclass(frozen=True)
 class Split:
-    """The training or the validation part of a text, as memory-mapped tokens."""
+    """The training or the validation part of a text."""
 
-    tokens: NDArray[np.uint16]
-    """Shape `(N,)`, read-only."""
+    tokens: TokenSequence
     size: int
     """Bytes of text."""
     sha256: str
@@ -58,6 +107,8 @@ class Tokens:
 
     train: Split
     val: Split
+    end_of_texts: int
+    """Number of literal `<|endoftext|>` in the text."""
 
 
 @dataclass(frozen=True)
@@ -67,34 +118,48 @@ class _SplitRecord:
     count: int
     size: int
     sha256: str
+    xxh3_128: str
+    """Checksum of the file with the tokens."""
     end_of_texts: int
 
 
 def prepare(text: Text, val_fraction: float) -> Tokens:
     """The text's tokens, from the cache if it has them; of concurrent processes, one tokenizes and the others wait.
 
+    Damaged tokens are replaced, with a warning.
+
     Raises:
         BadInputError: The text is not UTF-8, or it changed while it was read.
+        GptlabError: The cache cannot be written or read.
     """
     key = [text.sha256, tokenizer.TOKENIZER_SHA256, val_fraction, str(TOKEN_DTYPE), PIECE_CHARACTERS]
     folder = project.cache_directory() / "tokens" / hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
+    # First without the lock, so that a read-only cache can be used.
+    tokens = _open_tokens(folder) or _make_tokens(text, val_fraction, folder)
+    if tokens.end_of_texts:
+        logger.warning(
+            "the text contains %d literal %s; they are tokenized as ordinary text",
+            tokens.end_of_texts,
+            tokenizer.END_OF_TEXT,
+        )
+    return tokens
+
+
+def _make_tokens(text: Text, val_fraction: float, folder: Path) -> Tokens:
+    """Tokenize the text, unless another process does so first."""
     make_directory(folder.parent)
     with _locked(folder.with_suffix(".lock")):
-        records = _read_meta(folder)
-        if records is None:
+        tokens = _open_tokens(folder)
+        if tokens is None:
             if folder.exists():
-                logger.warning("the cached tokens of %s are damaged; tokenizing it again", text.source)
+                reason = _why_unusable(folder)
+                logger.warning("the cached tokens of %s %s; tokenizing it again", text.source, reason)
                 shutil.rmtree(folder)
             _tokenize(text, val_fraction, folder)
-            records = _read_meta(folder)
-    if records is None:
-        raise OSError(f"the tokens written to {folder} cannot be read back")
-    end_of_texts = sum(record.end_of_texts for record in records.values())
-    if end_of_texts:
-        logger.warning(
-            "the text contains %d literal %s; they are tokenized as ordinary text", end_of_texts, tokenizer.END_OF_TEXT
-        )
-    return Tokens(*(_open(folder / f"{name}.u16", records[name]) for name in ("train", "val")))
+            tokens = _open_tokens(folder)
+    if tokens is None:
+        raise GptlabError(f"the tokens written to {folder} cannot be read back; check the disk")
+    return tokens
 
 
 @contextmanager
@@ -112,22 +177,30 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _open(path: Path, record: _SplitRecord) -> Split:
-    empty = np.empty(0, TOKEN_DTYPE)  # an empty file cannot be mapped
-    tokens = np.memmap(path, TOKEN_DTYPE, mode="r") if record.count else empty
-    return Split(tokens, record.size, record.sha256)
-
-
-def _read_meta(folder: Path) -> dict[str, _SplitRecord] | None:
-    """The records of both splits, or None if a file is missing or has another size."""
+def _open_tokens(folder: Path) -> Tokens | None:
+    """Open the cached tokens after verifying them. None if they are missing, damaged or without a checksum."""
     try:
-        document = json.loads((folder / "meta.json").read_text())
-        records = {name: _SplitRecord(**document[name]) for name in ("train", "val")}
-        sizes = {name: (folder / f"{name}.u16").stat().st_size for name in records}
-        complete = all(sizes[name] == record.count * TOKEN_DTYPE.itemsize for name, record in records.items())
-    except (OSError, ValueError, TypeError, KeyError):
+        document = check_digest(json.loads((folder / META).read_bytes()))
+        records = [_SplitRecord(**document[name]) for name in SPLITS]
+        splits = []
+        for name, record in zip(SPLITS, records, strict=True):
+            tokens = TokenFile(folder / f"{name}.u16", record.count)
+            if tokens.checksum() != record.xxh3_128:
+                return None
+            splits.append(Split(tokens, record.size, record.sha256))
+    except (OSError, ValueError, TypeError, KeyError, GptlabError):
         return None
-    return records if complete else None
+    train, val = splits
+    return Tokens(train, val, sum(record.end_of_texts for record in records))
+
+
+def _why_unusable(folder: Path) -> str:
+    try:
+        document = json.loads((folder / META).read_bytes())
+    except (OSError, ValueError):
+        return "are damaged"
+    old = isinstance(document, dict) and document.keys() == set(SPLITS)
+    return "are from an earlier version and have no checksum" if old else "are damaged"
 
 
 def _tokenize(text: Text, val_fraction: float, folder: Path) -> None:
@@ -147,7 +220,8 @@ def _tokenize(text: Text, val_fraction: float, folder: Path) -> None:
         if text_digest.hexdigest() != text.sha256:
             forget_digests(text.path)  # a remembered digest may be what is wrong
             raise BadInputError(f"'{text.source}' changed while it was read; try again")
-        (staging / "meta.json").write_text(json.dumps({name: asdict(record) for name, record in records.items()}))
+        document = with_digest({name: asdict(record) for name, record in records.items()})
+        (staging / META).write_text(json.dumps(document))
         staging.rename(folder)
     except BaseException:
         shutil.rmtree(staging)
@@ -161,8 +235,9 @@ def _write_split(
     text_digest: "hashlib._Hash",
     advance: Callable[[int], None],
 ) -> _SplitRecord:
-    """Write one split's tokens and update both digests with its bytes."""
+    """Write one split's tokens and update both digests with its text."""
     count = size = end_of_texts = 0
+    checksum = xxhash.xxh3_128()
     with path.open("wb") as file:
         for piece, tokens in encoded:
             raw = piece.encode()
@@ -172,8 +247,9 @@ def _write_split(
             count += len(tokens)
             size += len(raw)
             file.write(tokens.data)
+            checksum.update(tokens.data)
             advance(len(raw))
-    return _SplitRecord(count, size, split_digest.hexdigest(), end_of_texts)
+    return _SplitRecord(count, size, split_digest.hexdigest(), checksum.hexdigest(), end_of_texts)
 
 
 @contextmanager

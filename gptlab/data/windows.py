@@ -12,9 +12,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.data.tokens import Split
+from gptlab.data.tokens import Split, TokenSequence
+from gptlab.digests import canonical_json
 from gptlab.errors import BadInputError
-from gptlab.identity import canonical_json
 from gptlab.randomness import Purpose, random_bits
 
 FEISTEL_ROUNDS = 6
@@ -26,8 +26,7 @@ STEPS_PER_BLOCK = 64
 class Windows:
     """The training windows in the order of the seed."""
 
-    tokens: NDArray[np.uint16]
-    """Shape `(N,)`."""
+    tokens: TokenSequence
     sequence_length: int
     batch_size: int
     seed: int
@@ -78,10 +77,9 @@ def _block_starts(seed: int, per_epoch: int, sequence_length: int, batch_size: i
     return starts.reshape(STEPS_PER_BLOCK, batch_size)
 
 
-def windows_at(tokens: NDArray[np.uint16], starts: NDArray[np.int64], sequence_length: int) -> NDArray[np.int64]:
+def windows_at(tokens: TokenSequence, starts: NDArray[np.int64], sequence_length: int) -> NDArray[np.int64]:
     """The windows at the start positions `starts`, shape `(len(starts), sequence_length + 1)`."""
-    windows: NDArray[np.int64] = tokens[starts[:, None] + np.arange(sequence_length + 1)].astype(np.int64)
-    return windows
+    return np.stack([tokens[start : start + sequence_length + 1] for start in starts.tolist()]).astype(np.int64)
 
 
 def validation_starts(val: Split, sequence_length: int, windows: int | None) -> NDArray[np.int64]:

@@ -14,8 +14,9 @@ from gptlab.errors import GptlabError
 from gptlab.files import write_durably
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import SYNC
+from gptlab.tracking.history import ATTEMPTS
 from gptlab.tracking.metrics import METRICS
-from gptlab.tracking.run import ATTEMPTS, Run, all_runs, skip_unreadable
+from gptlab.tracking.run import Run, all_runs, skip_unreadable
 from gptlab.untrusted import Count, read_document
 
 SYNCED = "wandb/synced.json"

@@ -3,17 +3,29 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Required, Self
 
+import xxhash
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from gptlab.untrusted import Count, read_json_lines, read_json_lines_from, torn_bytes
+from gptlab.untrusted import (
+    Count,
+    lines_backwards,
+    open_regular,
+    parse_row,
+    read_json_lines_from,
+    torn_bytes,
+)
 
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
+
+SAMPLE_BYTES = 1 << 22
+"""Files that are longer are read in blocks for a plot."""
+SAMPLE_BLOCKS = 64
 
 COLUMNS: dict[str, str] = {
     "step": "optimizer steps done",
@@ -65,34 +77,43 @@ def _types() -> dict[str, Any]:
 
 
 # mypy does not support a TypedDict with computed keys.
-_ROW: TypeAdapter[Row] = TypeAdapter(TypedDict("_Row", _types(), total=False))  # type: ignore[operator]
+ROW: TypeAdapter[Row] = TypeAdapter(TypedDict("_Row", _types(), total=False))  # type: ignore[operator]
 
 
 class MetricsFile:
     """`metrics.jsonl`, opened for appending by the process that trains the run."""
 
     def __init__(self, directory: Path, size: int) -> None:
-        """Open the file and truncate it to `size` bytes, and to its last complete row if it is shorter.
+        """Open the file and truncate it.
 
         Args:
             directory: The run's directory.
-            size: The file's length when the checkpoint was saved; later rows are computed again.
+            size: The length of the rows to keep; later rows are computed again.
         """
         self.path = directory / METRICS
-        self._file = self.path.open("ab")
-        complete = self.size - torn_bytes(self.path)
-        self._file.truncate(min(size, complete))  # truncating to more than the file's length would append NULs
+        self._file = self.path.open("ab", buffering=0)  # a buffer would write a failed row again on closing
+        complete = self._file.tell() - torn_bytes(self.path)
+        self.size = min(size, complete)  # truncating to more than the file's length would append NULs
+        """Length of the complete rows in bytes."""
+        self._file.truncate(self.size)
+        self._checksum = xxhash.xxh3_128()
+        with self.path.open("rb") as file:
+            while block := file.read(1 << 20):
+                self._checksum.update(block)
 
-    @property
-    def size(self) -> int:
-        """Length in bytes."""
-        return os.fstat(self._file.fileno()).st_size
+    def checksum(self) -> str:
+        """Return the xxh3_128 of the complete rows, in hexadecimal."""
+        return self._checksum.hexdigest()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write and flush one row. Non-finite numbers become strings such as "nan", because JSON has none."""
+        """Write one row. Non-finite numbers become strings such as "nan", because JSON has none."""
         document = {key: _encode(value) for key, value in row.items()}
-        self._file.write(json.dumps(document, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(document, allow_nan=False).encode() + b"\n"
+        written = 0
+        while written < len(line):
+            written += self._file.write(line[written:])
+        self.size += len(line)
+        self._checksum.update(line)
 
     def sync(self) -> None:
         """Flush all rows to the disk."""
@@ -114,24 +135,69 @@ class NewRows:
         """Step of the last row that was read; −1 before the first."""
 
     def __iter__(self) -> Iterator[Row]:
-        for row, size in read_json_lines_from(self._path, self._read, _ROW):
+        for row, size in read_json_lines_from(self._path, self._read, ROW):
             self._read += size
             self.last_step = row["step"]
             yield row
 
 
 def read_metrics(directory: Path) -> list[Row]:
-    """Return all rows of a run; a torn last line is skipped. Each row has a step and some of the other `COLUMNS`.
+    """Return all rows of a run. A long run has millions, so prefer `stream_metrics` or `newest_values`."""
+    return list(stream_metrics(directory))
+
+
+def stream_metrics(directory: Path) -> Iterator[Row]:
+    """Yield all rows of a run; a torn last line is skipped. Each row has a step and some of the other `COLUMNS`.
 
     Raises:
         GptlabError: A complete line is invalid; the message names file and line.
     """
-    return list(read_json_lines(directory / METRICS, _ROW))
+    return (row for row, _ in read_json_lines_from(directory / METRICS, 0, ROW))
 
 
-def last_value(rows: list[Row], column: str) -> Any:
-    """Return the newest value of a column, or None if no row has it."""
-    return next((row[column] for row in reversed(rows) if column in row), None)
+def sample_metrics(directory: Path, max_bytes: int = SAMPLE_BYTES) -> Iterator[Row]:
+    """Yield rows for a plot: all of a short file, and those in evenly spaced blocks of a long one.
+
+    Raises:
+        GptlabError: A line that is read is invalid; the message names the file.
+    """
+    try:
+        with open_regular(directory / METRICS) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= max_bytes:
+                yield from stream_metrics(directory)
+                return
+            for number in range(SAMPLE_BLOCKS):
+                start = (size - max_bytes // SAMPLE_BLOCKS) * number // (SAMPLE_BLOCKS - 1)
+                file.seek(start)
+                block = file.read(max_bytes // SAMPLE_BLOCKS)
+                complete = block.split(b"\n")[1 if start else 0 : -1]
+                for line in complete:
+                    yield parse_row(f"{file.name}, after byte {start:,}", line, ROW)
+    except FileNotFoundError:
+        return
+
+
+def newest_values(directory: Path, columns: Iterable[str]) -> Row:
+    """Return the newest value of each of these columns that any row has. The file is read from its end.
+
+    Raises:
+        GptlabError: A row with one of the columns is invalid; the message names the file.
+    """
+    found: Row = {}
+    missing = {column: f'"{column}"'.encode() for column in columns}
+    try:
+        with open_regular(directory / METRICS) as file:
+            for line in lines_backwards(file):
+                if any(key in line for key in missing.values()):  # parsing every row would be slow
+                    row = parse_row(f"{file.name}, near its end", line, ROW)
+                    found |= {column: row[column] for column in missing if column in row}
+                    missing = {column: key for column, key in missing.items() if column not in row}
+                    if not missing:
+                        break
+    except FileNotFoundError:
+        pass
+    return found
 
 
 def _encode(value: Any) -> Any:

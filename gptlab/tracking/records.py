@@ -1,12 +1,14 @@
 """Types of a run's records: `run.json`, and the rows of `attempts.jsonl` and `samples.jsonl`."""
 
+import json
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Required, Self
+from typing import Annotated, Any, Literal, NotRequired, Required, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from typing_extensions import TypedDict
 
+from gptlab.digests import mark_if_altered, with_digest
 from gptlab.identity import Identity, hash_of, identify
 from gptlab.spec import Experiment, Precision
 from gptlab.untrusted import Count
@@ -64,6 +66,17 @@ class RunRecord(BaseModel):
     """None if the weights are drawn from the seed."""
     wandb_id: str
     """The run's id and a random suffix, so that equal runs on two machines, or after a deletion, differ in W&B."""
+    altered: Literal[True] | None = Field(None, exclude=True)
+    """Whether the file no longer matches the digest that it was written with."""
+
+    def to_json(self) -> str:
+        """Return the content of the file."""
+        return json.dumps(with_digest(self.model_dump(mode="json")), indent=2, ensure_ascii=False) + "\n"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_digest(cls, document: Any) -> Any:
+        return mark_if_altered(document)
 
     @model_validator(mode="after")
     def _check_identity(self) -> Self:
@@ -94,6 +107,7 @@ class Start(TypedDict, total=False):
 
     event: Required[Literal["start"]]
     steps: Required[Count]
+    from_step: Count
     device: str
     deterministic: bool
     host: str
@@ -119,6 +133,12 @@ class End(TypedDict):
     event: Literal["end"]
     step: Count
     status: Outcome
+    metrics_bytes: NotRequired[Count]
+    """Length of the rows of `metrics.jsonl`; missing in rows of earlier versions of gptlab, as are the next two."""
+    metrics_xxh3: NotRequired[str]
+    """The xxh3_128 of these bytes, in hexadecimal."""
+    metrics_damaged_to: NotRequired[Count | None]
+    """See `LoopState.metrics_damaged_to`."""
 
 
 class Sample(TypedDict):
@@ -129,5 +149,8 @@ class Sample(TypedDict):
     text: str
 
 
-ATTEMPT: TypeAdapter[Start | End] = TypeAdapter(Annotated[Start | End, Field(discriminator="event")])
+ATTEMPT: TypeAdapter[Start | End] = TypeAdapter(
+    Annotated[Start | End, Field(discriminator="event"), BeforeValidator(mark_if_altered)]
+)
+"""A row of `attempts.jsonl`. It has a key `altered` if it no longer matches its digest."""
 SAMPLE = TypeAdapter(Sample)

@@ -20,28 +20,26 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from gptlab import project
-from gptlab.checkpoints.manifest import list_checkpoints
+from gptlab.digests import with_digest
 from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
 from gptlab.files import append_json_line, make_directory, write_durably
 from gptlab.identity import Identity
 from gptlab.spec import Experiment, Precision
+from gptlab.tracking.history import ATTEMPTS, History, warn_altered
 from gptlab.tracking.lock import lock_holder
-from gptlab.tracking.metrics import Row, last_value, read_metrics
-from gptlab.tracking.records import ATTEMPT, SAMPLE, End, InitialWeights, Outcome, RunRecord, Sample, Start, TextRecord
+from gptlab.tracking.records import SAMPLE, InitialWeights, Outcome, RunRecord, Sample, TextRecord
 from gptlab.untrusted import check_tree, read_document, read_json_lines
 from gptlab.validation import did_you_mean
 
-RECORD, ATTEMPTS, SAMPLES, EVALUATIONS = "run.json", "attempts.jsonl", "samples.jsonl", "evaluations"
+RECORD, SAMPLES, EVALUATIONS = "run.json", "samples.jsonl", "evaluations"
 LOG, TRASH = "log.txt", ".trash"
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["running", "complete", "interrupted", "diverged", "failed"]
 SourceT = TypeVar("SourceT")
 ResultT = TypeVar("ResultT")
 
@@ -58,20 +56,24 @@ class Run:
         """`NAME-HASH8-sSEED`."""
         return self.record.run
 
-    def history(self) -> "History":
+    def history(self) -> History:
         """Return what the run has recorded so far."""
-        return History(self)
+        return History(self.directory, self.record)
 
     def start_attempt(self, **facts: Any) -> int:
         """Record the start of an attempt. Returns its number, from 1."""
         number = 1 + len(self.history().starts)
-        append_json_line(self.directory / ATTEMPTS, {"attempt": number, "event": "start", "time": _now(), **facts})
+        self._add_attempt_row({"attempt": number, "event": "start", "time": _now(), **facts})
         return number
 
     def end_attempt(self, number: int, step: int, status: Outcome, **facts: Any) -> None:
         """Record the end of an attempt."""
-        row = {"attempt": number, "event": "end", "time": _now(), "step": step, "status": status, **facts}
-        append_json_line(self.directory / ATTEMPTS, row)
+        self._add_attempt_row(
+            {"attempt": number, "event": "end", "time": _now(), "step": step, "status": status, **facts}
+        )
+
+    def _add_attempt_row(self, row: dict[str, Any]) -> None:
+        append_json_line(self.directory / ATTEMPTS, with_digest(row))
 
     def samples(self) -> list[Sample]:
         """Return the rows of `samples.jsonl`."""
@@ -102,58 +104,6 @@ class Run:
             raise GptlabError(f"{trash} is a symbolic link; remove it")
         trash.mkdir(exist_ok=True)
         return self.directory.rename(trash / f"{self.directory.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
-
-
-class History:
-    """What a run has recorded. Each file is read once, so later rows do not appear."""
-
-    def __init__(self, run: Run) -> None:
-        """Read `attempts.jsonl`; the metrics are read on first use."""
-        self._run = run
-        self.attempts: list[Start | End] = list(read_json_lines(run.directory / ATTEMPTS, ATTEMPT))
-
-    @property
-    def starts(self) -> list[Start]:
-        """The rows that record the start of an attempt."""
-        return [row for row in self.attempts if row["event"] == "start"]
-
-    @property
-    def _end(self) -> End | None:
-        """The end of the last attempt, if it has been recorded."""
-        last = self.attempts[-1] if self.attempts else None
-        return last if last is not None and last["event"] == "end" else None
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        """The rows of metrics."""
-        return read_metrics(self._run.directory)
-
-    @property
-    def outcome(self) -> Outcome:
-        """How the last attempt ended; `interrupted` if no end is recorded, as while it runs."""
-        return self._end["status"] if self._end else "interrupted"
-
-    @cached_property
-    def status(self) -> Status:
-        """`running` while a process holds the run's lock, else the outcome."""
-        return "running" if lock_holder(self._run.directory) else self.outcome
-
-    @cached_property
-    def step(self) -> int:
-        """The last known step: that of the last attempt's end, else of the newest row or checkpoint."""
-        if self._end:
-            return self._end["step"]
-        checkpoints = [checkpoint.step for checkpoint in list_checkpoints(self._run.directory)]
-        return max([*checkpoints, *(row["step"] for row in self.rows)], default=0)
-
-    @property
-    def target(self) -> int:
-        """The total number of steps that the last attempt was asked for; before the first attempt, the spec's."""
-        return self.starts[-1]["steps"] if self.starts else self._run.record.spec.train.steps
-
-    def last(self, column: str) -> Any:
-        """Return the newest value of a column of the metrics, or None."""
-        return last_value(self.rows, column)
 
 
 def create_run(
@@ -190,7 +140,7 @@ def create_run(
     )
     make_directory(directory)
     check_tree(directory)
-    write_durably(directory / RECORD, record.model_dump_json(indent=2) + "\n")
+    write_durably(directory / RECORD, record.to_json())
     return Run(directory, record)
 
 
@@ -202,9 +152,12 @@ def load_run(directory: Path) -> Run:
     """
     check_tree(directory)
     try:
-        return Run(directory, read_document(directory / RECORD, RunRecord))
+        record = read_document(directory / RECORD, RunRecord)
     except FileNotFoundError:
         raise GptlabError(f"{directory / RECORD} is missing") from None
+    if record.altered:
+        warn_altered(directory / RECORD)
+    return Run(directory, record)
 
 
 def all_runs() -> list[Run]:
@@ -251,8 +204,28 @@ def find_run(reference: str) -> Run:
 
 
 def run_directories() -> list[Path]:
-    """Return the run directories by id, without reading a file in them."""
-    return sorted(path.parent for path in project.runs_directory().glob(f"*/{RECORD}") if path.parent.name != TRASH)
+    """Return the run directories by id, without reading a file in them. Directories that cannot be opened are included.
+
+    Raises:
+        GptlabError: The runs directory cannot be read.
+    """
+    folder = project.runs_directory()
+    try:
+        return sorted(path for path in folder.iterdir() if path.name != TRASH and _may_hold_a_run(path))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise GptlabError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _may_hold_a_run(directory: Path) -> bool:
+    try:
+        (directory / RECORD).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # such as a directory without permissions, which loading reports
+        pass
+    return True
 
 
 def _now() -> str:

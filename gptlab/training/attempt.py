@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-from gptlab.checkpoints.manifest import Checkpoint
+from gptlab.checkpoints.manifest import CHECKPOINTS, Checkpoint
 from gptlab.checkpoints.read import SavedState
 from gptlab.checkpoints.retention import apply_retention
 from gptlab.checkpoints.saver import BackgroundSaver
 from gptlab.errors import DivergedError, GptlabError
+from gptlab.files import make_directory
 from gptlab.model.sample import samples
 from gptlab.tracking.metrics import METRICS, MetricsFile
 from gptlab.tracking.provenance import Source
 from gptlab.tracking.records import Outcome
 from gptlab.tracking.run import Run
+from gptlab.tracking.verification import end_of_rows, last_row_step
 from gptlab.training.loop import Hooks, TrainingLoop
 from gptlab.training.memory import explain_out_of_memory
 from gptlab.training.rows import RowWriter
@@ -53,6 +55,7 @@ class Attempt:
         with explain_out_of_memory(self._train_spec):
             self.state: TrainingState = restore(run.record, saved, settings)
         self.start_step = self.state.step
+        self._rows_problem = saved.rows_problem if saved else None
 
     def train(self, steps: int, facts: dict[str, Any], source: Source, stop_requested: Callable[[], bool]) -> Outcome:
         """Train until `steps` are done or a stop is requested, and record start and end of the attempt.
@@ -70,16 +73,13 @@ class Attempt:
             DivergedError: A loss or gradient norm is not finite.
             GptlabError: A file cannot be written, or memory runs out.
         """
-        run, train, loop_state = self._run, self._train_spec, self.state.loop
-        apply_retention(run.directory, train.keep_checkpoints, loop_state.best_step, snapshots=train.snapshots)
-        if torn := torn_bytes(run.directory / METRICS):
-            self._notice(f"the last row of metrics.jsonl was torn by a crash; its {torn} bytes are dropped")
-        with MetricsFile(run.directory, loop_state.metrics_bytes) as metrics:
-            if metrics.size < loop_state.metrics_bytes:
-                missing = loop_state.metrics_bytes - metrics.size
-                self._notice(f"metrics.jsonl has lost rows: {missing} bytes are missing")
-            number = run.start_attempt(**facts)
-            source.keep_patch(run.directory)
+        run, train = self._run, self._train_spec
+        best_step = self.state.loop.best_step
+        apply_retention(run.directory, train.keep_checkpoints, best_step, snapshots=train.snapshots)
+        make_directory(run.directory / CHECKPOINTS)  # if it is missing later, somebody removed it
+        number = run.start_attempt(**facts)  # before rows are cut, which the end of the last attempt vouches for
+        source.keep_patch(run.directory)
+        with self._open_metrics() as metrics:
             run.drop_samples_after(min(self.start_step, steps - 1))
             outcome: Outcome = "failed"
             end_facts: dict[str, Any] = {}
@@ -95,8 +95,31 @@ class Attempt:
                 outcome, end_facts = "diverged", {"diverged": error.facts}
                 raise
             finally:
+                metrics.sync()
+                end_facts |= {
+                    "metrics_bytes": metrics.size,
+                    "metrics_xxh3": metrics.checksum(),
+                    "metrics_damaged_to": self.state.loop.metrics_damaged_to,
+                }
                 run.end_attempt(number, self.state.step, outcome, **end_facts)
         return outcome
+
+    def _open_metrics(self) -> MetricsFile:
+        """Open the metrics without the rows that will be computed again."""
+        directory, loop = self._run.directory, self.state.loop
+        if torn := torn_bytes(directory / METRICS):
+            self._notice(f"the last row of metrics.jsonl was torn by a crash; its {torn} bytes are dropped")
+        size, damaged_to = loop.metrics_bytes, loop.metrics_damaged_to
+        if self._rows_problem:
+            size, damaged_to = end_of_rows(directory, last_row_step(self.start_step, loop)), self.start_step
+            self._notice(
+                f"{self._rows_problem}; no checkpoint has intact rows, so training continues from step "
+                f"{self.start_step} and the run is marked as damaged"
+            )
+        metrics = MetricsFile(directory, size)
+        update = {"metrics_bytes": size, "metrics_xxh3": metrics.checksum(), "metrics_damaged_to": damaged_to}
+        self.state.loop = loop.model_copy(update=update)
+        return metrics
 
     def _loop(self, number: int, metrics: MetricsFile) -> TrainingLoop:
         run = self._run

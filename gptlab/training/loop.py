@@ -164,7 +164,7 @@ class TrainingLoop:
         step, copy = self.state.step, not states.on_host(self.state)
         loop_state = self.state.loop.model_copy(update={"elapsed_s": self.rows.elapsed_s()})
         header = states.checkpoint_header(self.record, step, self.rows.last_losses)
-        manifest = states.manifest_fields(self.record, step, loop_state)
+        manifest = states.manifest_fields(self.record, self.rows.attempt, step, loop_state)
         with self.rows.stopwatch.saving():
             self.saver.finish()  # before the copy, so that only one copy of a GPU's tensors exists at a time
             files = states.checkpoint_files(self.state, resumable=resumable, copy=copy)

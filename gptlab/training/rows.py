@@ -44,7 +44,7 @@ class RowWriter:
             metrics: The file to append to.
             state: Its `loop` holds the sums since the last row on the grid, and the best validation loss so far.
         """
-        self._run, self._attempt, self._spec, self._windows = run, attempt, spec, windows
+        self._run, self.attempt, self._spec, self._windows = run, attempt, spec, windows
         self._settings, self._metrics = settings, metrics
         self._state = state
         self.stopwatch = Stopwatch()
@@ -108,7 +108,7 @@ class RowWriter:
             "step": step,
             "tokens": step * batch_tokens,
             "epoch": step * train.batch_size / self._windows.per_epoch,
-            "attempt": self._attempt,
+            "attempt": self.attempt,
             "time": time.time(),
             "elapsed_s": self.elapsed_s(),
         }
@@ -170,6 +170,7 @@ class RowWriter:
                 update={
                     "elapsed_s": row["elapsed_s"],
                     "metrics_bytes": self._metrics.size,
+                    "metrics_xxh3": self._metrics.checksum(),
                     "loss_sum": 0.0,
                     "grad_norm_sum": 0.0,
                     "clipped": 0,

@@ -74,11 +74,12 @@ def checkpoint_header(record: RunRecord, step: int, losses: dict[str, float | No
     }
 
 
-def manifest_fields(record: RunRecord, step: int, loop: LoopState) -> dict[str, Any]:
+def manifest_fields(record: RunRecord, attempt: int, step: int, loop: LoopState) -> dict[str, Any]:
     """Return the fields of a checkpoint's manifest except `files`."""
     return {
         "run": record.run,
         "step": step,
+        "attempt": attempt,
         "progress": loop,
         "text_sha256": record.text.sha256,
         "tokenizer_sha256": record.tokenizer_sha256,

@@ -84,7 +84,7 @@ def _saving(folder: Path) -> tuple[Path, list[Row]]:
         def save() -> None:
             files = checkpoint_files(state, resumable=True, copy=False)
             header = checkpoint_header(run.record, state.step, {"train/loss": None})
-            saver.save(files, header, manifest_fields(run.record, state.step, LoopState()), copied=False)
+            saver.save(files, header, manifest_fields(run.record, 1, state.step, LoopState()), copied=False)
 
         def save_and_finish() -> None:
             save()

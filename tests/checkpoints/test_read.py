@@ -9,14 +9,23 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from strategies import as_json, damaged, oddly
+from support import change_manifest
 
-from gptlab.checkpoints.manifest import CHECKPOINTS, MANIFEST, MODEL, OPTIMIZER, compute_digest, list_checkpoints
+from gptlab.checkpoints.manifest import (
+    CHECKPOINTS,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    compute_digest,
+    list_checkpoints,
+    select_checkpoint,
+)
 from gptlab.checkpoints.read import load_model, read_newest_state
-from gptlab.errors import GptlabError
+from gptlab.errors import BadInputError, GptlabError
 
 
 @pytest.fixture
@@ -41,9 +50,8 @@ def restored(micro, kept):
 
 def commit(directory):
     """Write a manifest with the current digests of the files."""
-    manifest = json.loads((directory / MANIFEST).read_text())
-    manifest["files"] = {name: compute_digest(directory / name).model_dump() for name in (MODEL, OPTIMIZER)}
-    (directory / MANIFEST).write_text(json.dumps(manifest))
+    files = {name: compute_digest(directory / name).model_dump() for name in (MODEL, OPTIMIZER)}
+    change_manifest(directory / MANIFEST, lambda manifest: manifest.update(files=files))
 
 
 def test_the_newest_intact_checkpoint_is_used_without_a_notice(restored):
@@ -88,7 +96,7 @@ def test_any_flipped_bit_is_detected(kept, restored, name, where, bit):
 def test_damage_to_all_manifests_is_an_error_and_not_a_new_start(kept, micro):
     for path in (kept.parent).glob("*/manifest.json"):
         path.write_text("{")
-    with pytest.raises(GptlabError, match="no checkpoint is intact.*manifest.json is missing or damaged"):
+    with pytest.raises(GptlabError, match="no checkpoint is intact.*manifest.json is damaged"):
         read_newest_state(kept.parents[1], micro.model, lambda notice: None)
 
 
@@ -109,9 +117,7 @@ def test_a_directory_with_the_manifest_of_another_step_is_not_a_checkpoint(kept,
 @pytest.mark.parametrize("size", [10 << 30, 1_000])
 def test_a_file_whose_length_does_not_fit_the_model_is_not_read(kept, restored, size):
     os.truncate(kept / MODEL, size)
-    manifest = json.loads((kept / MANIFEST).read_text())
-    manifest["files"][MODEL]["bytes"] = size
-    (kept / MANIFEST).write_text(json.dumps(manifest))
+    change_manifest(kept / MANIFEST, lambda manifest: manifest["files"][MODEL].update(bytes=size))
     step, notices = restored()
     assert step == 30
     assert f"{kept / MODEL} belongs to another model: {size:,} bytes" in notices[0]
@@ -196,7 +202,8 @@ def test_a_hostile_header_is_an_error_that_names_the_file_even_with_a_valid_mani
 @given(data=st.data())
 def test_any_changed_manifest_is_valid_or_its_directory_is_not_a_checkpoint(kept, micro, data):
     document = json.loads((kept / MANIFEST).read_text())
-    changed = oddly(document).map(as_json) | damaged(as_json(document))
+    flat = document["content"]  # without a digest, so that any change may be accepted
+    changed = oddly(document).map(as_json) | damaged(as_json(document)) | oddly(flat).map(as_json)
     (kept / MANIFEST).write_bytes(data.draw(changed))
     try:
         state = read_newest_state(kept.parents[1], micro.model, lambda notice: None)
@@ -208,6 +215,46 @@ def test_any_changed_manifest_is_valid_or_its_directory_is_not_a_checkpoint(kept
     assert math.isfinite(progress.loss_sum)
 
 
+def not_equal(changed: str, content: str) -> bool:
+    try:
+        return json.loads(changed) != json.loads(content)
+    except ValueError:
+        return True
+
+
+@given(data=st.data())
+def test_any_changed_digit_of_a_manifest_is_detected(kept, restored, data):
+    content = (kept / MANIFEST).read_text()
+    at = data.draw(st.sampled_from([i for i, character in enumerate(content) if character.isdigit()]))
+    digit = data.draw(st.sampled_from(sorted(set("0123456789") - {content[at]})))
+    changed = content[:at] + digit + content[at + 1 :]
+    assume(not_equal(changed, content))  # the last of 17 digits can be without effect
+    (kept / MANIFEST).write_text(changed)
+    step, notices = restored()
+    (kept / MANIFEST).write_text(content)
+    assert step == 30
+    assert str(kept / MANIFEST) in notices[0]
+
+
+def test_a_manifest_of_an_earlier_version_is_read_without_a_digest(kept, restored):
+    (kept / MANIFEST).write_text(json.dumps(json.loads((kept / MANIFEST).read_text())["content"]))
+    assert restored() == (40, [])
+
+
+def test_the_newest_checkpoint_is_selected_with_a_warning_if_a_newer_manifest_is_damaged(kept, caplog):
+    run_directory = kept.parents[1]
+    assert select_checkpoint(run_directory, None).step == 40
+    (kept / MANIFEST).write_text((kept / MANIFEST).read_text().replace('"step": 40', '"step": 41'))
+    assert not caplog.records
+    assert select_checkpoint(run_directory, None).step == 30
+    assert f"{kept / MANIFEST} is damaged: its digest does not match its content; using the" in caplog.text
+    with pytest.raises(BadInputError, match=f"{kept / MANIFEST} is damaged"):
+        select_checkpoint(run_directory, 40)
+    caplog.clear()
+    assert select_checkpoint(run_directory, 30).step == 30
+    assert not caplog.records
+
+
 def test_an_error_reports_that_no_checkpoint_is_intact(kept, micro):
     for checkpoint in list_checkpoints(kept.parents[1]):
         (checkpoint.directory / OPTIMIZER).write_bytes(b"")
@@ -216,9 +263,7 @@ def test_an_error_reports_that_no_checkpoint_is_intact(kept, micro):
 
 
 def test_a_weights_only_checkpoint_is_not_resumed(kept, restored):
-    manifest = json.loads((kept / MANIFEST).read_text())
-    del manifest["files"][OPTIMIZER]
-    (kept / MANIFEST).write_text(json.dumps(manifest))
+    change_manifest(kept / MANIFEST, lambda manifest: manifest["files"].pop(OPTIMIZER))
     assert restored() == (30, [])
 
 

@@ -12,8 +12,9 @@ from gptlab import cli
 from gptlab.commands import diff as diff_command
 from gptlab.commands.diff import compare, current_side, recorded_side
 from gptlab.files import append_json_line
+from gptlab.tracking.history import ATTEMPTS
 from gptlab.tracking.metrics import METRICS, read_metrics
-from gptlab.tracking.run import ATTEMPTS, Run
+from gptlab.tracking.run import Run
 
 ROOT = Path(__file__).parents[2]
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from gptlab.data import tokenizer, tokens
 from gptlab.data.pieces import PIECE_CHARACTERS, pieces
 from gptlab.data.text import Text, locate
-from gptlab.data.tokens import Split, Tokens, prepare
-from gptlab.errors import BadInputError
+from gptlab.data.tokens import TOKEN_DTYPE, Split, TokenFile, Tokens, prepare
+from gptlab.errors import BadInputError, GptlabError
 
 ROOT = Path(__file__).resolve().parents[2]
 TextOf = Callable[[bytes], Text]
@@ -36,7 +36,7 @@ def encode(text: str) -> list[int]:
 
 
 def decode(split: Split) -> bytes:
-    return tokenizer.gpt2().decode_bytes(split.tokens.tolist())
+    return tokenizer.gpt2().decode_bytes(split.tokens[:].tolist())
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_both_parts_joined_are_the_text(
     assert split.train.size + split.val.size == len(content)
     for part, expected in ((split.train, content[: split.train.size]), (split.val, content[split.train.size :])):
         assert part.sha256 == hashlib.sha256(expected).hexdigest()
-        assert part.tokens.tolist() == encode(expected.decode())
+        assert part.tokens[:].tolist() == encode(expected.decode())
 
 
 @pytest.mark.parametrize("val_fraction", [0.01, 0.1, 0.5, 0.99])
@@ -165,8 +165,8 @@ def test_literal_end_of_text_is_ordinary_text(prepared: Callable[..., Tokens], c
         caplog.clear()
         split = prepared(content)
         assert "the text contains 3 literal <|endoftext|>" in caplog.text
-    assert 50256 not in split.train.tokens
-    assert 50256 not in split.val.tokens
+    assert 50256 not in split.train.tokens[:]
+    assert 50256 not in split.val.tokens[:]
 
 
 def test_text_without_end_of_text_causes_no_warning(prepared: Callable[..., Tokens], caplog: pytest.LogCaptureFixture):
@@ -177,17 +177,32 @@ def test_text_without_end_of_text_causes_no_warning(prepared: Callable[..., Toke
 def test_part_without_a_token_is_an_empty_array(prepared: Callable[..., Tokens]):
     split = prepared(b"word", 0.1)
     assert (len(split.val.tokens), split.val.size) == (0, 0)
-    assert split.val.tokens.dtype == np.uint16
+    assert split.val.tokens[:].dtype == np.uint16
     assert decode(split.train) == b"word"
 
 
-def test_tokens_are_mapped_read_only_in_16_bits(prepared: Callable[..., Tokens]):
+def test_tokens_are_read_only_in_16_bits(prepared: Callable[..., Tokens]):
     split = prepared(b"some words " * 10)
     for part in (split.train, split.val):
-        assert isinstance(part.tokens, np.memmap)
-        assert part.tokens.dtype == np.dtype("<u2")
+        assert part.tokens[2:5].dtype == np.dtype("<u2")
         with pytest.raises(ValueError, match="read-only"):
-            part.tokens[0] = 1
+            part.tokens[2:5][0] = 1
+
+
+@given(start=st.integers(-40, 40), stop=st.integers(-40, 40))
+def test_a_slice_of_a_file_is_that_of_an_array(tmp_path_factory: pytest.TempPathFactory, start: int, stop: int):
+    path = tmp_path_factory.getbasetemp() / "slices.u16"
+    array = np.arange(30, dtype=TOKEN_DTYPE)
+    path.write_bytes(array.tobytes())
+    assert TokenFile(path, 30)[start:stop].tolist() == array[start:stop].tolist()
+
+
+def test_a_token_file_that_shrinks_while_it_is_in_use_is_an_error(prepared: Callable[..., Tokens], own_cache: Path):
+    split = prepared(b"some words " * 100)
+    os.truncate(cached_file(own_cache, "train.u16"), 20)
+    assert len(split.train.tokens[:10]) == 10
+    with pytest.raises(GptlabError, match=r"train\.u16 became shorter while it was in use"):
+        split.train.tokens[5:15]
 
 
 def test_many_pieces_give_the_tokens_of_the_whole_part(
@@ -196,8 +211,8 @@ def test_many_pieces_give_the_tokens_of_the_whole_part(
     monkeypatch.setattr(tokens, "pieces", functools.partial(pieces, longest=100))
     content = text_file.read_bytes()
     split = prepared(content)
-    assert split.train.tokens.tolist() == encode(content[: split.train.size].decode())
-    assert split.val.tokens.tolist() == encode(content[split.train.size :].decode())
+    assert split.train.tokens[:].tolist() == encode(content[: split.train.size].decode())
+    assert split.val.tokens[:].tolist() == encode(content[split.train.size :].decode())
 
 
 def test_vocabulary_is_loaded_in_the_main_thread(prepared: Callable[..., Tokens], monkeypatch: pytest.MonkeyPatch):
@@ -255,7 +270,7 @@ def test_cached_tokens_are_reused(prepared: Callable[..., Tokens], monkeypatch: 
     first = prepared(b"some words " * 10)
     monkeypatch.setattr(tokens, "pieces", refuse)
     second = prepared(b"some words " * 10)
-    assert second.train.tokens.tolist() == first.train.tokens.tolist()
+    assert second.train.tokens[:].tolist() == first.train.tokens[:].tolist()
     assert (second.val.size, second.val.sha256) == (first.val.size, first.val.sha256)
 
 
@@ -291,7 +306,7 @@ def cached_file(cache: Path, name: str) -> Path:
 def test_damaged_tokens_are_replaced_with_a_warning(
     prepared: Callable[..., Tokens], own_cache: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
 ):
-    expected = prepared(b"some words " * 10).train.tokens.tolist()
+    expected = prepared(b"some words " * 10).train.tokens[:].tolist()
     file = cached_file(own_cache, name)
     content = file.read_bytes()
     if damage == "removed":
@@ -299,16 +314,52 @@ def test_damaged_tokens_are_replaced_with_a_warning(
     else:
         file.write_bytes(content[:-2] if damage == "truncated" else content + b"\0\0")
     assert not caplog.records
-    assert prepared(b"some words " * 10).train.tokens.tolist() == expected
+    assert prepared(b"some words " * 10).train.tokens[:].tolist() == expected
     assert "damaged; tokenizing it again" in caplog.text
     assert cached_file(own_cache, name).read_bytes() == content
 
 
+def contents(made: Tokens) -> list[tuple[list[int], int, str]]:
+    return [(part.tokens[:].tolist(), part.size, part.sha256) for part in (made.train, made.val)]
+
+
+@pytest.mark.parametrize("name", ["train.u16", "val.u16", "meta.json"])
+@given(where=st.floats(0, 1, exclude_max=True), change=st.sampled_from(["bit", "zeros", "ones"]))
+def test_any_change_in_cached_tokens_is_detected_and_mended(
+    prepared: Callable[..., Tokens], own_cache: Path, name: str, where: float, change: str
+):
+    expected = contents(prepared(b"some words and more " * 100))
+    file = cached_file(own_cache, name)
+    content = bytearray(file.read_bytes())
+    at = int(where * len(content))
+    if change == "bit":
+        content[at] ^= 1
+    else:
+        content[at : at + 64] = (b"\0" if change == "zeros" else b"\xff") * len(content[at : at + 64])
+    file.write_bytes(content)
+    assert contents(prepared(b"some words and more " * 100)) == expected
+
+
+def test_tokens_of_an_earlier_version_without_a_checksum_are_replaced_with_a_notice(
+    prepared: Callable[..., Tokens], own_cache: Path, caplog: pytest.LogCaptureFixture
+):
+    prepared(b"some words " * 10)
+    file = cached_file(own_cache, "meta.json")
+    document = json.loads(file.read_text())
+    del document["digest"]
+    for name in ("train", "val"):
+        del document[name]["xxh3_128"]
+    file.write_text(json.dumps(document))
+    prepared(b"some words " * 10)
+    assert "are from an earlier version and have no checksum; tokenizing it again" in caplog.text
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("document", [[], {}, {"train": {}, "val": {}}, {"train": 1, "val": 2}, "x"])
 def test_invalid_meta_json_is_replaced(prepared: Callable[..., Tokens], own_cache: Path, document: object):
-    expected = prepared(b"some words " * 10).val.tokens.tolist()
+    expected = prepared(b"some words " * 10).val.tokens[:].tolist()
     cached_file(own_cache, "meta.json").write_text(json.dumps(document))
-    assert prepared(b"some words " * 10).val.tokens.tolist() == expected
+    assert prepared(b"some words " * 10).val.tokens[:].tolist() == expected
 
 
 def test_interrupted_tokenizing_leaves_nothing_behind(
@@ -334,7 +385,7 @@ tokens._tokenize = lambda *arguments: times.append(original(*arguments))
 text = locate(sys.argv[1])
 print("ready", flush=True)
 split = tokens.prepare(text, 0.1)
-print(len(times), int(split.train.tokens.sum(dtype="int64")), len(split.val.tokens), split.val.sha256)
+print(len(times), int(split.train.tokens[:].sum(dtype="int64")), len(split.val.tokens), split.val.sha256)
 """
 
 
@@ -374,6 +425,7 @@ def test_waiting_for_another_process_is_logged(
 ):
     prepared(b"some words in a text " * 20)
     (lock,) = (own_cache / "tokens").glob("*.lock")
+    cached_file(own_cache, "meta.json").unlink()
     with ThreadPoolExecutor(1) as pool, FileLock(lock):
         waiting = pool.submit(prepared, b"some words in a text " * 20)
         while not caplog.records and not waiting.done():

@@ -10,8 +10,9 @@ from strategies import ANYTHING, as_json, damaged, oddly
 from gptlab.commands.list_runs import summarize
 from gptlab.errors import GptlabError
 from gptlab.identity import identify
+from gptlab.tracking.history import ATTEMPTS
 from gptlab.tracking.metrics import COLUMNS, COUNTS, METRICS, read_metrics
-from gptlab.tracking.run import ATTEMPTS, RECORD, SAMPLES, Run, TextRecord, create_run, load_run
+from gptlab.tracking.run import RECORD, SAMPLES, Run, TextRecord, create_run, load_run
 
 ID = r"[a-z0-9][a-z0-9._-]{0,63}-[0-9a-f]{8}-s[0-9]{1,19}"
 START = {"attempt": 1, "event": "start", "time": "now", "steps": 40, "device": "cpu", "threads": 1, "tags": ["a"]}

@@ -8,6 +8,7 @@ import torch
 from gptlab.checkpoints.manifest import LoopState
 from gptlab.data import text
 from gptlab.model import gpt
+from gptlab.tracking.metrics import read_metrics
 from gptlab.training import optimizer
 from gptlab.training.loop import Hooks
 from gptlab.training.settings import Available, resolve_settings
@@ -37,7 +38,7 @@ def test_steps_outside_of_a_run_give_the_losses_of_the_run(micro, long_run, batc
     state = new_state(micro)
     step = new_step(micro, state)
     losses = [float(step(batch(number), number)[0]) for number in range(5)]
-    row = next(row for row in long_run.history().rows if row["step"] == 5)
+    row = next(row for row in read_metrics(long_run.directory) if row["step"] == 5)
     assert row["train/loss"] == sum(losses) / 5
 
 
@@ -113,6 +114,6 @@ def test_an_error_in_a_hook_ends_the_attempt_and_the_run_resumes(train, micro, l
     with pytest.raises(RuntimeError, match="in a hook"):
         train(micro, hooks=Hooks(on_checkpoint=[fail]))
     run = train(micro).run
-    assert [row["train/loss"] for row in run.history().rows[1:]] == [
-        row["train/loss"] for row in long_run.history().rows[1:]
+    assert [row["train/loss"] for row in read_metrics(run.directory)[1:]] == [
+        row["train/loss"] for row in read_metrics(long_run.directory)[1:]
     ]

@@ -1,0 +1,131 @@
+"""What a run has recorded: its attempts, its status, and values of its metrics."""
+
+import logging
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from gptlab.checkpoints.manifest import list_checkpoints
+from gptlab.digests import ALTERED
+from gptlab.tracking.lock import lock_holder
+from gptlab.tracking.metrics import Row, newest_values, sample_metrics
+from gptlab.tracking.records import ATTEMPT, End, Outcome, RunRecord, Start
+from gptlab.tracking.verification import RecordedRows, find_damage
+from gptlab.untrusted import read_json_lines
+
+ATTEMPTS = "attempts.jsonl"
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["running", "complete", "interrupted", "diverged", "failed"]
+MetricsState = Literal["verified", "unverified", "damaged"]
+REPORTED = ("train/loss", "val/loss", "val/loss_se", "val/bpb", "elapsed_s", "perf/tokens_per_s")
+"""Columns whose newest values the commands print."""
+
+
+@cache
+def warn_altered(path: Path) -> None:
+    """Log once that a record no longer matches its digest."""
+    logger.warning("%s has changed since it was written; what it records is not reliable", path)
+
+
+class History:
+    """What a run has recorded so far. `attempts.jsonl` is read once, so later attempts do not appear."""
+
+    def __init__(self, directory: Path, record: RunRecord) -> None:
+        """Read `attempts.jsonl`; the metrics are read when they are needed."""
+        self._directory, self._record = directory, record
+        self.attempts = self._read_attempts()
+
+    def _read_attempts(self) -> list[Start | End]:
+        attempts = list(read_json_lines(self._directory / ATTEMPTS, ATTEMPT))
+        if any(ALTERED in row for row in attempts):
+            warn_altered(self._directory / ATTEMPTS)
+        return attempts
+
+    @property
+    def starts(self) -> list[Start]:
+        """The rows that record the start of an attempt."""
+        return [row for row in self.attempts if row["event"] == "start"]
+
+    @property
+    def _end(self) -> End | None:
+        """The end of the last attempt, if it has been recorded."""
+        last = self.attempts[-1] if self.attempts else None
+        return last if last is not None and last["event"] == "end" else None
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the last attempt ended; `interrupted` if no end is recorded, as while it runs."""
+        return self._end["status"] if self._end else "interrupted"
+
+    @cached_property
+    def status(self) -> Status:
+        """`running` while a process holds the run's lock, else the outcome."""
+        return "running" if lock_holder(self._directory) else self.outcome
+
+    @cached_property
+    def step(self) -> int:
+        """The last known step: that of the last attempt's end, else of the newest row or checkpoint."""
+        if self._end:
+            return self._end["step"]
+        checkpoints = [checkpoint.step for checkpoint in list_checkpoints(self._directory)]
+        newest_row: int = newest_values(self._directory, ["step"]).get("step", 0)
+        return max([*checkpoints, newest_row])
+
+    @property
+    def target(self) -> int:
+        """The total number of steps that the last attempt was asked for; before the first attempt, the spec's."""
+        return self.starts[-1]["steps"] if self.starts else self._record.spec.train.steps
+
+    @cached_property
+    def metrics_state(self) -> MetricsState:
+        """`verified` if all rows are as they were written, `damaged` if not, `unverified` if nothing vouches for some.
+
+        The rows after the newest checkpoint of a run that is training or was killed are unverified.
+        """
+        if self.damage:
+            return "damaged"
+        recorded = self._recorded_rows()
+        return "verified" if recorded and recorded.complete else "unverified"
+
+    @cached_property
+    def damage(self) -> str | None:
+        """How the metrics differ from what was written, or None."""
+        recorded = self._recorded_rows()
+        damage = find_damage(self._directory, recorded) if recorded else None
+        if damage and (attempts := self._read_attempts()) != self.attempts:  # an attempt began or ended meanwhile
+            self.attempts = attempts
+            recorded = self._recorded_rows()
+            damage = find_damage(self._directory, recorded) if recorded else None
+        return damage
+
+    def last(self, column: str) -> Any:
+        """Return the newest value of a column of the metrics, or None. A damaged run has no values."""
+        return self._newest.get(column)
+
+    @cached_property
+    def _newest(self) -> Row:
+        return {} if self.damage else newest_values(self._directory, REPORTED)
+
+    def sample_rows(self) -> list[Row]:
+        """Return rows of the metrics for a plot (see `sample_metrics`); none of a damaged run."""
+        return [] if self.damage else list(sample_metrics(self._directory))
+
+    def _recorded_rows(self) -> RecordedRows | None:
+        """What the last attempt's end, or else its newest resumable checkpoint, recorded about the metrics."""
+        if end := self._end:
+            if "metrics_xxh3" not in end:
+                return None
+            size, damaged_to = end.get("metrics_bytes", 0), end.get("metrics_damaged_to")
+            step = end["step"] if end["status"] == "complete" else None
+            return RecordedRows(size, end["metrics_xxh3"], damaged_to, complete=True, step=step)
+        resumed_from = self.starts[-1].get("from_step", 0) if self.starts else 0
+        for checkpoint in reversed(list_checkpoints(self._directory)):
+            manifest = checkpoint.manifest
+            # The last attempt may have resumed from an older checkpoint. Then later ones of other attempts are void.
+            current = checkpoint.step <= resumed_from or manifest.attempt == len(self.starts)
+            if checkpoint.resumable and current and (checksum := manifest.progress.metrics_xxh3):
+                progress = manifest.progress
+                return RecordedRows(progress.metrics_bytes, checksum, progress.metrics_damaged_to, complete=False)
+        return None

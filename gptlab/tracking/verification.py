@@ -1,0 +1,117 @@
+"""Check `metrics.jsonl` against the lengths and checksums that manifests and ends of attempts record.
+
+A run that was killed has rows after the newest checkpoint that nothing vouches for. They are unverified, not damaged.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptlab.checkpoints.manifest import LoopState, Manifest
+from gptlab.checksums import file_digest
+from gptlab.errors import GptlabError
+from gptlab.tracking.metrics import METRICS, ROW
+from gptlab.untrusted import MAX_LINE_BYTES, open_regular, parse_row, torn_bytes
+
+
+@dataclass(frozen=True)
+class RecordedRows:
+    """The rows of `metrics.jsonl` as a manifest or the end of an attempt recorded them."""
+
+    bytes: int
+    xxh3_128: str
+    damaged_to: int | None
+    """See `LoopState.metrics_damaged_to`."""
+    complete: bool
+    """Whether no row was written later."""
+    step: int | None = None
+    """Step of the last row; None if it is not recorded."""
+
+
+def find_damage(directory: Path, recorded: RecordedRows) -> str | None:
+    """Return how a run's rows differ from what was recorded, or None if they do not.
+
+    The file is read once per state (see `gptlab.checksums`).
+    """
+    path = directory / METRICS
+    try:
+        problem = _find_change(path, recorded.bytes, recorded.xxh3_128)
+        if problem is None and recorded.complete and _complete_bytes(path) > recorded.bytes:
+            problem = f"{path} is damaged: rows were added after the end of the last attempt"
+        if problem is None and recorded.step not in (None, _step_before(path, recorded.bytes)):
+            problem = f"{path} does not end at step {recorded.step}, as recorded at the end of the last attempt"
+    except GptlabError as error:
+        return str(error)
+    if problem is None and recorded.damaged_to is not None:
+        return f"{path} was damaged when an attempt resumed: rows up to step {recorded.damaged_to} are not reliable"
+    return problem
+
+
+def find_rows_problem(directory: Path, manifest: Manifest) -> str | None:
+    """Return what is wrong with the rows up to a checkpoint, or None if training can resume after them."""
+    path, progress = directory / METRICS, manifest.progress
+    try:
+        problem = _find_change(path, progress.metrics_bytes, progress.metrics_xxh3)
+        if problem is None and _step_before(path, progress.metrics_bytes) != last_row_step(manifest.step, progress):
+            return f"{path} has no row that ends at byte {progress.metrics_bytes:,}, where {directory.name} saved"
+    except GptlabError as error:
+        return str(error)
+    return problem
+
+
+def last_row_step(step: int, progress: LoopState) -> int:
+    """Return the step of the last row on the grid at a checkpoint; 0 if there is none."""
+    return step - progress.steps_since_row
+
+
+def end_of_rows(directory: Path, step: int) -> int:
+    """Return the length of `metrics.jsonl` up to its last row of at most this step. Lines that are no rows count.
+
+    Raises:
+        GptlabError: A line is too long.
+    """
+    end = position = 0
+    try:
+        with open_regular(directory / METRICS) as file:
+            while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                position += len(line)
+                try:
+                    row = parse_row("", line, ROW)
+                except GptlabError:
+                    continue
+                if row["step"] <= step:
+                    end = position
+    except FileNotFoundError:
+        pass
+    return end
+
+
+def _find_change(path: Path, size: int, xxh3_128: str | None) -> str | None:
+    try:
+        with open_regular(path) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found < size:
+                return f"{path} has lost rows: it has {found:,} bytes of {size:,}"
+            if xxh3_128 and file_digest(file, "xxh3_128", size) != xxh3_128:
+                return f"{path} is damaged: its rows have changed since they were written"
+    except FileNotFoundError:
+        return f"{path} has lost rows: it is missing" if size else None
+    return None
+
+
+def _step_before(path: Path, end: int) -> int | None:
+    """Return the step of the row that ends at byte `end`; 0 at the file's beginning, None if no row ends there."""
+    if end == 0:
+        return 0
+    with open_regular(path) as file:
+        file.seek(max(end - MAX_LINE_BYTES, 0))
+        *_, line, rest = (b"\n" + file.read(min(end, MAX_LINE_BYTES))).split(b"\n")
+    try:
+        return None if rest else parse_row(str(path), line, ROW)["step"]
+    except GptlabError:
+        return None
+
+
+def _complete_bytes(path: Path) -> int:
+    """Return the length of the complete lines of a file."""
+    return path.stat().st_size - torn_bytes(path)
