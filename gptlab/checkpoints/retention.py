@@ -19,13 +19,16 @@ from gptlab.spec import Experiment
 STAGING, TRASH = ".saving", ".trash"
 
 
-def apply_retention(run_directory: Path, keep: int, best_step: int | None, *, snapshots: bool) -> None:
+def apply_retention(
+    run_directory: Path, keep: int, best_step: int | None, *, snapshots: bool, up_to: int | None = None
+) -> None:
     """Remove checkpoints that are no longer needed. Call it after a newer one is committed.
 
     The newest `keep` resumable checkpoints stay. Of older ones, the best checkpoint and, with `snapshots`, those of
-    snapshot steps stay as weights only.
+    snapshot steps stay as weights only. Checkpoints after step `up_to` are left alone: training resumed before them
+    because they are damaged, and will replace them.
     """
-    checkpoints = list_checkpoints(run_directory)
+    checkpoints = [c for c in list_checkpoints(run_directory) if up_to is None or c.step <= up_to]
     newest = {c.step for c in [c for c in checkpoints if c.resumable][-keep:]}
     for checkpoint in checkpoints:
         if checkpoint.step in newest:

@@ -101,9 +101,13 @@ class BackgroundSaver:
     def _commit(self, files: dict[str, Tensors], header: dict[str, Any], manifest: dict[str, Any]) -> None:
         self._before_commit()
         checkpoint = commit_checkpoint(self._run_directory, files, header, manifest, on_read=self._tensors_read.set)
-        best_step = manifest["progress"].best_step
-        train = self._train
-        apply_retention(self._run_directory, train.keep_checkpoints, best_step, snapshots=train.snapshots)
+        apply_retention(
+            self._run_directory,
+            self._train.keep_checkpoints,
+            manifest["progress"].best_step,
+            snapshots=self._train.snapshots,
+            up_to=checkpoint.step,
+        )
         self._on_commit(checkpoint)
 
     def __enter__(self) -> Self:

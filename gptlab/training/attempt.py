@@ -74,8 +74,13 @@ class Attempt:
             GptlabError: A file cannot be written, or memory runs out.
         """
         run, train = self._run, self._train_spec
-        best_step = self.state.loop.best_step
-        apply_retention(run.directory, train.keep_checkpoints, best_step, snapshots=train.snapshots)
+        apply_retention(
+            run.directory,
+            train.keep_checkpoints,
+            self.state.loop.best_step,
+            snapshots=train.snapshots,
+            up_to=self.start_step,
+        )
         make_directory(run.directory / CHECKPOINTS)  # if it is missing later, somebody removed it
         number = run.start_attempt(**facts)  # before rows are cut, which the end of the last attempt vouches for
         source.keep_patch(run.directory)

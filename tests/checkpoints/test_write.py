@@ -166,6 +166,13 @@ def test_retention_orders_by_step_and_not_by_time_and_leaves_other_runs_alone(tm
     assert [c.step for c in list_checkpoints(tmp_path / "other")] == [10, 20, 30]
 
 
+def test_checkpoints_after_the_step_that_training_resumed_from_do_not_count(tmp_path):
+    for step in (10, 20, 30, 40, 50):
+        save_step(tmp_path, step)
+    apply_retention(tmp_path, 2, None, snapshots=False, up_to=30)
+    assert [c.step for c in list_checkpoints(tmp_path)] == [20, 30, 40, 50]
+
+
 def test_snapshots_are_taken_at_zero_and_powers_of_two():
     assert [step for step in range(40) if is_snapshot(step)] == [0, 1, 2, 4, 8, 16, 32]
 
