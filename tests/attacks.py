@@ -178,7 +178,7 @@ def json_files() -> Iterator[Attack]:
     for what, content in odd.items():
         yield Attack(f"{what} in {RECORD}", lambda run, _, c=content: (run / RECORD).write_bytes(c), False, False)
     for what in ("deep lists", "an endless number", "nothing"):
-        yield Attack(f"{what} in {METRICS}", line(METRICS, odd[what]), listed=False, resumes=False)
+        yield Attack(f"{what} in {METRICS}", line(METRICS, odd[what]), listed=False, resumes=True)
     for what in ("half a character", "NUL", "UTF-16"):
         yield Attack(f"{what} in {SAMPLES}", line(SAMPLES, odd[what]), listed=True, resumes=False)
 
@@ -405,13 +405,17 @@ def rewrite_record(run: Path, **changes: Any) -> None:
         record["identity"]["initial_weights_sha256"] = changes["initial_weights"]["sha256"]
     record["run"] = f"{record['spec']['name']}-{hash_of(record['identity'])}-s{record['seed']}"
     record["wandb_id"] = f"{record['run']}-00000000"
+    del record["digest"]
     (run / RECORD).write_text(json.dumps(record))
 
 
 def _change(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a document and remove its digest, as if an earlier version of gptlab had written it."""
     document = json.loads(path.read_bytes())
-    change(document)
-    path.write_text(json.dumps(document))
+    del document["digest"]
+    content = document.get("content", document)
+    change(content)
+    path.write_text(json.dumps(content))
 
 
 def _adding(name: str, row: dict[str, Any]) -> Callable[[Path, Path], object]:

@@ -47,6 +47,7 @@ def summarize(run: Run) -> RunSummary:
         GptlabError: A file of the run cannot be read.
     """
     history = run.history()
+    losses = [row["train/loss"] for row in history.sample_rows() if "train/loss" in row]
     facts = {
         "run": run.id,
         "name": run.record.spec.name,
@@ -58,7 +59,6 @@ def summarize(run: Run) -> RunSummary:
         "metrics": history.metrics_state,
         "directory": str(run.directory),
     }
-    losses = [row["train/loss"] for row in history.sample_rows() if "train/loss" in row]
     elapsed = history.last("elapsed_s")
     if history.damage:
         logger.warning("%s; its losses are not shown", history.damage)

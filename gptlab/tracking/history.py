@@ -109,8 +109,13 @@ class History:
         return {} if self.damage else newest_values(self._directory, REPORTED)
 
     def sample_rows(self) -> list[Row]:
-        """Return rows of the metrics for a plot (see `sample_metrics`); none of a damaged run."""
-        return [] if self.damage else list(sample_metrics(self._directory))
+        """Return rows of the metrics for a plot (see `sample_metrics`); none of a damaged run.
+
+        Raises:
+            GptlabError: A row is invalid.
+        """
+        rows = list(sample_metrics(self._directory))
+        return [] if self.damage else rows
 
     def _recorded_rows(self) -> RecordedRows | None:
         """What the last attempt's end, or else its newest resumable checkpoint, recorded about the metrics."""

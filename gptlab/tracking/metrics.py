@@ -23,7 +23,7 @@ from gptlab.untrusted import (
 METRICS = "metrics.jsonl"
 Row = dict[str, Any]
 
-SAMPLE_BYTES = 1 << 22
+SAMPLE_BYTES = 1 << 23
 """Files that are longer are read in blocks for a plot."""
 SAMPLE_BLOCKS = 64
 

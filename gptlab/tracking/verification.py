@@ -32,16 +32,16 @@ def find_damage(directory: Path, recorded: RecordedRows) -> str | None:
     """Return how a run's rows differ from what was recorded, or None if they do not.
 
     The file is read once per state (see `gptlab.checksums`).
+
+    Raises:
+        GptlabError: The file cannot be read.
     """
     path = directory / METRICS
-    try:
-        problem = _find_change(path, recorded.bytes, recorded.xxh3_128)
-        if problem is None and recorded.complete and _complete_bytes(path) > recorded.bytes:
-            problem = f"{path} is damaged: rows were added after the end of the last attempt"
-        if problem is None and recorded.step not in (None, _step_before(path, recorded.bytes)):
-            problem = f"{path} does not end at step {recorded.step}, as recorded at the end of the last attempt"
-    except GptlabError as error:
-        return str(error)
+    problem = _find_change(path, recorded.bytes, recorded.xxh3_128)
+    if problem is None and recorded.complete and _complete_bytes(path) > recorded.bytes:
+        problem = f"{path} is damaged: rows were added after the end of the last attempt"
+    if problem is None and recorded.step not in (None, _step_before(path, recorded.bytes)):
+        problem = f"{path} does not end at step {recorded.step}, as recorded at the end of the last attempt"
     if problem is None and recorded.damaged_to is not None:
         return f"{path} was damaged when an attempt resumed: rows up to step {recorded.damaged_to} are not reliable"
     return problem
