@@ -11,11 +11,13 @@ read all runs.
 Every table starts with the columns `run`, `name` and `seed`, on which tables can be joined. Dtypes are fixed, also in
 an empty table; `analysis.columns` lists them. A value that a run does not have is NA or NaN, never zero.
 
-A run with an unreadable file is left out, with a warning that names the file. Parsed files are cached
+A run with an unreadable file is left out, with a warning that names the file, and so is a directory with another name
+than its run, which is a copy (`copies` lists these). Parsed files are cached
 (`analysis.cache`): a second call reads only files that have changed.
 """
 
 import json
+import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -24,7 +26,7 @@ from typing import Any, get_args
 
 from pandas import DataFrame, Series
 
-from analysis import cache, columns, weights
+from analysis import attempts, cache, columns, weights
 from analysis.windows import window_losses
 from gptlab.checkpoints.manifest import CHECKPOINTS, LoopState, list_checkpoints
 from gptlab.errors import BadInputError
@@ -39,6 +41,8 @@ _FILES = (RECORD, ATTEMPTS, METRICS, CHECKPOINTS)
 
 _FROM_METRICS = (*columns.NEWEST, *columns.VALIDATION, "flops")
 """Columns of `runs` that come from the metrics, which are read only for the selected runs."""
+
+logger = logging.getLogger(__name__)
 
 _CACHED_DTYPES = {"datetime64[us, UTC]": "str"}
 
@@ -82,6 +86,7 @@ def runs(
         train/loss: Newest training loss, in nats per token.
         tokens: Training tokens seen up to the newest row.
         elapsed_s: Training time of all attempts up to the newest row, in seconds.
+        cpu_s: CPU time of all threads in that time, in seconds; missing if an attempt did not measure it.
         perf/tokens_per_s: Newest training throughput, in tokens per second.
         perf/peak_mem_gib: Newest peak memory in use, in GiB.
         flops: Training FLOPs up to the newest row.
@@ -91,6 +96,9 @@ def runs(
         device, host, torch, threads: Device, host, PyTorch version and number of threads of the last attempt.
         git_commit, git_dirty, diff_sha256: Commit of the last attempt's code, whether it had uncommitted changes, and
             the SHA-256 of their diff.
+        changed: Which of these facts, `notes` excluded, changed between the attempts, as a JSON object of lists of
+            successive values, and `code`, a list of successive versions; missing if nothing changed.
+        profiled: Whether an attempt was made with `--profile`. Such a run is never a replicate.
         tags, notes: Tags (joined by commas) and notes of the last attempt.
         directory: The run's directory.
 
@@ -98,26 +106,35 @@ def runs(
         BadInputError: `status` is not a status, or `spec` has a key that is not a field of the spec.
     """
     _check(status, spec or {})
-    facts = cache.read(
-        "runs",
-        {
-            column: _CACHED_DTYPES.get(dtype, dtype)
-            for column, dtype in columns.RUNS.items()
-            if column not in _FROM_METRICS
-        },
-        {str(directory): [directory / name for name in _FILES] for directory in run_directories()},
-        lambda stale: skip_unreadable(lambda directory: (directory, [_facts(load_run(Path(directory)))]), stale),
-    )
+    facts = _all_facts()
     chosen = facts["name"].map(lambda value: name is None or fnmatchcase(value, name)).astype(bool)
     for key, value in (spec or {}).items():
         chosen &= (facts[key] == (json.dumps(list(value)) if isinstance(value, list | tuple) else value)).fillna(False)
     if tag is not None:
         chosen &= facts["tags"].map(lambda tags: tag in tags.split(", ")).astype(bool)
-    selected = _with_current_status(facts[chosen])
+    is_copy = _is_copy(facts)
+    if (chosen & is_copy).any():
+        _warn_of_copies(facts[chosen & is_copy])
+    selected = _with_current_status(facts[chosen & ~is_copy])
     selected = selected if status is None else selected[selected["status"] == status]
     table = selected.merge(_newest(list(selected["directory"])), on="directory")
     table["flops"] = table["flops_per_token"] * table["tokens"].astype("float64")
     return table[list(columns.RUNS)].astype(columns.RUNS)
+
+
+def copies() -> DataFrame:
+    """Return the directories with another name than their run, such as backups, one row each.
+
+    They are in no other table, so that a run never counts twice.
+
+    Returns:
+        A table with the columns
+
+        run, name, seed: The run in the directory.
+        directory: The directory.
+    """
+    facts = _all_facts()
+    return facts.loc[_is_copy(facts), list(columns.COPIES)].astype(columns.COPIES).reset_index(drop=True)
 
 
 def metrics(runs: DataFrame | None = None) -> DataFrame:
@@ -247,6 +264,34 @@ def _check(status: str | None, spec: Mapping[str, Any]) -> None:
             raise BadInputError(f"there is no spec field '{key}'{did_you_mean(key, columns.SPEC)}")
 
 
+def _all_facts() -> DataFrame:
+    """The columns of `runs` that do not come from the metrics, of every readable directory."""
+    return cache.read(
+        "runs",
+        {
+            column: _CACHED_DTYPES.get(dtype, dtype)
+            for column, dtype in columns.RUNS.items()
+            if column not in _FROM_METRICS
+        },
+        {str(directory): [directory / name for name in _FILES] for directory in run_directories()},
+        lambda stale: skip_unreadable(lambda directory: (directory, [_facts(load_run(Path(directory)))]), stale),
+    )
+
+
+def _is_copy(facts: DataFrame) -> Series:
+    names = [Path(directory).name for directory in facts["directory"]]
+    return (facts["run"] != Series(names, index=facts.index, dtype="str")).astype(bool)
+
+
+def _warn_of_copies(facts: DataFrame) -> None:
+    """Name copies in one line. Only one whose original is gone can be renamed without harm."""
+    listed = []
+    for directory, run in facts[["directory", "run"]].itertuples(index=False, name=None):
+        remedy = "" if Path(directory).with_name(run).exists() else f"; rename it to {run} to include it"
+        listed.append(f"{directory} is a copy of {run}{remedy}")
+    logger.warning("left out of comparisons: %s", ", ".join(listed))
+
+
 def _all_if_none(table: DataFrame | None) -> DataFrame:
     return runs() if table is None else table
 
@@ -321,6 +366,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "best/val_loss": progress.best_val_loss,
         "best/step": progress.best_step,
         "attempts": len(starts),
+        "changed": attempts.changes(starts),
+        "profiled": any(start.get("profile") for start in starts),
         "tags": ", ".join(start.get("tags", [])),
         "directory": str(run.directory),
     }

@@ -96,6 +96,7 @@ class Start(TypedDict, total=False):
     steps: Required[Count]
     device: str
     deterministic: bool
+    profile: bool
     host: str
     platform: str
     python: str
