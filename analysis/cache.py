@@ -103,7 +103,10 @@ def read(
         _write(path, _select(table, fingerprints), fingerprints)
     except (OSError, GptlabError) as error:
         if not warned:
-            logger.warning("%s cannot be written: %s; the runs will be read again next time", path, error)
+            reason = error.strerror if isinstance(error, OSError) else error
+            logger.warning(
+                "the cache in %s cannot be written: %s; the runs will be read again next time", path.parent, reason
+            )
     return _to_pandas(_select(table, [*kept, *(source for source, _ in fresh)]), list(sources))
 
 
@@ -112,7 +115,7 @@ class _CachedTable:
     """A cached table whose checksum has been verified. It is empty if there is no usable cache."""
 
     schema: pa.Schema
-    parquet: memoryview = memoryview(b"")
+    parquet: bytes | memoryview = b""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """The fingerprint of each cached source."""
 

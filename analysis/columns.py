@@ -73,7 +73,8 @@ RUNS = {
 
 METRICS = {**KEYS, **LOGGED, "flops": "float64"}
 
-TENSORS = {
+CHECKPOINTS = {
+    **KEYS,
     "step": "Int64",
     "tensor": "str",
     "layer": "Int64",
@@ -89,9 +90,6 @@ TENSORS = {
     "cosine": "float64",
     "distance": "float64",
 }
-"""Columns of `weights.statistics`."""
-
-CHECKPOINTS = {**KEYS, **TENSORS}
 
 HEADERS = {
     **KEYS,

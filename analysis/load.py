@@ -12,7 +12,7 @@ Every table starts with the columns `run`, `name` and `seed`, on which tables ca
 an empty table; `analysis.columns` lists them. A value that a run does not have is NA or NaN, never zero.
 
 A run with an unreadable file is left out, with a warning that names the file, and so is a directory with another name
-than its run, which is a copy (`copies` lists these). Parsed files are cached
+than its run, which is a copy (`runs_and_copies` lists these). Parsed files are cached
 (`analysis.cache`): a second call reads only files that have changed.
 """
 
@@ -105,6 +105,36 @@ def runs(
     Raises:
         BadInputError: `status` is not a status, or `spec` has a key that is not a field of the spec.
     """
+    return runs_and_copies(name=name, tag=tag, status=status, spec=spec)[0]
+
+
+def runs_and_copies(
+    *,
+    name: str | None = None,
+    tag: str | None = None,
+    status: str | None = None,
+    spec: Mapping[str, Any] | None = None,
+) -> tuple[DataFrame, DataFrame]:
+    """Return what `runs` returns, and the directories that it leaves out because they are copies of runs.
+
+    A directory with another name than its run, such as a backup, is a copy. It is in no other table, so that no run
+    counts twice.
+
+    Args:
+        name: As in `runs`, as are the others.
+        tag: See `runs`.
+        status: See `runs`.
+        spec: See `runs`.
+
+    Returns:
+        The runs, and a table of copies with the columns
+
+        run, name, seed: The run in the directory.
+        directory: The directory.
+
+    Raises:
+        BadInputError: See `runs`.
+    """
     _check(status, spec or {})
     facts = _all_facts()
     chosen = facts["name"].map(lambda value: name is None or fnmatchcase(value, name)).astype(bool)
@@ -113,28 +143,14 @@ def runs(
     if tag is not None:
         chosen &= facts["tags"].map(lambda tags: tag in tags.split(", ")).astype(bool)
     is_copy = _is_copy(facts)
-    if (chosen & is_copy).any():
-        _warn_of_copies(facts[chosen & is_copy])
+    copies = facts.loc[chosen & is_copy, list(columns.COPIES)].astype(columns.COPIES).reset_index(drop=True)
+    if len(copies):
+        _warn_of_copies(copies)
     selected = _with_current_status(facts[chosen & ~is_copy])
     selected = selected if status is None else selected[selected["status"] == status]
     table = selected.merge(_newest(list(selected["directory"])), on="directory")
     table["flops"] = table["flops_per_token"] * table["tokens"].astype("float64")
-    return table[list(columns.RUNS)].astype(columns.RUNS)
-
-
-def copies() -> DataFrame:
-    """Return the directories with another name than their run, such as backups, one row each.
-
-    They are in no other table, so that a run never counts twice.
-
-    Returns:
-        A table with the columns
-
-        run, name, seed: The run in the directory.
-        directory: The directory.
-    """
-    facts = _all_facts()
-    return facts.loc[_is_copy(facts), list(columns.COPIES)].astype(columns.COPIES).reset_index(drop=True)
+    return table[list(columns.RUNS)].astype(columns.RUNS), copies
 
 
 def metrics(runs: DataFrame | None = None) -> DataFrame:
@@ -187,20 +203,13 @@ def checkpoints(runs: DataFrame | None = None) -> DataFrame:
         cosine: Cosine of the angle to the previous kept checkpoint.
         distance: Frobenius norm of the difference from the first kept checkpoint.
     """
-    table = _all_if_none(runs)
-    directories = table["directory"].unique()
-    loaded = dict(skip_unreadable(lambda directory: (directory, load_run(Path(directory))), directories))
-    rows = cache.read(
-        "checkpoints",
-        columns.TENSORS,
-        {directory: weights.weight_files(run) for directory, run in loaded.items()},
-        lambda stale: skip_unreadable(lambda directory: (directory, weights.statistics(loaded[directory])), stale),
-    )
-    return _joined(rows, table, columns.CHECKPOINTS)
+    return _from_weights("checkpoints", weights.statistics, runs, columns.CHECKPOINTS)
 
 
 def headers(runs: DataFrame | None = None) -> DataFrame:
-    """Return the headers of the kept checkpoints, one row each. No tensor is read.
+    """Return the headers of the kept checkpoints, one row each.
+
+    The first call reads each file once, to verify its checksum.
 
     Args:
         runs: Rows of `runs()`; all runs by default.
@@ -218,7 +227,7 @@ def headers(runs: DataFrame | None = None) -> DataFrame:
         resumable: Whether a run can be resumed from the checkpoint; otherwise it is weights only.
         directory: The checkpoint's directory.
     """
-    return _frame(_rows_of(runs, weights.headers), columns.HEADERS)
+    return _from_weights("headers", weights.headers, runs, columns.HEADERS)
 
 
 def windows(runs: DataFrame | None = None) -> DataFrame:
@@ -388,6 +397,22 @@ def _rows_of(table: DataFrame | None, read: Callable[[Run], Iterable[Mapping[str
 
     selected = _all_if_none(table)[["directory", *columns.KEYS]].itertuples(index=False, name=None)
     return chain.from_iterable(skip_unreadable(rows, selected))
+
+
+def _from_weights(
+    kind: str, read: Callable[[Run], cache.Rows], runs: DataFrame | None, dtypes: Mapping[str, str]
+) -> DataFrame:
+    """The cached rows that `read` returns for the weights of each run, with the run's keys."""
+    table = _all_if_none(runs)
+    directories = table["directory"].unique()
+    loaded = dict(skip_unreadable(lambda directory: (directory, load_run(Path(directory))), directories))
+    rows = cache.read(
+        kind,
+        {column: dtype for column, dtype in dtypes.items() if column not in columns.KEYS},
+        {directory: weights.files(run) for directory, run in loaded.items()},
+        lambda stale: skip_unreadable(lambda directory: (directory, read(loaded[directory])), stale),
+    )
+    return _joined(rows, table, dtypes)
 
 
 def _joined(rows: DataFrame, table: DataFrame, dtypes: Mapping[str, str]) -> DataFrame:
