@@ -38,6 +38,7 @@ def values(runs: DataFrame, fact: str) -> Series:
         runs: Rows of `load.runs()`.
         fact: One of its columns, or `code`.
     """
+    newest: list[Any]
     if fact == CODE:
         newest = [code(*pair) for pair in zip(runs["git_commit"], runs["diff_sha256"], strict=True)]
     else:

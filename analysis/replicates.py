@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
-from pandas import DataFrame, MultiIndex, Series
+from pandas import DataFrame, Series
 
 from analysis import budgets, stats
 from analysis.budgets import MEASURED
@@ -214,17 +214,16 @@ def window_difference(windows: DataFrame, first: str, second: str) -> Difference
     Raises:
         ValueError: The runs have no windows in common, or not at the same step.
     """
-    a, b = (windows[windows["run"] == run].set_index(["yardstick", "start", "step"])["loss"] for run in (first, second))
-    shared = a.index.intersection(b.index).to_frame(index=False)
+    a, b = (windows[windows["run"] == run] for run in (first, second))
+    shared = a.merge(b, on=["yardstick", "start", "step"], suffixes=("_first", "_second"))
     if shared.empty:
-        if a.index.droplevel("step").intersection(b.index.droplevel("step")).empty:
+        if a.merge(b, on=["yardstick", "start"]).empty:
             raise ValueError(f"{first} and {second} were not evaluated on the same windows; run `gptlab eval` on both")
         raise ValueError(
             f"{first} and {second} were not evaluated at the same step; run `gptlab eval` on both with --step"
         )
-    newest = shared["step"] == shared.groupby("yardstick")["step"].transform("max")
-    keys = MultiIndex.from_frame(shared[newest])
-    return stats.paired_over_windows(a.loc[keys], b.loc[keys])
+    newest = shared[shared["step"] == shared.groupby("yardstick")["step"].transform("max")]
+    return stats.paired_over_windows(newest["loss_first"], newest["loss_second"])
 
 
 def steps_to_reach(metrics: DataFrame, loss: float, column: str = "val/loss", by: str = "step") -> Series:

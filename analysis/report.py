@@ -70,9 +70,7 @@ def _write(arguments: Sequence[str] | None) -> None:
     parser = _Parser(prog="python -m analysis.report", description="Write report.md and report.html.")
     parser.add_argument("--name", help="Only runs of this experiment; * and ? match any characters, as in 'tiny*'.")
     parser.add_argument("--tag", help="Only runs with this tag.")
-    parser.add_argument(
-        "--at", metavar="STEP", help="Compare experiments at this step instead of the largest common one."
-    )
+    parser.add_argument("--at", metavar="STEP", help="Compare at this step instead of the largest common one.")
     parser.add_argument("--out", metavar="DIR", help="Write to this directory instead of the runs directory.")
     options = parser.parse_args(arguments)
     directory = _directory(options.out)
@@ -117,10 +115,11 @@ def _directory(out: str | None) -> Path:
 
 def _reports(runs: DataFrame, copies: DataFrame, at: str | None) -> dict[str, str]:
     """The contents of both reports, by file name."""
+    metrics = load.metrics(runs)
+    step = _step(at, metrics)
     if runs.empty:
         return {"report.md": markdown.empty(NO_RUNS), "report.html": page.empty(NO_RUNS)}
-    metrics = load.metrics(runs)
-    findings = analyze(runs, metrics, load.samples(runs), copies=copies, at=_step(at, metrics))
+    findings = analyze(runs, metrics, load.samples(runs), copies=copies, at=step)
     best = findings.runs.drop_duplicates("experiment").head(WEIGHT_EXPERIMENTS)
     count = f"{len(runs)} runs of {len(findings.summary)} experiments" if len(runs) > 1 else "1 run"
     heading = f"{count} in {project.display_path(project.runs_directory())}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"

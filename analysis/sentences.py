@@ -1,11 +1,9 @@
 """The sentences of a report: headlines, caveats and how to read its tables."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pandas import isna
+from pandas import Series, isna
 
 from analysis import caveats, formatting, replicates
 from analysis.findings import Findings, mixed_seeds
@@ -50,7 +48,7 @@ def headlines(findings: Findings) -> list[str]:
     return lines
 
 
-def _mean_of(findings: Findings, row: Mapping[Any, Any]) -> str:
+def _mean_of(findings: Findings, row: Series) -> str:
     """The number of seeds in an experiment's mean, and its interval."""
     seeds = "one seed" if row["n"] == 1 else f"{row['n']:.0f} seeds"
     mixed = mixed_seeds(findings, row["experiment"])
