@@ -412,11 +412,11 @@ def _from_weights(
         {directory: weights.files(run) for directory, run in loaded.items()},
         lambda stale: skip_unreadable(lambda directory: (directory, read(loaded[directory])), stale),
     )
-    return _joined(rows, table, dtypes)
+    return _joined(rows, table[table["directory"].isin(list(loaded))], dtypes)
 
 
 def _joined(rows: DataFrame, table: DataFrame, dtypes: Mapping[str, str]) -> DataFrame:
-    """Cached rows with the keys of their runs as first columns."""
+    """Cached rows with the keys of their runs as first columns. The table has the sources of the rows, in their order."""
     codes = rows[cache.SOURCE].cat.codes.to_numpy()
     keys = table.drop_duplicates("directory")
     leading = {key: keys[key].array.take(codes) for key in columns.KEYS}
