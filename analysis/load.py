@@ -416,7 +416,7 @@ def _from_weights(
 
 
 def _joined(rows: DataFrame, table: DataFrame, dtypes: Mapping[str, str]) -> DataFrame:
-    """Cached rows with the keys of their runs as first columns. The table has the sources of the rows, in their order."""
+    """Cached rows with the keys of their runs as first columns. The table has exactly their sources, in this order."""
     codes = rows[cache.SOURCE].cat.codes.to_numpy()
     keys = table.drop_duplicates("directory")
     leading = {key: keys[key].array.take(codes) for key in columns.KEYS}
