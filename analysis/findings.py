@@ -66,8 +66,10 @@ class Findings:
 
     @cached_property
     def reference(self) -> str:
-        """The experiment that the others are compared with: the oldest one."""
-        return str(self.runs["experiment"].iloc[int(self.runs["created"].argmin())])
+        """The experiment that the others are compared with: the oldest one with a value at the budget."""
+        compared = self.summary.loc[self.summary["n"] > 0, "experiment"]
+        runs = self.runs[self.runs["experiment"].isin(compared)] if len(compared) else self.runs
+        return str(runs["experiment"].iloc[int(runs["created"].argmin())])
 
     @cached_property
     def differences(self) -> DataFrame:

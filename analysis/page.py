@@ -152,8 +152,8 @@ def _kind(cells: list[str]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell starts with a number, as in `5.1 ± 0.2` or `10 of 20`, or is a p-value such as `< 0.001`."""
-    return re.match(r"(< )?[-+]?[\d.,]*\d(e[-+]?\d+)?(\W|$)", cell) is not None
+    """Whether a cell starts with a number, as in `5.1 ± 0.2` or `10 of 20`, or is `< 0.001` or `≈ 5.1`."""
+    return re.match(r"([<≈] )?[-+]?[\d.,]*\d(e[-+]?\d+)?(\W|$)", cell) is not None
 
 
 def _render(template: str, **context: Any) -> str:
