@@ -44,6 +44,9 @@ _FROM_METRICS = (*columns.NEWEST, *columns.VALIDATION, "flops")
 
 logger = logging.getLogger(__name__)
 
+PROFILE = "profile"
+"""Folder of a profile. Earlier versions did not record `--profile` in the attempts."""
+
 _CACHED_DTYPES = {"datetime64[us, UTC]": "str"}
 
 
@@ -376,7 +379,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "best/step": progress.best_step,
         "attempts": len(starts),
         "changed": attempts.changes(starts),
-        "profiled": any(start.get("profile") for start in starts),
+        "profiled": any(start.get("profile") for start in starts) or (run.directory / PROFILE).exists(),
         "tags": ", ".join(start.get("tags", [])),
         "directory": str(run.directory),
     }

@@ -62,9 +62,9 @@ def comparison_note(findings: Findings) -> str:
     if len(findings.summary) < 2:
         return ""
     return (
-        f"Differences are from {findings.labels[findings.reference]}, the oldest experiment with a loss at that step. p is "
-        "the p-value of a t-test; p (Holm) is corrected for the number of comparisons. “Seeds needed” is the number of "
-        "seeds needed to detect a difference of this size with 80% power."
+        f"Differences are from {findings.labels[findings.reference]}, the oldest experiment with a loss at that step. "
+        "p is the p-value of a t-test; p (Holm) is corrected for the number of comparisons. “Seeds needed” is the "
+        "number of seeds needed to detect a difference of this size with 80% power."
     )
 
 

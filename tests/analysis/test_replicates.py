@@ -192,9 +192,12 @@ def test_a_run_that_was_not_measured_at_the_budget_has_no_value(make_run: MakeRu
     assert (row["seeds"], row["unmeasured"], row["n"]) == (1, 1, 0)
 
 
-def test_a_profiled_run_is_listed_but_never_a_replicate(make_run: MakeRun) -> None:
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_profiled_run_is_listed_but_never_a_replicate(make_run: MakeRun, recorded: bool) -> None:
     base = make(make_run, "base", BASE)
-    profiled = make_run("base", 3, val_losses=(11.0, 1.0, 1.0), profile=True)
+    profiled = make_run("base", 3, val_losses=(11.0, 1.0, 1.0), profile=recorded)
+    if not recorded:  # as by an earlier version
+        (profiled.directory / "profile").mkdir()
     runs, values = tables()
     assert profiled.id in set(runs["run"])
     row = replicates.summary(values).set_index("experiment").loc[base]
