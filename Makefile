@@ -9,7 +9,7 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(2),$(1) $(call quote,$(2)))
 
 # make would silently ignore a misspelled variable.
-VARIABLES := NAME SEED STEPS TEXT SET RUN TAG EXAMPLES PYTHON VENV
+VARIABLES := NAME SEED STEPS TEXT SET RUN TAG AT OUT EXAMPLES PYTHON VENV
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(VARIABLES),$(given))
 $(if $(unknown),$(error there is no variable $(firstword $(unknown)); available: $(VARIABLES)))
@@ -26,6 +26,8 @@ help:
 	@echo 'make exp                 list the experiments'
 	@echo 'make report              compare the runs in runs/report.html and runs/report.md'
 	@echo '         NAME="tiny*"      only these experiments; also TAG='
+	@echo '         AT=100            compare them at this step instead of the largest common one'
+	@echo '         OUT=folder        write the report there'
 	@echo 'make notebook            open JupyterLab in analysis/'
 	@echo 'make dashboard RUN=...   open W&B'"'"'s terminal dashboard of one or more runs'
 	@echo 'make sync [RUN=...]      upload whatever W&B is missing'
@@ -87,7 +89,8 @@ lint: $(READY)
 	@$(VENV)/bin/lint-imports
 
 report: $(READY)
-	@$(VENV)/bin/python -m analysis.report $(call option,--name,$(NAME)) $(call option,--tag,$(TAG))
+	@$(VENV)/bin/python -m analysis.report $(call option,--name,$(NAME)) $(call option,--tag,$(TAG)) \
+		$(call option,--at,$(AT)) $(call option,--out,$(OUT))
 
 notebook: $(READY)
 	@$(VENV)/bin/jupyter lab --notebook-dir analysis $(if $(filter 0,$(shell id -u)),--allow-root)

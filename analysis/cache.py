@@ -1,8 +1,11 @@
 """A cache of parsed runs: unchanged files are not parsed again.
 
-There is one Parquet file per table and runs directory, in gptlab's cache directory. It is not in the runs directory,
-which may be read-only, and where an untrusted run could bring a forged cache. If the cache is missing or damaged, the
-runs are read again; deleting it costs only time.
+There is one file per table and runs directory, in gptlab's cache directory: a checksum, then a Parquet table. It is not
+in the runs directory, which may be read-only, and where an untrusted run could bring a forged cache. If the cache is
+missing or damaged, the runs are read again; deleting it costs only time.
+
+The checksum covers the whole file. Parquet's own checksums cover its data pages only: not their headers, nor the footer
+with the offsets of the columns and the fingerprints of the runs.
 """
 
 import hashlib
@@ -11,21 +14,26 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 from pandas import BooleanDtype, Categorical, DataFrame, Index, Int64Dtype, Series
+from pydantic import TypeAdapter
 
 from gptlab import project
 from gptlab.errors import GptlabError
 from gptlab.files import atomic_write
 
-VERSION = 1
-"""Incremented when the same files would give different values in a cached table."""
+VERSION = 2
+"""Incremented when the same files would give different values in a cached table. It is part of the file's name."""
+
+CHECKSUM_BYTES = 16
 
 SETTLED_S = 2.0
 """A file that changed more recently is not cached: it may change again without a new time or size."""
@@ -42,15 +50,18 @@ logger = logging.getLogger(__name__)
 Rows = Sequence[Mapping[Any, Any]]
 
 
-def fingerprint(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Return the path, modification time (ns) and size of each file that exists."""
+def fingerprint(files: Iterable[Path]) -> list[tuple[str, int, int, int, int]]:
+    """Return path, modification time (ns), time of the last change of any kind (ns), inode and size of existing files.
+
+    Programs can set the modification time, as `cp -a` does, but not the time of the last change.
+    """
     existing = []
     for path in files:
         try:
             status = path.lstat()
         except OSError:
             continue
-        existing.append((str(path), status.st_mtime_ns, status.st_size))
+        existing.append((str(path), status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size))
     return existing
 
 
@@ -71,69 +82,75 @@ def read(
     Returns:
         The columns, preceded by the categorical column `source`. Rows are in the order of `sources`.
     """
-    path = _cache_file(kind)
+    path, warned = _cache_file(kind), False
     schema = pa.schema([(SOURCE, pa.string()), *((column, _ARROW[dtype]) for column, dtype in dtypes.items())])
     current = {source: json.dumps(fingerprint(files)) for source, files in sources.items()}
-    with _CachedTable(path, schema) as cached:
-        kept = [source for source, value in current.items() if cached.fingerprints.get(source) == value]
-        stale = current.keys() - kept
-        if not stale:
-            return _to_pandas(cached.rows(kept), list(sources))
-        fresh = [
-            (source, _to_arrow(source, rows, schema)) for source, rows in read_rows(s for s in current if s in stale)
-        ]
-        others = [source for source in cached.fingerprints if source not in current and Path(source).is_dir()]
-        table = pa.concat_tables([cached.rows([*kept, *others]), *(table for _, table in fresh)])
+    try:
+        cached = _CachedTable.load(path, schema)
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be used: %s; the runs are read again", path, error)
+        cached, warned = _CachedTable(schema), True
+    kept = [source for source, value in current.items() if cached.fingerprints.get(source) == value]
+    stale = current.keys() - kept
+    if not stale:
+        return _to_pandas(cached.rows(kept), list(sources))
+    fresh = [(source, _to_arrow(source, rows, schema)) for source, rows in read_rows(s for s in current if s in stale)]
+    others = [source for source in cached.fingerprints if source not in current and Path(source).is_dir()]
+    table = pa.concat_tables([cached.rows([*kept, *others]), *(table for _, table in fresh)])
     fingerprints = {source: cached.fingerprints[source] for source in [*kept, *others]}
     fingerprints |= {source: current[source] for source, _ in fresh if _is_settled(current[source])}
-    _write(path, _select(table, fingerprints), fingerprints)
+    try:
+        _write(path, _select(table, fingerprints), fingerprints)
+    except (OSError, GptlabError) as error:
+        if not warned:
+            reason = error.strerror if isinstance(error, OSError) else error
+            logger.warning(
+                "the cache in %s cannot be written: %s; the runs will be read again next time", path.parent, reason
+            )
     return _to_pandas(_select(table, [*kept, *(source for source, _ in fresh)]), list(sources))
 
 
+@dataclass(frozen=True)
 class _CachedTable:
-    """A context manager for the cached table. The table is empty if there is no usable cache."""
+    """A cached table whose checksum has been verified. It is empty if there is no usable cache."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema, self._file = schema, _open(path, schema)
-        self.fingerprints: dict[str, str] = {}
-        """The fingerprint of each cached source."""
-        if self._file:
-            self.fingerprints = json.loads(pq.read_schema(self._file).metadata[_METADATA])["marks"]
+    schema: pa.Schema
+    parquet: bytes | memoryview = b""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """The fingerprint of each cached source."""
+
+    @classmethod
+    def load(cls, path: Path, schema: pa.Schema) -> Self:
+        """Load a cached table; an empty one if the file does not exist or has other columns.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is damaged.
+        """
+        try:
+            content = memoryview(path.read_bytes())
+        except FileNotFoundError:
+            return cls(schema)
+        checksum, parquet = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
+        if xxhash.xxh3_128(parquet).digest() != checksum:
+            raise ValueError("its checksum is wrong")
+        stored = pq.read_schema(pa.BufferReader(parquet))
+        if not stored.equals(schema):
+            return cls(schema)
+        fingerprints = TypeAdapter(dict[str, str]).validate_json((stored.metadata or {}).get(_METADATA, b""))
+        return cls(schema, parquet, fingerprints)
 
     def rows(self, sources: Sequence[str]) -> pa.Table:
         """The rows of some sources."""
-        if self._file is None or not sources:
-            return self._schema.empty_table()
+        if not sources:
+            return self.schema.empty_table()
         wanted = None if len(sources) == len(self.fingerprints) else pc.field(SOURCE).isin(list(sources))
-        return pq.read_table(self._file, schema=self._schema, filters=wanted)
-
-    def __enter__(self) -> "_CachedTable":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._file:
-            self._file.close()
-
-
-def _open(path: Path, schema: pa.Schema) -> BinaryIO | None:
-    """Open the cached table if it exists, has this schema and was written by this version."""
-    try:
-        file = path.open("rb")
-        stored = pq.read_schema(file)
-        metadata = json.loads((stored.metadata or {}).get(_METADATA, "{}"))
-        if metadata.get("version") == VERSION and stored.names == schema.names:
-            return file
-        file.close()
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:  # includes Arrow's own errors
-        logger.warning("%s cannot be used: %s; the runs are read again", path, error)
-    return None
+        return pq.read_table(pa.BufferReader(self.parquet), schema=self.schema, filters=wanted)
 
 
 def _cache_file(kind: str) -> Path:
     runs = hashlib.sha256(os.fsencode(project.runs_directory())).hexdigest()[:16]
-    return project.cache_directory() / "analysis" / runs / f"{kind}.parquet"
+    return project.cache_directory() / "analysis" / runs / f"{kind}-{VERSION}.parquet"
 
 
 def _to_arrow(source: str, rows: Rows, schema: pa.Schema) -> pa.Table:
@@ -153,19 +170,19 @@ def _select(table: pa.Table, sources: Iterable[str]) -> pa.Table:
 
 
 def _is_settled(fingerprint_json: str) -> bool:
-    newest = max((time_ns for _, time_ns, _ in json.loads(fingerprint_json)), default=0)
+    newest = max((time_ns for _, time_ns, *_ in json.loads(fingerprint_json)), default=0)
     return time.time_ns() - newest > SETTLED_S * 1e9
 
 
 def _write(path: Path, table: pa.Table, fingerprints: Mapping[str, str]) -> None:
-    """Replace the cached table atomically. If that fails, log a warning and keep the old one."""
-    metadata = json.dumps({"version": VERSION, "marks": fingerprints})
-    table = table.replace_schema_metadata({_METADATA: metadata})
-    try:
-        with atomic_write(path, make_parents=True) as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP)
-    except (OSError, GptlabError) as error:
-        logger.warning("%s cannot be written: %s; the runs will be read again next time", path, error)
+    """Replace the cached table atomically."""
+    buffer = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({_METADATA: json.dumps(fingerprints)})
+    pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP)
+    parquet = memoryview(buffer.getvalue())
+    with atomic_write(path, make_parents=True) as file:
+        file.write(xxhash.xxh3_128(parquet).digest())
+        file.write(parquet)
 
 
 def _to_pandas(table: pa.Table, sources: list[str]) -> DataFrame:

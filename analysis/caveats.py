@@ -1,15 +1,20 @@
 """Caveats of a comparison of runs, as sentences."""
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 
 from pandas import DataFrame
 
-from analysis import compare
+from analysis import attempts, compare
 
 OPTIMISTIC = (
     "Best values are optimistic: the best step and the best run were selected by the same losses that are reported. On "
     "other text, losses will be slightly higher."
 )
+
+MAX_CPU_RATIO = 1.25
+"""Runs whose CPU seconds per second of training differ by a larger factor did not have the same share of a machine."""
 
 MAX_LISTED = 6
 """Maximum number of runs or versions in one sentence."""
@@ -27,6 +32,33 @@ def find_caveats(runs: DataFrame) -> list[str]:
     return [caveat for caveat in _candidates(runs) if caveat]
 
 
+def seconds_caveat(runs: DataFrame) -> str | None:
+    """Why values at equal seconds of training are not like with like; None if no reason is known.
+
+    Args:
+        runs: Rows of `load.runs()`.
+    """
+    timed = runs[runs["elapsed_s"].gt(0)]
+    reasons = [
+        f"{number} different {what}"
+        for fact, what in {"host": "hosts", "device": "devices", "threads": "thread counts"}.items()
+        if (number := len(_counts(timed, fact))) > 1
+    ]
+    shares = (timed["cpu_s"] / timed["elapsed_s"]).set_axis(timed["run"])
+    shares = shares[shares.gt(0) & shares.lt(math.inf)]
+    if len(shares) and shares.max() > MAX_CPU_RATIO * shares.min():
+        reasons.append(
+            f"CPU seconds per second of training from {shares.min():.2f} ({shares.idxmin()}) to {shares.max():.2f} "
+            f"({shares.idxmax()}), more than a factor of {MAX_CPU_RATIO:g} apart, as on a busy machine"
+        )
+    if not reasons:
+        return None
+    return (
+        "Seconds of training are not like with like, so values at equal seconds say more about the machines than "
+        f"about the experiments: these runs have {'; '.join(reasons)}."
+    )
+
+
 def _candidates(runs: DataFrame) -> Iterator[str | None]:
     yield compare.yardstick_caveat(runs)
     yield _different(runs, "text.sha256", "text.source", "Different texts: these runs were trained on {n} texts")
@@ -38,15 +70,16 @@ def _candidates(runs: DataFrame) -> Iterator[str | None]:
         ["interrupted", "failed", "running"],
         "{n} of {all} runs are unfinished and excluded from means at steps that they did not reach",
     )
+    yield _profiled(runs)
+    yield _changed_between_attempts(runs)
     yield _mixed_code(runs)
-    for column, what in {
-        "numerics": "numerics revisions",
-        "precision": "precisions",
-        "device": "devices",
-        "torch": "versions of PyTorch",
-        "threads": "thread counts",
-    }.items():
+    for column, what in {"numerics": "numerics revisions", "precision": "precisions"}.items():
         yield _different(runs, column, column, "These runs were made with {n} different " + what)
+    for fact, what in {"device": "devices", "torch": "versions of PyTorch", "threads": "thread counts"}.items():
+        counts = _counts(runs, fact)
+        if len(counts) > 1:
+            parts = [f"{value} ({count})" for value, count in counts.items()]
+            yield f"These runs were made with {len(counts)} different {what}: {', '.join(parts)}."
 
 
 def _different(runs: DataFrame, column: str, label: str, sentence: str) -> str | None:
@@ -66,13 +99,39 @@ def _with_status(runs: DataFrame, statuses: list[str], sentence: str) -> str | N
     return f"{sentence.format(n=len(selected), all=len(runs))}: {abbreviate(selected['run'].tolist())}."
 
 
-def _mixed_code(runs: DataFrame) -> str | None:
-    code = runs["git_commit"].str[:8].fillna("unknown") + runs["diff_sha256"].str[:8].radd(" with changes ").fillna("")
-    if code.nunique() < 2:
+def _profiled(runs: DataFrame) -> str | None:
+    selected = runs.loc[runs["profiled"].fillna(False).astype(bool), "run"].tolist()
+    if not selected:
         return None
-    counts = code.value_counts(sort=False)
-    listed = abbreviate([f"{commit} ({count})" for commit, count in counts.items()])
+    return (
+        f"{len(selected)} of {len(runs)} runs were made with --profile; they are listed, but are never replicates: "
+        f"{abbreviate(selected)}."
+    )
+
+
+def _changed_between_attempts(runs: DataFrame) -> str | None:
+    mixed = attempts.mixed(runs)
+    listed = [f"{run} ({what})" for run, what in zip(runs["run"], mixed, strict=True) if what]
+    if not listed:
+        return None
+    return (
+        f"{len(listed)} of {len(runs)} runs consist of attempts that differ in code or environment, so they are not "
+        f"exact replicates: {abbreviate(listed)}."
+    )
+
+
+def _mixed_code(runs: DataFrame) -> str | None:
+    counts = _counts(runs, attempts.CODE)
+    if len(counts) < 2:
+        return None
+    listed = abbreviate([f"{code} ({count})" for code, count in counts.items()])
     return f"Mixed code: these runs were made by {len(counts)} different versions of the code: {listed}."
+
+
+def _counts(runs: DataFrame, fact: str) -> Counter[str]:
+    """The number of runs by the values of a fact over all attempts; a run counts once for each of its values."""
+    values = attempts.values(runs, fact)
+    return Counter(str(value) for successive in values for value in dict.fromkeys(successive) if value is not None)
 
 
 def abbreviate(items: list[str]) -> str:

@@ -29,7 +29,7 @@ LOGGED = {column: "Int64" if column in COUNTS else "float64" for column in COLUM
 """Columns of a row of `metrics.jsonl`."""
 
 VALIDATION = ("val/loss", "val/loss_se", "val/bpb", "val/yardstick")
-NEWEST = ("train/loss", "tokens", "elapsed_s", "perf/tokens_per_s", "perf/peak_mem_gib")
+NEWEST = ("train/loss", "tokens", "elapsed_s", "cpu_s", "perf/tokens_per_s", "perf/peak_mem_gib")
 SPEC = dict(_spec_dtypes())
 START = {
     "device": "str",
@@ -65,13 +65,16 @@ RUNS = {
     "best/step": "Int64",
     "attempts": "Int64",
     **START,
+    "changed": "str",
+    "profiled": "boolean",
     "tags": "str",
     "directory": "str",
 }
 
 METRICS = {**KEYS, **LOGGED, "flops": "float64"}
 
-TENSORS = {
+CHECKPOINTS = {
+    **KEYS,
     "step": "Int64",
     "tensor": "str",
     "layer": "Int64",
@@ -87,9 +90,6 @@ TENSORS = {
     "cosine": "float64",
     "distance": "float64",
 }
-"""Columns of `weights.statistics`."""
-
-CHECKPOINTS = {**KEYS, **TENSORS}
 
 HEADERS = {
     **KEYS,
@@ -104,6 +104,8 @@ HEADERS = {
 }
 
 WINDOWS = {**KEYS, "step": "Int64", "yardstick": "str", "start": "Int64", "loss": "float64"}
+
+COPIES = {**KEYS, "directory": "str"}
 
 SAMPLES = {**KEYS, "step": "Int64", "prompt": "str", "text": "str"}
 

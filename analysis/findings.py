@@ -1,24 +1,17 @@
-"""The contents of a report: its sentences, and its tables of strings. `page` and `markdown` format them."""
+"""The contents of a report, as tables of strings. `sentences` has its texts; `page` and `markdown` format both."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pandas import DataFrame, isna
+from pandas import DataFrame, Series, isna
 
-from analysis import caveats, compare, formatting, replicates
+from analysis import attempts, columns, compare, formatting, replicates
 from analysis.formatting import MISSING
 from gptlab.terminal.text import format_duration
 
-HOW_TO_READ = (
-    "Losses are in nats per token. For a run, ± is the standard error over its validation windows: the uncertainty "
-    "from the choice of validation text. For an experiment, the interval is a 95% t-interval over its seeds: the "
-    "uncertainty from the seed. Runs with the same seed share their batches, so experiments are compared in pairs."
-)
-
-SIGNIFICANCE = 0.05
 MAX_EXPERIMENTS = 30
 """Maximum number of rows in the tables of experiments."""
 
@@ -26,6 +19,9 @@ MAX_SETTING_COLUMNS = 4
 """If more settings differ, they share one column in the table of runs, so that it is not too wide."""
 
 MAX_SAMPLES = 8
+
+HASHES = ("git_commit", "diff_sha256", "text.sha256")
+"""Columns that are shortened to eight digits."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,10 @@ class Findings:
     """Their rows of `load.metrics()`, in the order of `runs`."""
     samples: DataFrame
     """Their rows of `load.samples()`."""
+    copies: DataFrame = field(default_factory=lambda: DataFrame(columns=list(columns.COPIES)))
+    """The copies of runs that were left out, from `load.runs_and_copies()`."""
+    at: int | None = None
+    """The number of steps at which experiments are compared, if the user has chosen one."""
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -47,7 +47,7 @@ class Findings:
     @cached_property
     def budget(self) -> float:
         """The number of steps at which experiments are compared."""
-        return replicates.budget(self.runs, self.metrics)
+        return replicates.budget(self.runs, self.metrics) if self.at is None else float(self.at)
 
     @cached_property
     def values(self) -> DataFrame:
@@ -60,9 +60,16 @@ class Findings:
         return replicates.summary(self.values)
 
     @cached_property
+    def mixed(self) -> set[str]:
+        """The runs with attempts that differ in code or environment."""
+        return set(self.runs.loc[attempts.mixed(self.runs) != "", "run"])
+
+    @cached_property
     def reference(self) -> str:
-        """The experiment that the others are compared with: the oldest one."""
-        return str(self.runs["experiment"].iloc[int(self.runs["created"].argmin())])
+        """The experiment that the others are compared with: the oldest one with a value at the budget."""
+        compared = self.summary.loc[self.summary["n"] > 0, "experiment"]
+        runs = self.runs[self.runs["experiment"].isin(compared)] if len(compared) else self.runs
+        return str(runs["experiment"].iloc[int(runs["created"].argmin())])
 
     @cached_property
     def differences(self) -> DataFrame:
@@ -86,57 +93,22 @@ class Sample(NamedTuple):
     text: str
 
 
-def analyze(runs: DataFrame, metrics: DataFrame, samples: DataFrame) -> Findings:
-    """Return the findings about rows of `load.runs()`, `load.metrics()` and `load.samples()`."""
+def analyze(runs: DataFrame, metrics: DataFrame, samples: DataFrame, **options: Any) -> Findings:
+    """Return the findings about rows of `load.runs()`, `load.metrics()` and `load.samples()`.
+
+    `options` are the other fields of `Findings`.
+    """
     ranked = compare.ranked(runs)
     rank = {run: number for number, run in enumerate(ranked["run"])}
     ordered = metrics.sort_values("run", key=lambda column: column.map(rank), kind="stable", ignore_index=True)
-    return Findings(ranked, ordered, samples)
+    return Findings(ranked, ordered, samples, **options)
 
 
-def headlines(findings: Findings) -> list[str]:
-    """The main results: the best experiment, and whether its difference from the reference is significant."""
-    best = findings.summary.iloc[0]
-    if math.isnan(best["mean"]) or math.isinf(best["mean"]):
-        return []
-    interval = "" if isna(best["low"]) else f", 95% interval {best['low']:.4f} to {best['high']:.4f}"
-    seeds = best["seeds"] - best["unfinished"]
-    lines = [
-        f"Lowest validation loss: {findings.labels[best['experiment']]}, {best['mean']:.4f} nats per token after "
-        f"{findings.budget:,.0f} steps (mean of {'one seed' if seeds == 1 else f'{seeds:.0f} seeds'}{interval})."
-    ]
-    if best["experiment"] != findings.reference and best["experiment"] in findings.differences.index:
-        row = findings.differences.loc[best["experiment"]]
-        reference = findings.labels[findings.reference]
-        if isna(row["p"]):
-            lines.append(f"It is unknown whether its difference from {reference} is significant: {row['why']}.")
-        else:
-            verdict = "significant" if row["p_holm"] < SIGNIFICANCE else "not significant"
-            lines.append(
-                f"Its difference from {reference}, {row['mean']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}, "
-                f"{row['how']}), is {verdict}: p = {formatting.p_value(row['p_holm'])} after correction for "
-                f"{findings.differences['p'].notna().sum()} comparisons."
-            )
-    return lines
-
-
-def comparison_note(findings: Findings) -> str:
-    """How to read the comparison of experiments; empty if there is only one."""
-    if len(findings.summary) < 2:
-        return ""
-    return (
-        f"Differences are from {findings.labels[findings.reference]}, the oldest experiment. p is the p-value of a "
-        "t-test; p (Holm) is corrected for the number of comparisons. “Seeds needed” is the number of seeds needed to "
-        "detect a difference of this size with 80% power."
-    )
-
-
-def all_caveats(findings: Findings) -> list[str]:
-    """The caveats about these runs; the last one is about best values."""
-    summary = findings.summary
-    single = [findings.labels[experiment] for experiment in summary.loc[summary["seeds"] == 1, "experiment"]]
-    no_replicates = [f"No interval, because there is only one seed: {caveats.abbreviate(single)}."] if single else []
-    return [*caveats.find_caveats(findings.runs), *no_replicates, caveats.OPTIMISTIC]
+def mixed_seeds(findings: Findings, experiment: str) -> int:
+    """The number of seeds of an experiment whose attempts differ in code or environment."""
+    values = findings.values
+    counted = values[(values["experiment"] == experiment) & values["state"].isin(replicates.KNOWN)]
+    return int(counted["run"].isin(findings.mixed).sum())
 
 
 def experiment_table(findings: Findings) -> DataFrame:
@@ -145,7 +117,7 @@ def experiment_table(findings: Findings) -> DataFrame:
     for row in findings.summary.head(MAX_EXPERIMENTS).to_dict("records"):
         cells = {
             "experiment": findings.labels[row["experiment"]],
-            "seeds": _seeds(row),
+            "seeds": _seeds(findings, row),
             f"val loss at {formatting.count(findings.budget)} steps": formatting.loss(row["mean"]),
             "95% interval": formatting.interval(row["low"], row["high"]),
         }
@@ -155,25 +127,39 @@ def experiment_table(findings: Findings) -> DataFrame:
 
 def cost_table(findings: Findings) -> DataFrame:
     """One row per experiment, best first: its steps to the reference's loss, and its mean at equal FLOPs and time."""
-    is_reference = findings.values["experiment"] == findings.reference
-    target = findings.values.loc[is_reference, "value"].max()  # the loss that all seeds of the reference reach
-    steps = (
-        replicates.steps_to_reach(findings.metrics, target)
-        .groupby(findings.runs.set_index("run")["experiment"])
-        .agg(lambda steps: steps.mean() if steps.notna().all() else math.nan)
-    )
     experiments = findings.summary["experiment"].head(MAX_EXPERIMENTS)
     table = {"experiment": experiments.map(findings.labels)}
+    target = _reference_loss(findings)
     if math.isfinite(target):
-        table[f"steps to loss {target:.3f}"] = experiments.map(steps).map(formatting.count)
-    for by, unit in {"flops": "{:.2g} FLOPs", "elapsed_s": "{}"}.items():
+        table[f"steps to loss {target:.3f}"] = experiments.map(_steps_to(findings, target)).map(formatting.count)
+    for by, unit in {"flops": "{:.2g} FLOPs", "elapsed_s": "{}", "cpu_s": "{} of CPU time"}.items():
         budget = replicates.budget(findings.runs, findings.metrics, by)
         if math.isfinite(budget):
             values = replicates.at_equal(findings.runs, findings.metrics, by, at=budget)
-            means = replicates.summary(values).set_index("experiment")["mean"]
+            means = replicates.summary(values).set_index("experiment")
+            cells = {
+                experiment: ("≈ " if row["interpolated"] and math.isfinite(row["mean"]) else "")
+                + formatting.loss(row["mean"])
+                for experiment, row in means.iterrows()
+            }
             at = unit.format(budget if by == "flops" else format_duration(budget))
-            table[f"val loss at {at}"] = experiments.map(means).map(formatting.loss)
+            table[f"val loss at {at}"] = experiments.map(cells)
     return DataFrame(table, dtype="str")
+
+
+def _reference_loss(findings: Findings) -> float:
+    """The loss that all seeds of the reference reach."""
+    values = findings.values
+    return float(values.loc[values["experiment"] == findings.reference, "value"].max())
+
+
+def _steps_to(findings: Findings, target: float) -> Series:
+    """The mean number of steps to a loss by experiment; NaN if a seed does not reach it or has another yardstick."""
+    values = findings.values[findings.values["state"].isin(replicates.KNOWN)]
+    own = values.loc[values["experiment"] == findings.reference, "yardstick"].dropna()
+    comparable = values[values["yardstick"].isin(own) | values["yardstick"].isna()].set_index("run")
+    steps = replicates.steps_to_reach(findings.metrics, target).reindex(comparable.index)
+    return steps.groupby(comparable["experiment"]).agg(lambda seeds: seeds.mean() if seeds.notna().all() else math.nan)
 
 
 def run_table(findings: Findings) -> DataFrame:
@@ -207,17 +193,24 @@ def speed_table(findings: Findings) -> DataFrame:
         "run": runs["run"],
         "tokens/s": runs["perf/tokens_per_s"].map(formatting.count),
         "GiB": runs["perf/peak_mem_gib"].map(lambda value: MISSING if isna(value) else f"{value:.2f}"),
-        "time": runs["elapsed_s"].map(lambda s: format_duration(s) if math.isfinite(s) else MISSING),
+        "time": runs["elapsed_s"].map(_duration),
+        "CPU time": runs["cpu_s"].map(_duration),
     }
     return DataFrame(cells, dtype="str")
 
 
+def _duration(seconds: float) -> str:
+    return format_duration(seconds) if math.isfinite(seconds) else MISSING
+
+
 def provenance_table(findings: Findings) -> DataFrame:
-    """The number of runs for each combination of code, text and machine."""
+    """The number of runs for each combination of code, text and machine, with what changed between attempts."""
     keys = ["git_commit", "diff_sha256", "text.source", "text.sha256", "device", "threads", "torch", "host"]
-    rows = findings.runs[keys].astype("str").fillna(MISSING)
-    for column in ("git_commit", "diff_sha256", "text.sha256"):
-        rows[column] = rows[column].str[:8]
+    cells = {
+        key: attempts.values(findings.runs, key).map(lambda values, key=key: _successive(values, shorten=key in HASHES))
+        for key in keys
+    }
+    rows = DataFrame(cells, dtype="str")
     counted = rows.groupby(keys, sort=False).size().reset_index(name="runs").astype("str")
     names = {
         "git_commit": "commit",
@@ -226,6 +219,10 @@ def provenance_table(findings: Findings) -> DataFrame:
         "text.sha256": "text SHA-256",
     }
     return counted.rename(columns=names)[["runs", *(names.get(key, key) for key in keys)]]
+
+
+def _successive(values: list[Any], *, shorten: bool) -> str:
+    return attempts.then((None if value is None else str(value)[: 8 if shorten else None] for value in values), MISSING)
 
 
 def newest_samples(findings: Findings) -> list[Sample]:
@@ -252,10 +249,10 @@ def _settings(findings: Findings) -> dict[str, list[str]]:
     return {"changes from the reference": [change or MISSING for change in changes]}
 
 
-def _seeds(row: Mapping[Any, Any]) -> str:
-    """The number of seeds, and the numbers of diverged and unfinished ones."""
-    extra = [f"{row[state]} {state}" for state in ("diverged", "unfinished") if row[state]]
-    return ", ".join([str(row["seeds"]), *extra])
+def _seeds(findings: Findings, row: Mapping[Any, Any]) -> str:
+    """The number of seeds, and the numbers of those with a special state."""
+    counts = {**{state: row[state] for state in replicates.STATES}, "mixed": mixed_seeds(findings, row["experiment"])}
+    return ", ".join([str(row["seeds"]), *(f"{count} {state}" for state, count in counts.items() if count)])
 
 
 def _difference(findings: Findings, experiment: str) -> dict[str, str]:

@@ -11,11 +11,13 @@ read all runs.
 Every table starts with the columns `run`, `name` and `seed`, on which tables can be joined. Dtypes are fixed, also in
 an empty table; `analysis.columns` lists them. A value that a run does not have is NA or NaN, never zero.
 
-A run with an unreadable file is left out, with a warning that names the file. Parsed files are cached
+A run with an unreadable file is left out, with a warning that names the file, and so is a directory with another name
+than its run, which is a copy (`runs_and_copies` lists these). Parsed files are cached
 (`analysis.cache`): a second call reads only files that have changed.
 """
 
 import json
+import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -24,7 +26,7 @@ from typing import Any, get_args
 
 from pandas import DataFrame, Series
 
-from analysis import cache, columns, weights
+from analysis import attempts, cache, columns, weights
 from analysis.windows import window_losses
 from gptlab.checkpoints.manifest import CHECKPOINTS, LoopState, list_checkpoints
 from gptlab.errors import BadInputError
@@ -40,6 +42,11 @@ _FILES = (RECORD, ATTEMPTS, METRICS, CHECKPOINTS)
 
 _FROM_METRICS = (*columns.NEWEST, *columns.VALIDATION, "flops")
 """Columns of `runs` that come from the metrics, which are read only for the selected runs."""
+
+logger = logging.getLogger(__name__)
+
+PROFILE = "profile"
+"""Folder of a profile. Earlier versions did not record `--profile` in the attempts."""
 
 _CACHED_DTYPES = {"datetime64[us, UTC]": "str"}
 
@@ -83,6 +90,7 @@ def runs(
         train/loss: Newest training loss, in nats per token.
         tokens: Training tokens seen up to the newest row.
         elapsed_s: Training time of all attempts up to the newest row, in seconds.
+        cpu_s: CPU time of all threads in that time, in seconds; missing if an attempt did not measure it.
         perf/tokens_per_s: Newest training throughput, in tokens per second.
         perf/peak_mem_gib: Newest peak memory in use, in GiB.
         flops: Training FLOPs up to the newest row.
@@ -92,33 +100,61 @@ def runs(
         device, host, torch, threads: Device, host, PyTorch version and number of threads of the last attempt.
         git_commit, git_dirty, diff_sha256: Commit of the last attempt's code, whether it had uncommitted changes, and
             the SHA-256 of their diff.
+        changed: Which of these facts, `notes` excluded, changed between the attempts, as a JSON object of lists of
+            successive values, and `code`, a list of successive versions; missing if nothing changed.
+        profiled: Whether an attempt was made with `--profile`. Such a run is never a replicate.
         tags, notes: Tags (joined by commas) and notes of the last attempt.
         directory: The run's directory.
 
     Raises:
         BadInputError: `status` is not a status, or `spec` has a key that is not a field of the spec.
     """
+    return runs_and_copies(name=name, tag=tag, status=status, spec=spec)[0]
+
+
+def runs_and_copies(
+    *,
+    name: str | None = None,
+    tag: str | None = None,
+    status: str | None = None,
+    spec: Mapping[str, Any] | None = None,
+) -> tuple[DataFrame, DataFrame]:
+    """Return what `runs` returns, and the directories that it leaves out because they are copies of runs.
+
+    A directory with another name than its run, such as a backup, is a copy. It is in no other table, so that no run
+    counts twice.
+
+    Args:
+        name: As in `runs`, as are the others.
+        tag: See `runs`.
+        status: See `runs`.
+        spec: See `runs`.
+
+    Returns:
+        The runs, and a table of copies with the columns
+
+        run, name, seed: The run in the directory.
+        directory: The directory.
+
+    Raises:
+        BadInputError: See `runs`.
+    """
     _check(status, spec or {})
-    facts = cache.read(
-        "runs",
-        {
-            column: _CACHED_DTYPES.get(dtype, dtype)
-            for column, dtype in columns.RUNS.items()
-            if column not in _FROM_METRICS
-        },
-        {str(directory): [directory / name for name in _FILES] for directory in run_directories()},
-        lambda stale: skip_unreadable(lambda directory: (directory, [_facts(load_run(Path(directory)))]), stale),
-    )
+    facts = _all_facts()
     chosen = facts["name"].map(lambda value: name is None or fnmatchcase(value, name)).astype(bool)
     for key, value in (spec or {}).items():
         chosen &= (facts[key] == (json.dumps(list(value)) if isinstance(value, list | tuple) else value)).fillna(False)
     if tag is not None:
         chosen &= facts["tags"].map(lambda tags: tag in tags.split(", ")).astype(bool)
-    selected = _with_current_status(facts[chosen])
+    is_copy = _is_copy(facts)
+    copies = facts.loc[chosen & is_copy, list(columns.COPIES)].astype(columns.COPIES).reset_index(drop=True)
+    if len(copies):
+        _warn_of_copies(copies)
+    selected = _with_current_status(facts[chosen & ~is_copy])
     selected = selected if status is None else selected[selected["status"] == status]
     table = selected.merge(_newest(list(selected["directory"])), on="directory")
     table["flops"] = table["flops_per_token"] * table["tokens"].astype("float64")
-    return table[list(columns.RUNS)].astype(columns.RUNS)
+    return table[list(columns.RUNS)].astype(columns.RUNS), copies
 
 
 def metrics(runs: DataFrame | None = None) -> DataFrame:
@@ -171,20 +207,13 @@ def checkpoints(runs: DataFrame | None = None) -> DataFrame:
         cosine: Cosine of the angle to the previous kept checkpoint.
         distance: Frobenius norm of the difference from the first kept checkpoint.
     """
-    table = _all_if_none(runs)
-    directories = table["directory"].unique()
-    loaded = dict(skip_unreadable(lambda directory: (directory, load_run(Path(directory))), directories))
-    rows = cache.read(
-        "checkpoints",
-        columns.TENSORS,
-        {directory: weights.weight_files(run) for directory, run in loaded.items()},
-        lambda stale: skip_unreadable(lambda directory: (directory, weights.statistics(loaded[directory])), stale),
-    )
-    return _joined(rows, table, columns.CHECKPOINTS)
+    return _from_weights("checkpoints", weights.statistics, runs, columns.CHECKPOINTS)
 
 
 def headers(runs: DataFrame | None = None) -> DataFrame:
-    """Return the headers of the kept checkpoints, one row each. No tensor is read.
+    """Return the headers of the kept checkpoints, one row each.
+
+    The first call reads each file once, to verify its checksum.
 
     Args:
         runs: Rows of `runs()`; all runs by default.
@@ -202,7 +231,7 @@ def headers(runs: DataFrame | None = None) -> DataFrame:
         resumable: Whether a run can be resumed from the checkpoint; otherwise it is weights only.
         directory: The checkpoint's directory.
     """
-    return _frame(_rows_of(runs, weights.headers), columns.HEADERS)
+    return _from_weights("headers", weights.headers, runs, columns.HEADERS)
 
 
 def windows(runs: DataFrame | None = None) -> DataFrame:
@@ -246,6 +275,34 @@ def _check(status: str | None, spec: Mapping[str, Any]) -> None:
     for key in spec:
         if key not in columns.SPEC:
             raise BadInputError(f"there is no spec field '{key}'{did_you_mean(key, columns.SPEC)}")
+
+
+def _all_facts() -> DataFrame:
+    """The columns of `runs` that do not come from the metrics, of every readable directory."""
+    return cache.read(
+        "runs",
+        {
+            column: _CACHED_DTYPES.get(dtype, dtype)
+            for column, dtype in columns.RUNS.items()
+            if column not in _FROM_METRICS
+        },
+        {str(directory): [directory / name for name in _FILES] for directory in run_directories()},
+        lambda stale: skip_unreadable(lambda directory: (directory, [_facts(load_run(Path(directory)))]), stale),
+    )
+
+
+def _is_copy(facts: DataFrame) -> Series:
+    names = [Path(directory).name for directory in facts["directory"]]
+    return (facts["run"] != Series(names, index=facts.index, dtype="str")).astype(bool)
+
+
+def _warn_of_copies(facts: DataFrame) -> None:
+    """Name copies in one line. Only one whose original is gone can be renamed without harm."""
+    listed = []
+    for directory, run in facts[["directory", "run"]].itertuples(index=False, name=None):
+        remedy = "" if Path(directory).with_name(run).exists() else f"; rename it to {run} to include it"
+        listed.append(f"{directory} is a copy of {run}{remedy}")
+    logger.warning("left out of comparisons: %s", ", ".join(listed))
 
 
 def _all_if_none(table: DataFrame | None) -> DataFrame:
@@ -322,6 +379,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "best/val_loss": progress.best_val_loss,
         "best/step": progress.best_step,
         "attempts": len(starts),
+        "changed": attempts.changes(starts),
+        "profiled": any(start.get("profile") for start in starts) or (run.directory / PROFILE).exists(),
         "tags": ", ".join(start.get("tags", [])),
         "directory": str(run.directory),
     }
@@ -344,8 +403,24 @@ def _rows_of(table: DataFrame | None, read: Callable[[Run], Iterable[Mapping[str
     return chain.from_iterable(skip_unreadable(rows, selected))
 
 
+def _from_weights(
+    kind: str, read: Callable[[Run], cache.Rows], runs: DataFrame | None, dtypes: Mapping[str, str]
+) -> DataFrame:
+    """The cached rows that `read` returns for the weights of each run, with the run's keys."""
+    table = _all_if_none(runs)
+    directories = table["directory"].unique()
+    loaded = dict(skip_unreadable(lambda directory: (directory, load_run(Path(directory))), directories))
+    rows = cache.read(
+        kind,
+        {column: dtype for column, dtype in dtypes.items() if column not in columns.KEYS},
+        {directory: weights.files(run) for directory, run in loaded.items()},
+        lambda stale: skip_unreadable(lambda directory: (directory, read(loaded[directory])), stale),
+    )
+    return _joined(rows, table[table["directory"].isin(list(loaded))], dtypes)
+
+
 def _joined(rows: DataFrame, table: DataFrame, dtypes: Mapping[str, str]) -> DataFrame:
-    """Cached rows with the keys of their runs as first columns."""
+    """Cached rows with the keys of their runs as first columns. The table has exactly their sources, in this order."""
     codes = rows[cache.SOURCE].cat.codes.to_numpy()
     keys = table.drop_duplicates("directory")
     leading = {key: keys[key].array.take(codes) for key in columns.KEYS}

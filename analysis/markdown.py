@@ -5,19 +5,17 @@ from html import escape
 from pandas import DataFrame, Series
 
 from analysis import compare, formatting
+from analysis.caveats import seconds_caveat
 from analysis.findings import (
-    HOW_TO_READ,
     Findings,
-    all_caveats,
-    comparison_note,
     cost_table,
     experiment_table,
-    headlines,
     newest_samples,
     provenance_table,
     run_table,
     speed_table,
 )
+from analysis.sentences import COST_NOTE, HOW_TO_READ, all_caveats, comparison_note, headlines
 from gptlab.terminal.text import printable
 
 LOSSES = {"val/loss": "Validation loss", "train/loss": "Training loss"}
@@ -35,7 +33,7 @@ def to_markdown(findings: Findings, heading: str) -> str:
     parts += ["## Caveats", _list([_inline(caveat) for caveat in all_caveats(findings)])]
     parts += ["## Experiments", _table(experiment_table(findings))]
     costs = cost_table(findings)
-    parts += [_table(costs)] if len(costs.columns) > 1 else []
+    parts += [_table(costs), COST_NOTE, _inline(seconds_caveat(findings.runs) or "")] if len(costs.columns) > 1 else []
     parts += [f"{HOW_TO_READ} {_inline(comparison_note(findings))}"]
     parts += [_list([f"{_inline(findings.labels[key])}: {_inline(why)}" for key, why in findings.questions.items()])]
     runs = run_table(findings)

@@ -14,20 +14,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame, isna
 
 from analysis import page_data, palette, plots
+from analysis.caveats import seconds_caveat
 from analysis.findings import (
-    HOW_TO_READ,
     Findings,
-    all_caveats,
-    comparison_note,
     cost_table,
     experiment_table,
-    headlines,
     newest_samples,
     provenance_table,
     run_table,
     speed_table,
 )
 from analysis.formatting import MISSING
+from analysis.sentences import COST_NOTE, HOW_TO_READ, all_caveats, comparison_note, headlines
 from gptlab.terminal.text import printable
 
 SCRIPTS = ("theme.js", "curves.js", "table.js", "figures.js")
@@ -41,6 +39,7 @@ SORT_KEYS = {
     "tokens/s": "perf/tokens_per_s",
     "GiB": "perf/peak_mem_gib",
     "time": "elapsed_s",
+    "CPU time": "cpu_s",
 }
 """The column of `load.runs()` that a table's column is sorted by, if their names differ."""
 
@@ -94,6 +93,8 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
         experiments=_table(experiments),
         experiment_count=len(order),
         costs=_table(cost_table(findings)),
+        cost_note=COST_NOTE,
+        seconds_caveat=seconds_caveat(findings.runs),
         notes=f"{HOW_TO_READ} {comparison_note(findings)}",
         questions=[(findings.labels[key], findings.questions[key]) for key in order[: len(experiments)]],
         stride=stride,
@@ -151,8 +152,8 @@ def _kind(cells: list[str]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell starts with a number, as in `5.1 ± 0.2` or `10 of 20`, or is a p-value such as `< 0.001`."""
-    return re.match(r"(< )?[-+]?[\d.,]*\d(e[-+]?\d+)?(\W|$)", cell) is not None
+    """Whether a cell starts with a number, as in `5.1 ± 0.2` or `10 of 20`, or is `< 0.001` or `≈ 5.1`."""
+    return re.match(r"([<≈] )?[-+]?[\d.,]*\d(e[-+]?\d+)?(\W|$)", cell) is not None
 
 
 def _render(template: str, **context: Any) -> str:

@@ -32,6 +32,7 @@ def run_curves(findings: Findings) -> tuple[list[dict[str, Any]], int]:
     With a stride of n, a curve has one row in n, all validations and the last row.
     """
     stride = -(-len(findings.metrics) // MAX_ROWS)
+    reached = set(findings.values.loc[findings.values["state"] == "reached", "run"])
     rank = {experiment: number for number, experiment in enumerate(findings.summary["experiment"])}
     groups = {str(run): group for run, group in findings.metrics.groupby("run", sort=False)}
     curves = []
@@ -42,6 +43,7 @@ def run_curves(findings: Findings) -> tuple[list[dict[str, Any]], int]:
                 "run": run["run"],
                 "experiment": findings.labels[run["experiment"]],
                 "color": rank[run["experiment"]],
+                "compared": run["run"] in reached,
                 "drawn": rank[run["experiment"]] < INITIALLY_DRAWN,
                 "tokensPerStep": run["train.batch_size"] * run["train.sequence_length"],
                 "flopsPerToken": run["flops_per_token"],

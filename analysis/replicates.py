@@ -9,29 +9,42 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
-from pandas import DataFrame, Series, isna
+from pandas import DataFrame, Series
 
-from analysis import stats
+from analysis import budgets, stats
+from analysis.budgets import MEASURED
 
 BATCH_SETTINGS = ("text.sha256", "data.val_fraction", "train.sequence_length", "train.batch_size")
 """Settings that, with the seed, determine the batches. Experiments that differ in one are not paired by seed."""
+
+KNOWN = ("reached", "diverged")
+"""States of runs that have a value at the budget."""
+
+STATES = ("diverged", "unfinished", "unmeasured", "profiled")
+"""States of runs without a measured value at the budget; see `at_equal`."""
 
 Difference = stats.Difference
 
 
 def budget(runs: DataFrame, metrics: DataFrame, by: str = "step", column: str = "val/loss") -> float:
-    """The largest value of `by` that all complete runs reached, or all other non-diverged runs if none is complete.
+    """The largest budget that at least half of each experiment's runs reached.
 
+    For steps and tokens, it is a value at which they were measured: `column` has a value in a row with exactly this
+    many steps or tokens. If the experiments have no such value in common, it is the largest one of as many experiments
+    as possible. Zero is chosen only if there is no other.
+
+    Diverged and profiled runs do not count, nor do experiments without a complete run if another experiment has one.
     NaN if no run has a value. The arguments are those of `at_equal`.
     """
-    furthest = metrics.dropna(subset=[by, column]).groupby("run")[by].max().astype("float64")
-    steady = runs[runs["status"] != "diverged"]
-    complete = steady[steady["status"] == "complete"]
-    for group in (complete, steady):
-        reached = furthest.reindex(group["run"]).dropna()
-        if len(reached):
-            return float(reached.min())
-    return math.nan
+    counted = runs[(runs["status"] != "diverged") & ~_profiled(runs)]
+    complete = counted.loc[counted["status"] == "complete", "experiment"]
+    counted = counted[counted["experiment"].isin(complete)] if len(complete) else counted
+    rows = metrics.dropna(subset=[by, column])[["run", by]].drop_duplicates()
+    rows = rows.merge(counted[["run", "experiment"]], on="run")
+    if rows.empty:
+        return math.nan
+    sizes = counted.groupby("experiment").size()
+    return budgets.common_measurement(rows, sizes, by) if by in MEASURED else budgets.commonly_reached(rows, sizes, by)
 
 
 def at_equal(
@@ -39,10 +52,12 @@ def at_equal(
 ) -> DataFrame:
     """The value of each run at the same budget of steps, tokens, FLOPs or time.
 
+    Seconds depend on the machine and on what else it computed: see `caveats.seconds_caveat`.
+
     Args:
         runs: Rows of `load.runs()`.
         metrics: Their rows of `load.metrics()`.
-        by: The budget's column: `step`, `tokens`, `flops` or `elapsed_s`.
+        by: The budget's column: `step`, `tokens`, `flops`, `elapsed_s` or `cpu_s`.
         column: The column of `metrics` to compare.
         at: The budget; `budget(runs, metrics, by, column)` by default.
 
@@ -50,21 +65,24 @@ def at_equal(
         One row per run with the columns
 
         run, experiment, seed: The run.
-        value: The value at the budget, interpolated linearly between rows. Infinite if the run diverged before the
-            budget, NaN if it is unfinished.
+        value: The value at the budget. At a number of steps or tokens only a measured one; at FLOPs or seconds
+            interpolated linearly between two rows if there is none. Infinite if the run diverged before the budget,
+            NaN if its state is not `reached` or `diverged`.
         yardstick: Identifies the windows that the value was measured on.
-        state: `reached`, `diverged` or `unfinished`.
+        state: `reached`; `diverged`; `unfinished`, before the budget; `unmeasured`, if it is past the budget but has
+            no value there; `profiled`, because such a run is never a replicate.
+        interpolated: Whether the value is interpolated.
     """
     at = budget(runs, metrics, by, column) if at is None else at
-    rows = metrics.dropna(subset=[by, column])
+    rows = metrics.dropna(subset=[by, column]).drop_duplicates(["run", by], keep="last").sort_values(by, kind="stable")
     groups = {str(run): group for run, group in rows.groupby("run", sort=False)}
-    values = []
-    for run, experiment, seed, status in runs[["run", "experiment", "seed", "status"]].itertuples(
-        index=False, name=None
-    ):
-        value, yardstick = _value_at(groups[run], by, column, at) if run in groups else (math.nan, None)
-        state = "reached" if not math.isnan(value) else "diverged" if status == "diverged" else "unfinished"
-        values.append((run, experiment, seed, math.inf if state == "diverged" else value, yardstick, state))
+    table = []
+    keys = runs[["run", "experiment", "seed", "status"]].itertuples(index=False, name=None)
+    for (run, experiment, seed, status), excluded in zip(keys, _profiled(runs), strict=True):
+        value, yardstick, interpolated = budgets.value_at(groups.get(run), by, column, at)
+        state = "profiled" if excluded else budgets.state_at(groups.get(run), by, at, value, status)
+        value = math.inf if state == "diverged" else value if state == "reached" else math.nan
+        table.append((run, experiment, seed, value, yardstick, state, interpolated))
     dtypes = {
         "run": "str",
         "experiment": "str",
@@ -72,21 +90,13 @@ def at_equal(
         "value": "float64",
         "yardstick": "str",
         "state": "str",
+        "interpolated": "bool",
     }
-    return DataFrame(values, columns=list(dtypes)).astype(dtypes)
+    return DataFrame(table, columns=list(dtypes)).astype(dtypes)
 
 
-def _value_at(rows: DataFrame, by: str, column: str, at: float) -> tuple[float, str | None]:
-    """A run's value at a budget and its yardstick; NaN and None if the run did not reach the budget."""
-    x, y = rows[by].to_numpy("float64"), rows[column].to_numpy("float64")
-    after = int(np.searchsorted(x, at * (1 - 1e-9)))
-    if math.isnan(at) or after == len(x):
-        return math.nan, None
-    yardstick = rows["val/yardstick"].iloc[after]
-    if after == 0 or x[after] <= at * (1 + 1e-9):
-        return float(y[after]), None if isna(yardstick) else str(yardstick)
-    share = (at - x[after - 1]) / (x[after] - x[after - 1])
-    return float((1 - share) * y[after - 1] + share * y[after]), None if isna(yardstick) else str(yardstick)
+def _profiled(runs: DataFrame) -> Series:
+    return runs["profiled"].fillna(False).astype(bool)
 
 
 def summary(values: DataFrame) -> DataFrame:
@@ -99,21 +109,30 @@ def summary(values: DataFrame) -> DataFrame:
         One row per experiment, by ascending mean, with the columns
 
         experiment: The experiment.
-        seeds, diverged, unfinished: Number of seeds, of diverged seeds and of unfinished seeds.
-        mean, se, low, high: The estimate (`stats.Estimate`). A diverged seed makes the mean infinite; unfinished seeds
-            are excluded. NaN if there are several yardsticks.
+        seeds, diverged, unfinished, unmeasured: Number of seeds, and of seeds with these states.
+        profiled: Number of profiled runs; they are not among the seeds.
+        interpolated: Number of values that are interpolated.
+        mean, se, low, high, n: The estimate (`stats.Estimate`). A diverged seed makes the mean infinite; unfinished
+            and unmeasured seeds are excluded. NaN if there are several yardsticks.
         yardsticks: Number of different yardsticks.
     """
     rows = []
     for experiment, group in values.groupby("experiment", sort=False):
-        known = group[group["state"] != "unfinished"]
+        known = group[group["state"].isin(KNOWN)]
         yardsticks = known["yardstick"].nunique()
         estimate = stats.estimate(known["value"] if yardsticks < 2 else [])
-        counts = {state: int((group["state"] == state).sum()) for state in ("diverged", "unfinished")}
+        counts = {state: int((group["state"] == state).sum()) for state in STATES}
         rows.append(
-            {"experiment": experiment, "seeds": len(group), **counts, **asdict(estimate), "yardsticks": yardsticks}
+            {
+                "experiment": experiment,
+                "seeds": len(group) - counts["profiled"],
+                **counts,
+                "interpolated": int(known["interpolated"].sum()),
+                **asdict(estimate),
+                "yardsticks": yardsticks,
+            }
         )
-    names = ["experiment", "seeds", "diverged", "unfinished", "mean", "se", "low", "high", "yardsticks"]
+    names = ["experiment", "seeds", *STATES, "interpolated", *stats.Estimate.__dataclass_fields__, "yardsticks"]
     return DataFrame(rows, columns=names).sort_values("mean", kind="stable", ignore_index=True)
 
 
@@ -151,7 +170,7 @@ def differences(runs: DataFrame, values: DataFrame, against: str) -> DataFrame:
 
 def _difference(specs: DataFrame, first: DataFrame, second: DataFrame) -> Mapping[str, object]:
     """The difference between two experiments' values, as a row of `differences`."""
-    a, b = (group[group["state"] != "unfinished"].set_index("seed") for group in (first, second))
+    a, b = (group[group["state"].isin(KNOWN)].set_index("seed") for group in (first, second))
     reasons = _state_counts(first, second)
     yardsticks = sorted({*a["yardstick"].dropna(), *b["yardstick"].dropna()})
     if len(yardsticks) > 1:
@@ -178,9 +197,7 @@ def _difference(specs: DataFrame, first: DataFrame, second: DataFrame) -> Mappin
 
 
 def _state_counts(*groups: DataFrame) -> list[str]:
-    counted = {
-        state: sum(int((group["state"] == state).sum()) for group in groups) for state in ("diverged", "unfinished")
-    }
+    counted = {state: sum(int((group["state"] == state).sum()) for group in groups) for state in STATES}
     return [f"{count} {state}" for state, count in counted.items() if count]
 
 
@@ -190,19 +207,23 @@ def window_difference(windows: DataFrame, first: str, second: str) -> Difference
     It does not include the variation between seeds; see `stats.paired_over_windows`.
 
     Args:
-        windows: Rows of `load.windows()`. The newest step of each run and yardstick is used.
+        windows: Rows of `load.windows()`. For each yardstick, the newest step that both runs have is used.
         first: Id of the reference run.
         second: Id of the other run.
 
     Raises:
-        ValueError: The runs have no windows in common.
+        ValueError: The runs have no windows in common, or not at the same step.
     """
-    newest = windows[windows["step"] == windows.groupby(["run", "yardstick"])["step"].transform("max")]
-    a, b = (newest[newest["run"] == run].set_index(["yardstick", "start"])["loss"] for run in (first, second))
-    shared = a.index.intersection(b.index)
+    a, b = (windows[windows["run"] == run] for run in (first, second))
+    shared = a.merge(b, on=["yardstick", "start", "step"], suffixes=("_first", "_second"))
     if shared.empty:
-        raise ValueError(f"{first} and {second} were not evaluated on the same windows; run `gptlab eval` on both")
-    return stats.paired_over_windows(a.loc[shared], b.loc[shared])
+        if a.merge(b, on=["yardstick", "start"]).empty:
+            raise ValueError(f"{first} and {second} were not evaluated on the same windows; run `gptlab eval` on both")
+        raise ValueError(
+            f"{first} and {second} were not evaluated at the same step; run `gptlab eval` on both with --step"
+        )
+    newest = shared[shared["step"] == shared.groupby("yardstick")["step"].transform("max")]
+    return stats.paired_over_windows(newest["loss_first"], newest["loss_second"])
 
 
 def steps_to_reach(metrics: DataFrame, loss: float, column: str = "val/loss", by: str = "step") -> Series:
@@ -212,12 +233,12 @@ def steps_to_reach(metrics: DataFrame, loss: float, column: str = "val/loss", by
         metrics: Rows of `load.metrics()`.
         loss: The target, in the unit of `column`.
         column: Column of the loss.
-        by: Column to count in: `step`, `tokens`, `flops` or `elapsed_s`.
+        by: Column to count in: `step`, `tokens`, `flops`, `elapsed_s` or `cpu_s`.
 
     Returns:
         The steps (or tokens, FLOPs, seconds) by run, in the order of `metrics`; NaN if a run does not reach the loss.
     """
-    rows = metrics.dropna(subset=[by, column])
+    rows = metrics.dropna(subset=[by, column]).drop_duplicates(["run", by], keep="last").sort_values(by, kind="stable")
     reached = {
         run: _crossing(group[by].to_numpy("float64"), group[column].to_numpy("float64"), loss)
         for run, group in rows.groupby("run", sort=False)

@@ -2,6 +2,9 @@
 
 At most three tensors are in memory: the current one and its versions in the previous and the first checkpoint. Sums are
 computed in float64 block by block, so that no tensor is copied as a whole.
+
+A file is used only if it has the checksum in its manifest, because the format has none. That takes one more pass over
+the file; `analysis.load` caches what it reads.
 """
 
 import math
@@ -17,7 +20,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from gptlab.checkpoints.manifest import MODEL, list_checkpoints, plausible_sizes
+from gptlab.checkpoints.manifest import (
+    MANIFEST,
+    MODEL,
+    Checkpoint,
+    compute_digest,
+    list_checkpoints,
+    plausible_sizes,
+)
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.spec import ModelSpec
 from gptlab.tracking.run import Run, find_run
@@ -46,44 +56,48 @@ class _Header(BaseModel):
     losses: Annotated[_Losses, Field(default_factory=_Losses)]
 
 
-def headers(run: Run) -> Iterator[dict[str, Any]]:
-    """Yield the header of each kept checkpoint of a run as a row, by step. No tensor is read.
+def headers(run: Run) -> list[dict[str, Any]]:
+    """Return one row per kept checkpoint of a run, by step, with the facts in its header.
 
     Raises:
-        GptlabError: A file is not a checkpoint of this run; the message names the file.
+        GptlabError: A file is damaged or not a checkpoint of this run; the message names the file.
     """
+    rows = []
     for checkpoint in list_checkpoints(run.directory):
         path = checkpoint.directory / MODEL
         try:
-            with _open(path, run.record.spec.model) as file:
+            with _open(checkpoint, run.record.spec.model) as file:
                 text, tensors = (file.metadata() or {}).get("gptlab", "{}"), len(file.keys())
             header = _Header.model_validate_json(text)
         except FileNotFoundError:  # removed by the retention of a run that is being trained
             continue
         except ValidationError as error:
             raise GptlabError(f"{path}: invalid header: {error.errors()[0]['msg']:.200}") from None
-        yield {
-            "step": checkpoint.step,
-            "tokens": header.tokens,
-            "train/loss": header.losses.train,
-            "val/loss": header.losses.val,
-            "tensors": tensors,
-            "bytes": path.stat().st_size,
-            "resumable": checkpoint.resumable,
-            "directory": str(checkpoint.directory),
-        }
+        rows.append(
+            {
+                "step": checkpoint.step,
+                "tokens": header.tokens,
+                "train/loss": header.losses.train,
+                "val/loss": header.losses.val,
+                "tensors": tensors,
+                "bytes": path.stat().st_size,
+                "resumable": checkpoint.resumable,
+                "directory": str(checkpoint.directory),
+            }
+        )
+    return rows
 
 
-def weight_files(run: Run) -> list[Path]:
-    """The weight files of a run's kept checkpoints, by step."""
-    return [checkpoint.directory / MODEL for checkpoint in list_checkpoints(run.directory)]
+def files(run: Run) -> list[Path]:
+    """The files that `headers` and `statistics` depend on: weights and manifests of the kept checkpoints."""
+    return [checkpoint.directory / name for checkpoint in list_checkpoints(run.directory) for name in (MODEL, MANIFEST)]
 
 
 def statistics(run: Run) -> list[dict[str, Any]]:
     """Return one row per tensor and kept checkpoint, by step and name; `load.checkpoints` describes the columns.
 
     Raises:
-        GptlabError: A file is not a checkpoint of this run; the message names the file.
+        GptlabError: A file is damaged or not a checkpoint of this run; the message names the file.
     """
     rows = []
     with ExitStack() as stack:
@@ -91,7 +105,7 @@ def statistics(run: Run) -> list[dict[str, Any]]:
         for checkpoint in list_checkpoints(run.directory):
             path = checkpoint.directory / MODEL
             try:
-                opened.append((checkpoint, path, stack.enter_context(_open(path, run.record.spec.model))))
+                opened.append((checkpoint, path, stack.enter_context(_open(checkpoint, run.record.spec.model))))
             except FileNotFoundError:
                 continue
         for name in sorted({name for _, _, file in opened for name in file.keys()}):  # noqa: SIM118 - not a dict
@@ -174,12 +188,13 @@ def read_tensor(run: str, step: int, name: str) -> Weights:
 
     Raises:
         BadInputError: There is no such run, checkpoint or tensor.
+        GptlabError: The checkpoint is damaged; the message names the file.
     """
     source = find_run(run)
     for checkpoint in list_checkpoints(source.directory):
         if checkpoint.step == step:
             path = checkpoint.directory / MODEL
-            with _open(path, source.record.spec.model) as file:
+            with _open(checkpoint, source.record.spec.model) as file:
                 if name not in file.keys():  # noqa: SIM118 - not a dict
                     raise BadInputError(f"{path} has no tensor '{name}'")
                 return _read_tensor(path, file, name)
@@ -201,12 +216,16 @@ def nearest_rows(embedding: Weights, row: int, count: int = 8) -> list[tuple[int
     return [(int(other), float(cosines[other])) for other in np.argsort(-cosines, kind="stable")[:count]]
 
 
-def _open(path: Path, model: ModelSpec) -> Any:
-    """Open a weight file. The library checks the header; this function checks the size against the model."""
+def _open(checkpoint: Checkpoint, model: ModelSpec) -> Any:
+    """Open a weight file. The library checks the header; this function checks the size and the checksum."""
+    path = checkpoint.directory / MODEL
     try:
         if path.stat().st_size >= plausible_sizes(model, MODEL).stop:
             raise GptlabError(f"{path} is too large for a model of {model.parameters:,} parameters")
-        return safe_open(path, framework="numpy")
+        file = safe_open(path, framework="numpy", backend="pread")  # a file that shrinks is an error
+        if compute_digest(path) != checkpoint.manifest.files[MODEL]:
+            raise GptlabError(f"{path} is damaged: its checksum is not the one in its manifest")
+        return file
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError) as error:
@@ -214,11 +233,16 @@ def _open(path: Path, model: ModelSpec) -> Any:
 
 
 def _read_tensor(path: Path, file: Any, name: str) -> Weights:
-    header = file.get_slice(name)
-    dtype, shape = header.get_dtype(), header.get_shape()
-    if dtype != "F32" or 0 in shape:
-        raise GptlabError(f"{path}: {name:.80} has dtype {dtype} and shape {shape}; expected a non-empty F32 tensor")
-    tensor: Weights = file.get_tensor(name)
+    try:
+        header = file.get_slice(name)
+        dtype, shape = header.get_dtype(), header.get_shape()
+        if dtype != "F32" or 0 in shape:
+            raise GptlabError(
+                f"{path}: {name:.80} has dtype {dtype} and shape {shape}; expected a non-empty F32 tensor"
+            )
+        tensor: Weights = file.get_tensor(name)
+    except (SafetensorError, OSError) as error:  # the file became shorter
+        raise GptlabError(f"{path} cannot be read: {error}") from error
     return tensor
 
 

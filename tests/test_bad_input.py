@@ -130,6 +130,8 @@ MAKE = [
     (["exp", "NMAE=tiny"], "there is no variable NMAE; available: NAME"),
     (["report", "NAME=nothing*"], "there is no run with name 'nothing*'; `gptlab runs` lists them"),
     (["report", "TAG=nothing"], "there is no run with tag 'nothing'"),
+    (["report", "AT=first"], "--at is 'first', but no run has a validation loss"),
+    (["report", "OUT=Makefile/x"], "--out is 'Makefile/x', which cannot be a directory"),
     (["dashboard", "RUN=nothing"], "there is no run 'nothing'"),
     (["sync", "RUN=nothing"], "there is no run 'nothing'"),
     (["fuzz", "EXAMPLES=many"], "EXAMPLES must be a number"),
@@ -227,6 +229,9 @@ def test_an_invalid_wandb_mode_is_a_one_line_error(complain, monkeypatch, value)
         (["--nmae", "x"], "unrecognized arguments: --nmae x"),
         (["--name"], "--name: expected one argument"),
         (["--name", "zzz"], "there is no run with name 'zzz'"),
+        (["--out", ""], "--out is '', which cannot be a directory"),
+        (["--out", "~nobody-of-that-name/x"], "which cannot be a directory"),
+        (["--out", "x" * 5000], "which cannot be a directory"),
     ],
 )
 def test_an_invalid_report_option_is_a_one_line_error(capsys, tmp_path, arguments, answer):

@@ -191,8 +191,12 @@ def test_eval_uses_the_full_validation_split_and_stores_the_window_losses(gptlab
     assert {"loss", "loss_se", "bpb", "perplexity", "tokens", "bytes"} <= document.keys()
     assert document["tokens"] == 30 * 16
     (kept,) = (find_run(trained).directory / "evaluations").iterdir()
+    from safetensors import safe_open
     from safetensors.numpy import load_file
 
+    with safe_open(kept, "numpy") as file:
+        assert list(file.metadata()) == ["gptlab"]
+        assert json.loads(file.metadata()["gptlab"]).keys() == {"xxh3_128"}
     losses = load_file(kept)["loss"]
     assert losses.mean() == document["loss"]
     assert document["perplexity"] == pytest.approx(2.718281828459045 ** document["loss"])

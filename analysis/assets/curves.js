@@ -37,7 +37,11 @@
       line(run, run.run, pts.map((p, i) => ({ ...p, y: ys[i] })))];
   }
 
-  function seedTraces(runs, choice) { // mean and range over the seeds, at the steps that all seeds have
+  // Mean and range over the seeds, at the steps that all of them have. A run that was left out of the comparison, such as
+  // one that ended early, is left out here as well, unless there is no other.
+  function seedTraces(selected, choice) {
+    const compared = selected.filter((run) => run.compared);
+    const runs = compared.length ? compared : selected;
     const all = runs.map((run) => new Map(points(run, choice.x, choice.y).map((p) => [p.step, p])));
     const steps = [...all[0].keys()].filter((step) => all.every((seed) => seed.has(step)));
     const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;

@@ -66,6 +66,8 @@ class LoopState(_Document):
 
     elapsed_s: FiniteFloat = Field(0.0, ge=0)
     """Seconds of training over all attempts, without evaluation and saving."""
+    cpu_s: FiniteFloat | None = Field(None, ge=0)
+    """CPU seconds of the process in that time, over all attempts; None in a checkpoint of an earlier version."""
     metrics_bytes: Count = 0
     """Length of `metrics.jsonl` up to the last row on the grid (see `gptlab.training.rows`)."""
     metrics_xxh3: str | None = None

@@ -5,7 +5,8 @@ Causes come first (spec, code, data, environment), then results. Only difference
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any
 
 from gptlab import catalog
@@ -18,6 +19,7 @@ from gptlab.terminal.text import abbreviate_hash, printable
 from gptlab.tracking import provenance
 from gptlab.tracking.metrics import DETERMINISTIC, Row, read_metrics
 from gptlab.tracking.provenance import Source
+from gptlab.tracking.records import Start
 from gptlab.tracking.run import Run
 
 Facts = dict[str, Any]
@@ -26,7 +28,7 @@ Pairs = dict[str, tuple[Any, Any]]
 CODE = ("git_commit", "git_dirty", "diff_sha256")
 MACHINE = ("host", "platform", "device", "deterministic", "threads", "python", "torch")
 LOSSES = ("train/loss", "val/loss", "val/bpb")
-PERFORMANCE = ("perf/tokens_per_s", "perf/peak_mem_gib", "elapsed_s")
+PERFORMANCE = ("perf/tokens_per_s", "perf/peak_mem_gib", "elapsed_s", "cpu_s")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Side:
     code: Facts
     data: Facts
     environment: Facts
-    source: Source
+    sources: tuple[Source, ...]
+    """The successive versions of the code: of each attempt, or only the working tree."""
     results: Facts = field(default_factory=dict)
     rows: dict[int, Row] = field(default_factory=dict)
     """The newest row of metrics by step."""
@@ -53,7 +56,7 @@ class Comparison:
     b: str
     sections: dict[str, Pairs]
     files: dict[str, str]
-    """Added and removed lines of each file of code, such as `+4 −2`."""
+    """Added and removed lines of each file of code, such as `+4 −2`, from the last attempt of a to that of b."""
     notes: list[str]
     patch: bytes
     """The differences in code, as git prints them."""
@@ -94,7 +97,7 @@ def recorded_side(run: Run) -> Side:
                 for name in sorted(packages)
             },
         },
-        source=provenance.recorded_source(run.directory, starts),
+        sources=_recorded_sources(run.directory, starts),
         results={"status": history.status, "step": history.step},
         rows={row["step"]: row for row in read_metrics(run.directory)},
     )
@@ -130,7 +133,7 @@ def current_side(run: Run) -> Side:
         code=source.facts(),
         data={"tokenizer_sha256": tokenizer.TOKENIZER_SHA256},
         environment=dict(flatten(environment)),
-        source=source,
+        sources=(source,),
         notes=tuple(notes),
     )
 
@@ -138,11 +141,12 @@ def current_side(run: Run) -> Side:
 def compare(a: Side, b: Side) -> Comparison:
     """Compare the facts that both sides have."""
     sections = {name: differing(getattr(a, name), getattr(b, name)) for name in ("spec", "code", "data", "environment")}
-    notes = [*a.notes, *b.notes]
-    changes = provenance.compare_sources(a.source, b.source)
+    mixed = list(dict.fromkeys([*_changes_between_attempts(a), *_changes_between_attempts(b)]))
+    notes = [*a.notes, *b.notes, *_changed_in_both(a, b), *mixed]
+    changes = provenance.compare_sources(a.sources[-1], b.sources[-1])
     if changes is None:
         notes.append("the code cannot be compared: a commit is missing from this repository, or a patch from its run")
-    elif sections["code"] and not changes.files:
+    elif sections["code"] and not changes.files and not mixed:
         notes.append("the code is the same in every file")
     sections["results"] = differing(a.results, b.results) | _compare_numbers(a.rows, b.rows)
     notes += _compare_rows(a.rows, b.rows)
@@ -165,6 +169,37 @@ def _over_time(values: Iterable[Any]) -> Any:
     """The value that all attempts share, else the list of its successive values; None without attempts."""
     distinct = [value for value, _ in groupby(values)]
     return distinct[0] if len(distinct) == 1 else distinct or None
+
+
+def _recorded_sources(directory: Path, starts: list[Start]) -> tuple[Source, ...]:
+    """The successive versions of a run's code; of equal ones in a row, one is read."""
+    versions = [tuple(start.get(key) for key in CODE) for start in starts]
+    last_of_each = [n for n in range(1, len(starts) + 1) if versions[n - 1 : n] != versions[n : n + 1]]
+    return tuple(provenance.recorded_source(directory, starts[:n]) for n in last_of_each or [0])
+
+
+def _changed_in_both(a: Side, b: Side) -> list[str]:
+    """Notes on what changed between the attempts of both sides in the same way, which is no difference between them."""
+    facts = [*a.code.items(), *a.environment.items()]
+    shared = {**b.code, **b.environment}
+    return [
+        f"in both, {key} changed between attempts: {_format(value)}"
+        for key, value in facts
+        if isinstance(value, list) and shared.get(key) == value
+    ]
+
+
+def _changes_between_attempts(side: Side) -> list[str]:
+    """Notes on which code changed between the attempts of a run. Only the code of its last attempt is compared."""
+    notes = []
+    for old, new in pairwise(side.sources):
+        changes = provenance.compare_sources(old, new)
+        if changes is None:
+            notes.append(f"the attempts of {side.label} ran different commits or changes, which cannot be compared")
+        elif changes.files:
+            files = ", ".join(f"{name} {lines}" for name, lines in changes.files.items())
+            notes.append(f"the attempts of {side.label} ran different code: {printable(files)}")
+    return notes
 
 
 def _compare_numbers(a: dict[int, Row], b: dict[int, Row]) -> Pairs:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
 from rich.progress import Progress
 
 from gptlab import project
@@ -16,6 +15,7 @@ from gptlab.data.tokens import Split
 from gptlab.data.windows import validation_starts
 from gptlab.files import atomic_write
 from gptlab.terminal.console import Console
+from gptlab.tracking import evaluations
 from gptlab.tracking.run import EVALUATIONS, Run
 from gptlab.training.evaluate import Evaluation, evaluate
 from gptlab.training.memory import explain_out_of_memory, keep_freed_memory
@@ -88,7 +88,7 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{checkpoint.step:08d}-{evaluation.yardstick}.safetensors"
     with atomic_write(path) as file:
-        file.write(safetensors.numpy.save({"start": starts, "loss": evaluation.window_losses}))
+        file.write(evaluations.to_bytes(starts, evaluation.window_losses))
     return RunEvaluation(run.id, checkpoint.step, text, evaluation, path)
 
 

@@ -206,6 +206,7 @@ class _Session:
             "from_step": start_step,
             "steps": steps,
             "deterministic": options.deterministic,
+            "profile": options.profile,
             **self.settings.environment(),
             **provenance.environment(),
             **source.facts(),

@@ -72,9 +72,8 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
     done = history.step
     more = f", more than the {steps} requested" if steps < done else ""
     console.print(f"{run.id} is complete: {done} steps{more}; nothing changed", style="bold")
-    last = history.starts[-1:]
     now = provenance.working_tree().facts()
-    if any(start.get(key) != now[key] for start in last for key in ("git_commit", "diff_sha256")):
+    if any(start.get(key) != now[key] for start in history.starts for key in ("git_commit", "diff_sha256")):
         console.notice("the code has changed since then; `gptlab run` with --fresh starts the run again")
     if history.damage:
         again = shell_command("eval", run.id)

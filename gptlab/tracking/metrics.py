@@ -34,6 +34,7 @@ COLUMNS: dict[str, str] = {
     "attempt": "number of the attempt that wrote the row, from 1",
     "time": "Unix time in seconds",
     "elapsed_s": "seconds of training over all attempts, without evaluation and saving",
+    "cpu_s": "CPU seconds of the process in that time, all threads together, over all attempts",
     "train/loss": "nats per token, mean over the steps since the last row",
     "val/loss": "nats per token, mean over the validation windows",
     "val/loss_se": "its standard error over those windows",

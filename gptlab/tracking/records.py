@@ -110,6 +110,7 @@ class Start(TypedDict, total=False):
     from_step: Count
     device: str
     deterministic: bool
+    profile: bool
     host: str
     platform: str
     python: str

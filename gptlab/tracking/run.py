@@ -56,6 +56,11 @@ class Run:
         """`NAME-HASH8-sSEED`."""
         return self.record.run
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether the directory has another name than the run: a copy of it, such as a backup."""
+        return self.directory.name != self.id
+
     def history(self) -> History:
         """Return what the run has recorded so far."""
         return History(self.directory, self.record)
@@ -194,6 +199,8 @@ def find_run(reference: str) -> Run:
     matches = [name for name in known if name.startswith(reference)] if reference else []
     if reference in known:
         matches = [reference]
+    if len(matches) > 1:
+        matches = _without_copies(matches, known)
     if not matches:
         runs = project.display_path(project.runs_directory())
         hint = did_you_mean(reference, known) or "; `gptlab runs` lists them"
@@ -201,6 +208,18 @@ def find_run(reference: str) -> Run:
     if len(matches) > 1:
         raise AmbiguousRunError(f"'{reference}' matches {', '.join(sorted(matches))}; give more of the id")
     return load_run(known[matches[0]])
+
+
+def _without_copies(names: list[str], known: dict[str, Path]) -> list[str]:
+    """The names of directories that hold a run under its own id; all names if none does."""
+
+    def is_copy(name: str) -> bool:
+        try:
+            return load_run(known[name]).is_copy
+        except GptlabError:  # a damaged run keeps its name, so that a prefix never selects another one silently
+            return False
+
+    return [name for name in names if not is_copy(name)] or names
 
 
 def run_directories() -> list[Path]:

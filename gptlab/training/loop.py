@@ -162,7 +162,7 @@ class TrainingLoop:
     def _save(self, *, resumable: bool) -> None:
         self.rows.settle()
         step, copy = self.state.step, not states.on_host(self.state)
-        loop_state = self.state.loop.model_copy(update={"elapsed_s": self.rows.elapsed_s()})
+        loop_state = self.state.loop.model_copy(update={"elapsed_s": self.rows.elapsed_s(), "cpu_s": self.rows.cpu_s()})
         header = states.checkpoint_header(self.record, step, self.rows.last_losses)
         manifest = states.manifest_fields(self.record, self.rows.attempt, step, loop_state)
         with self.rows.stopwatch.saving():

@@ -112,6 +112,8 @@ class RowWriter:
             "time": time.time(),
             "elapsed_s": self.elapsed_s(),
         }
+        if (cpu_s := self.cpu_s()) is not None:
+            row["cpu_s"] = cpu_s
         if count := loop.steps_since_row:
             row |= {
                 "train/loss": loop.loss_sum / count,
@@ -169,6 +171,7 @@ class RowWriter:
             self._state.loop = self._state.loop.model_copy(
                 update={
                     "elapsed_s": row["elapsed_s"],
+                    "cpu_s": row.get("cpu_s"),
                     "metrics_bytes": self._metrics.size,
                     "metrics_xxh3": self._metrics.checksum(),
                     "loss_sum": 0.0,
@@ -182,6 +185,11 @@ class RowWriter:
     def elapsed_s(self) -> float:
         """Seconds of training over all attempts."""
         return self._state.loop.elapsed_s + self.stopwatch.training_s()
+
+    def cpu_s(self) -> float | None:
+        """CPU seconds of training over all attempts; None if an earlier attempt did not measure them."""
+        before = self._state.loop.cpu_s
+        return None if before is None else before + self.stopwatch.cpu_s()
 
     def restart_stopwatch(self) -> None:
         """Restart the time measurement, so that preparation does not count as training."""

@@ -24,7 +24,7 @@ class TrainingState:
     optimizer: torch.optim.AdamW
     step: int = 0
     """Optimizer steps done."""
-    loop: LoopState = field(default_factory=LoopState)
+    loop: LoopState = field(default_factory=lambda: LoopState(cpu_s=0.0))
 
 
 def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> TrainingState:

@@ -20,7 +20,8 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
-        self._paused_s = 0.0
+        self._started_cpu = time.process_time()
+        self._paused_s = self._paused_cpu_s = 0.0
         self.step_s: list[float] = []
         """Seconds of each step."""
         self.data_s = 0.0
@@ -32,12 +33,17 @@ class Stopwatch:
         """Return the seconds of training so far, without pauses."""
         return time.perf_counter() - self._started - self._paused_s
 
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of the process, all threads together, in the time of `training_s`."""
+        return time.process_time() - self._started_cpu - self._paused_cpu_s
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """A context manager whose duration does not count as training."""
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         yield
         self._paused_s += time.perf_counter() - started
+        self._paused_cpu_s += time.process_time() - started_cpu
 
     @contextmanager
     def saving(self) -> Iterator[None]:

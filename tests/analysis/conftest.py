@@ -53,7 +53,8 @@ def make_run() -> MakeRun:
     """`make_run(name, seed=…, …)` makes a run with one attempt.
 
     It has rows at steps 0, 10, 20, … with `val_losses` and, except at step 0, a training loss that is 0.5 lower.
-    `checkpoints` maps steps to tensors, `header` is the header of their files, and `facts` override `FACTS`.
+    `cpu_share` is its CPU seconds per second of training. `checkpoints` maps steps to tensors, `header` is the header
+    of their files, and `facts` override `FACTS`.
     """
 
     def make(
@@ -70,6 +71,7 @@ def make_run() -> MakeRun:
         checkpoints: Mapping[int, Tensors] | None = None,
         header: Mapping[str, Any] | None = None,
         outcome: Outcome = "complete",
+        cpu_share: float | None = None,
         **facts: Any,
     ) -> Run:
         experiment = Experiment(
@@ -83,6 +85,8 @@ def make_run() -> MakeRun:
         run = tracking.create_run(experiment, identity, seed, "float32", text)
         attempt = run.start_attempt(**FACTS | facts)
         rows = [_row(number, loss, yardstick) for number, loss in enumerate(val_losses)]
+        for row in rows if cpu_share else ():
+            row["cpu_s"] = cpu_share * row["elapsed_s"]
         with MetricsFile(run.directory, 0) as metrics:
             for row in rows:
                 metrics.append(row)
@@ -94,6 +98,17 @@ def make_run() -> MakeRun:
         return run
 
     return make
+
+
+@pytest.fixture
+def add_attempt() -> Callable[..., None]:
+    """`add_attempt(run, threads=…)` records another attempt, with the facts of the first one except these."""
+
+    def add(run: Run, **facts: Any) -> None:
+        number = run.start_attempt(**FACTS | facts)
+        run.end_attempt(number, 20, "complete")
+
+    return add
 
 
 def _row(number: int, val_loss: float, yardstick: str) -> dict[str, Any]:

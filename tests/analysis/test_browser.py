@@ -9,7 +9,7 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from analysis import load, page, palette
+from analysis import load, page, palette, report
 from analysis.browser import BROWSER, DRIVER, headless
 from analysis.findings import analyze
 from gptlab.tracking.run import Run
@@ -163,6 +163,20 @@ def test_loss_axes_smoothing_and_seeds_are_selected_by_keyboard(opened: WebDrive
     form.find_element(By.NAME, "smoothing").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert len([name for name in curve_names(opened) if name.endswith("(raw)")]) == 5, "smoothing hides the raw data"
     assert not console_problems(opened)
+
+
+def test_a_short_seed_does_not_cut_the_mean_curve_of_its_experiment(
+    browser: WebDriver, make_run: MakeRun, tmp_path: Path
+) -> None:
+    for seed, losses in enumerate([(11.0, 8.0, 6.0), (11.0, 8.0, 7.0), (11.0, 1.0)]):
+        make_run("base", seed, val_losses=losses)
+    assert report.main(["--out", str(tmp_path)]) == 0
+    browser.get((tmp_path / "report.html").as_uri())
+    wait_for(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#curves .points path"))
+    (curve,) = browser.execute_script(
+        "return document.getElementById('curves').data.filter(t => t.name).map(t => [t.name, t.x, t.y])"
+    )
+    assert curve == ["base (2)", [0, 10, 20], [11, 8, 6.5]]
 
 
 def test_checkboxes_and_buttons_select_the_runs_to_draw(opened: WebDriver) -> None:

@@ -97,14 +97,18 @@ def test_a_recently_changed_file_is_not_cached(make_run: MakeRun) -> None:
     assert load.metrics()["val/loss"].tolist() == [6.0]
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 no more", b"PAR1" + bytes(100) + b"PAR1"])
+def caches() -> list[Path]:
+    return sorted(project.cache_directory().rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no more", b"PAR1" + bytes(100) + b"PAR1", None])
 def test_a_damaged_cache_is_replaced_with_a_warning(
-    make_run: MakeRun, read: list[Path], caplog: pytest.LogCaptureFixture, content: bytes
+    make_run: MakeRun, read: list[Path], caplog: pytest.LogCaptureFixture, content: bytes | None
 ) -> None:
     settle(make_run())
     whole = load.metrics()
-    for path in project.cache_directory().rglob("*.parquet"):
-        path.write_bytes(content)
+    for path in caches():
+        path.write_bytes(path.read_bytes()[:-1] if content is None else content)
     assert load.metrics().equals(whole)
     assert all("the runs are read again" in message for message in caplog.messages)
     assert caplog.messages
@@ -113,6 +117,62 @@ def test_a_damaged_cache_is_replaced_with_a_warning(
     assert load.metrics().equals(whole)
     assert not read
     assert not caplog.messages
+
+
+def test_any_flipped_bit_in_the_cache_is_noticed(make_run: MakeRun) -> None:
+    settle(make_run())
+    load.runs()
+    for path in caches():
+        content = path.read_bytes()
+        table = cache.pq.read_schema(cache.pa.BufferReader(content[cache.CHECKSUM_BYTES :])).remove_metadata()
+        cache._CachedTable.load(path, table)
+        for position in range(0, len(content), 97):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << position % 8
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match="checksum is wrong"):
+                cache._CachedTable.load(path, table)
+
+
+def test_fingerprints_of_the_wrong_type_make_a_cache_damaged(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    settle(make_run())
+    whole = load.metrics()
+    for path in caches():
+        table = cache.pq.read_table(cache.pa.BufferReader(path.read_bytes()[cache.CHECKSUM_BYTES :]))
+        for fingerprints in (b"[]", b'{"run": 1}', b"{", b"\xff"):
+            stream = cache.pa.BufferOutputStream()
+            cache.pq.write_table(table.replace_schema_metadata({b"gptlab": fingerprints}), stream)
+            content = memoryview(stream.getvalue())
+            path.write_bytes(cache.xxhash.xxh3_128(content).digest() + content)
+            caplog.clear()
+            assert load.metrics().equals(whole)
+            assert caplog.messages
+
+
+def test_a_directory_in_place_of_the_cache_is_one_warning(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    settle(make_run())
+    whole = load.metrics(load.runs())
+    for path in caches():
+        path.unlink()
+        path.mkdir()
+    runs = load.runs()
+    caplog.clear()
+    assert load.metrics(runs).equals(whole)
+    (warning,) = caplog.messages
+    assert "metrics" in warning
+
+
+def test_a_file_with_a_forged_modification_time_is_read_again(make_run: MakeRun) -> None:
+    run = make_run(val_losses=(5.0,))
+    settle(run)
+    assert load.metrics()["val/loss"].tolist() == [5.0]
+    path = run.directory / METRICS
+    stamp = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes().replace(b"5.0", b"6.0"))
+    os.utime(path, ns=(stamp, stamp))
+    assert load.metrics()["val/loss"].tolist() == [6.0]
 
 
 def test_a_cache_of_another_version_is_not_used(

@@ -1,5 +1,8 @@
+import errno
 import math
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,9 +17,10 @@ from safetensors.numpy import save_file
 
 from analysis import columns, load
 from gptlab.checkpoints.manifest import MODEL, checkpoint_directory
-from gptlab.errors import BadInputError
+from gptlab.errors import BadInputError, GptlabError
 from gptlab.identity import NUMERICS
 from gptlab.spec import SECTIONS, Experiment
+from gptlab.tracking import evaluations
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import COLUMNS, METRICS, MetricsFile
 from gptlab.tracking.run import Run
@@ -221,6 +225,70 @@ def test_damaged_weights_exclude_the_run_with_a_warning(
     assert f"{path} is not a safetensors file" in warning
 
 
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("position", [-1, -40, 12])
+def test_a_flipped_bit_in_weights_is_named_and_the_other_runs_are_read(
+    make_run: MakeRun, weights: Tensors, caplog: pytest.LogCaptureFixture, position: int
+) -> None:
+    run, other = make_run(checkpoints={20: weights}), make_run(seed=1, checkpoints={20: weights})
+    path = checkpoint_directory(run.directory, 20) / MODEL
+    flip(path, position)
+    for read in (load.checkpoints, load.headers):
+        caplog.clear()
+        assert set(read()["run"]) == {other.id}
+        (warning,) = caplog.messages
+        assert str(path) in warning
+    with pytest.raises(GptlabError, match="model.safetensors"):
+        load.weights.read_tensor(run.id, 20, "final_norm.weight")
+
+
+def test_copies_of_a_run_are_left_out_with_one_warning(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    run, gone = make_run(), make_run(seed=1)
+    for name in ("copy", f"{run.id}-backup"):
+        shutil.copytree(run.directory, run.directory.with_name(name))
+    for name in ("lost", "lost-2"):
+        shutil.copytree(gone.directory, gone.directory.with_name(name))
+    shutil.rmtree(gone.directory)
+    runs, copies = load.runs_and_copies()
+    assert runs["run"].tolist() == [run.id]
+    assert [Path(path).name for path in copies["directory"]] == ["copy", "lost", "lost-2", f"{run.id}-backup"]
+    assert {column: str(dtype) for column, dtype in copies.dtypes.items()} == columns.COPIES
+    (warning,) = caplog.messages
+    assert f"{run.directory.with_name('copy')} is a copy of {run.id}, " in warning, "renaming it would harm"
+    assert f"lost is a copy of {gone.id}; rename it to {gone.id} to include it" in warning
+    assert len(load.metrics()) == 3
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_unreadable_run_is_named_in_every_table(
+    make_run: MakeRun,
+    weights: Tensors,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    made = [make_run(seed=seed, samples=["end"], checkpoints={20: weights}) for seed in range(2)]
+    runs = load.runs()
+    scandir = os.scandir
+
+    def deny(path: Any) -> Any:  # a test that runs as root is denied nothing
+        if str(path) == str(made[seed].directory):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    for read in (load.runs, *(lambda read=read: read(runs) for read in (load.checkpoints, load.headers, load.samples))):
+        caplog.clear()
+        assert set(read()["run"]) == {made[1 - seed].id}
+        (warning,) = caplog.messages
+        assert f"{made[seed].directory} cannot be read: Permission denied; this run is skipped" == warning
+
+
 def test_samples_are_in_the_order_of_generation(make_run: MakeRun) -> None:
     make_run(samples=["first", "second\nline"])
     samples = load.samples()
@@ -329,6 +397,31 @@ def test_windows_are_those_that_eval_saved(make_run: MakeRun) -> None:
         [run.id, 20, "0123abcd", 0, 5.0],
         [run.id, 20, "0123abcd", 16, 6.0],
     ]
+
+
+def test_window_losses_are_verified_by_their_checksum(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    run, other = make_run(), make_run(seed=1)
+    for each in (run, other):
+        folder = each.directory / "evaluations"
+        folder.mkdir()
+        path = folder / "step-00000020-0123abcd.safetensors"
+        path.write_bytes(evaluations.to_bytes(np.array([0, 16]), np.array([5.0, 6.0])))
+    runs = load.runs()
+    whole = load.windows(runs)
+    assert whole["loss"].tolist() == [5.0, 6.0, 5.0, 6.0]
+    content = path.read_bytes()
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 7
+        path.write_bytes(flipped)
+        caplog.clear()
+        windows = load.windows(runs)
+        if len(windows) == 4:  # the flipped bit is in the name of the metadata, or whitespace: the losses are right
+            assert windows.equals(whole)
+        else:
+            assert windows.equals(whole[:2])
+            (warning,) = caplog.messages
+            assert str(path) in warning
 
 
 @pytest.mark.parametrize(

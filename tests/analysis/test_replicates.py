@@ -4,10 +4,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
 from analysis import caveats, compare, load, replicates
+from gptlab.tracking import evaluations
+from gptlab.tracking.metrics import MetricsFile
 from gptlab.tracking.run import Run
 
 MakeRun = Callable[..., Run]
@@ -120,6 +123,106 @@ def test_the_default_budget_is_the_largest_that_all_complete_runs_reached(
     assert replicates.budget(runs, load.metrics(runs), by) == budget
 
 
+def losses(steps: int, last: float = 5.0) -> list[float]:
+    """A loss every ten steps that falls to `last`."""
+    return [last + (steps - step) / 10 for step in range(0, steps + 1, 10)]
+
+
+def test_one_short_seed_is_left_out_and_never_interpolated(make_run: MakeRun) -> None:
+    long = [make_run("long", seed, val_losses=losses(100)).id for seed in range(3)]
+    short = make_run("long", 3, val_losses=losses(20, 1.0)).id
+    make_run("other", val_losses=losses(100, 6.0), changes={"model.tied": True})
+    runs = load.runs()
+    assert replicates.budget(runs, load.metrics()) == 100
+    values = replicates.at_equal(runs, load.metrics()).set_index("run")
+    assert values.loc[long, "value"].tolist() == [5.0] * 3
+    assert values.loc[short, "state"] == "unfinished"
+    assert not values["interpolated"].any()
+    row = replicates.summary(values.reset_index()).iloc[0]
+    assert (row["mean"], row["seeds"], row["n"], row["unfinished"]) == (5.0, 4, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("grids", "budget"),
+    [
+        ([{0: [50, 100]}, {0: [30, 60, 90, 100]}], 100),  # different grids that meet at the end
+        ([{0: [70, 140]}, {0: [30, 60, 90]}], 140),  # never meet: as many experiments as possible, then the largest
+        ([{0: [20], 1: [20], 2: [90]}, {0: [20, 90]}], 20),  # one of three is less than half
+        ([{0: [20], 1: [20, 90]}, {0: [20, 90]}], 90),  # one of two is half
+        ([{0: [10, 20]}, {0: [10, 20, 30]}], 20),  # a short experiment
+        ([{0: [10]}, {0: [10]}], 10),  # all are short
+        ([{0: []}, {0: []}], 0),  # nothing but the start
+    ],
+)
+@pytest.mark.parametrize("by", ["step", "tokens"])
+def test_the_budget_is_the_largest_step_that_half_of_each_experiment_was_measured_at(
+    grids: list[dict[int, list[int]]], budget: int, by: str
+) -> None:
+    names = [
+        (f"{number}-s{seed}", str(number), steps) for number, grid in enumerate(grids) for seed, steps in grid.items()
+    ]
+    runs = pd.DataFrame(names, columns=["run", "experiment", "steps"]).assign(status="complete", profiled=False)
+    rows = [(run, step) for run, _, steps in names for step in [0, *steps]]
+    metrics = pd.DataFrame(rows, columns=["run", by]).assign(**{"val/loss": 5.0})
+    assert replicates.budget(runs, metrics, by) == budget
+
+
+def test_diverged_profiled_and_unfinished_runs_do_not_lower_the_budget(make_run: MakeRun) -> None:
+    make(make_run, "base", BASE)
+    make_run("diverged", val_losses=losses(10), outcome="diverged", changes={"model.tied": True})
+    make_run("profiled", val_losses=losses(10), profile=True, changes={"model.bias": False})
+    make_run("started", val_losses=losses(10), outcome="interrupted", changes={"model.n_layer": 1})
+    runs, values = tables()
+    assert replicates.budget(runs, load.metrics(runs)) == 20
+    states = dict(zip(runs["name"], values["state"], strict=True))
+    assert states == {"base": "reached", "diverged": "diverged", "profiled": "profiled", "started": "unfinished"}
+
+
+def test_a_run_that_was_not_measured_at_the_budget_has_no_value(make_run: MakeRun) -> None:
+    make_run("all", val_losses=losses(20))
+    run = make_run("gap", val_losses=(), changes={"model.tied": True})
+    with MetricsFile(run.directory, 0) as metrics:
+        for step in (0, 15, 30):
+            metrics.append({"step": step, "tokens": 32 * step, "val/loss": 1.0})
+    for by, at in {"step": 20, "tokens": 640}.items():
+        _, values = tables(by, at)
+        row = values.set_index("run").loc[run.id]
+        assert (row["state"], math.isnan(row["value"])) == ("unmeasured", True)
+    row = replicates.summary(values).set_index("experiment").loc[run.id.removesuffix("-s0")]
+    assert (row["seeds"], row["unmeasured"], row["n"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_profiled_run_is_listed_but_never_a_replicate(make_run: MakeRun, recorded: bool) -> None:
+    base = make(make_run, "base", BASE)
+    profiled = make_run("base", 3, val_losses=(11.0, 1.0, 1.0), profile=recorded)
+    if not recorded:  # as by an earlier version
+        (profiled.directory / "profile").mkdir()
+    runs, values = tables()
+    assert profiled.id in set(runs["run"])
+    row = replicates.summary(values).set_index("experiment").loc[base]
+    assert (row["seeds"], row["profiled"], row["n"], row["mean"]) == (3, 1, 3, pytest.approx(6.1))
+    (caveat,) = caveats.find_caveats(runs)
+    assert caveat == f"1 of 4 runs were made with --profile; they are listed, but are never replicates: {profiled.id}."
+
+
+def test_values_at_equal_flops_and_seconds_say_whether_they_are_interpolated(make_run: MakeRun) -> None:
+    make_run(val_losses=(11.0, 8.0, 6.0))
+    for at, interpolated in {2.0: False, 3.0: True}.items():
+        _, values = tables("elapsed_s", at)
+        assert values["interpolated"].tolist() == [interpolated]
+        assert replicates.summary(values)["interpolated"].tolist() == [int(interpolated)]
+
+
+def test_values_with_different_yardsticks_are_not_interpolated(make_run: MakeRun) -> None:
+    run = make_run(val_losses=())
+    with MetricsFile(run.directory, 0) as metrics:
+        for second, yardstick in enumerate("ab"):
+            metrics.append({"step": second, "elapsed_s": float(second), "val/loss": 5.0, "val/yardstick": yardstick})
+    _, values = tables("elapsed_s", 0.5)
+    assert values["state"].tolist() == ["unmeasured"]
+
+
 def test_equal_flops_mean_fewer_steps_for_a_larger_model(make_run: MakeRun) -> None:
     large = make_run("large", val_losses=(11.0, 8.0, 6.0, 5.0), changes={"model.n_embd": 16}).id
     small = make_run("small", val_losses=(11.0, 9.0, 7.0, 6.0)).id
@@ -140,6 +243,21 @@ def test_steps_to_reach_a_loss_are_interpolated(make_run: MakeRun) -> None:
     assert reached[[first, at_once, after]].tolist() == [15.0, 0.0, 10.0]
     assert math.isnan(reached[never])
     assert replicates.steps_to_reach(load.metrics(), 7.0, by="tokens")[first] == 480
+
+
+def test_windows_of_two_runs_are_compared_at_equal_steps(make_run: MakeRun) -> None:
+    ids = []
+    for name, step, loss in (("a", 20, 5.0), ("b", 20, 6.0), ("b", 300, 1.0), ("c", 300, 2.0)):
+        run = make_run(name)
+        (run.directory / "evaluations").mkdir(exist_ok=True)
+        content = evaluations.to_bytes(np.arange(4), np.full(4, loss))
+        (run.directory / "evaluations" / f"step-{step:08d}-0123abcd.safetensors").write_bytes(content)
+        ids.append(run.id)
+    windows = load.windows()
+    assert replicates.window_difference(windows, ids[0], ids[1]).mean == 1.0
+    assert replicates.window_difference(windows, ids[1], ids[3]).mean == 1.0
+    with pytest.raises(ValueError, match="were not evaluated at the same step"):
+        replicates.window_difference(windows, ids[0], ids[3])
 
 
 def test_two_single_runs_are_compared_over_their_common_windows(make_run: MakeRun) -> None:
@@ -183,6 +301,43 @@ def test_different_texts_code_and_environments_are_caveats(make_run: MakeRun) ->
         "These runs were made with 2 different versions of PyTorch: 2.13.0 (2), 2.14 (1).",
         "These runs were made with 2 different thread counts: 2 (2), 1 (1).",
     ]
+
+
+def test_all_attempts_of_a_run_count_as_its_code_and_environment(
+    make_run: MakeRun, add_attempt: Callable[..., None]
+) -> None:
+    make_run("clean")
+    run = make_run("mixed")
+    add_attempt(run, git_commit="deadbeef" * 5, threads=1)
+    runs = load.runs()
+    assert runs["threads"].tolist() == [2, 1], "the last attempt's"
+    words = caveats.find_caveats(runs)
+    assert words == [
+        "1 of 2 runs consist of attempts that differ in code or environment, so they are not exact replicates: "
+        f"{run.id} (code: c0ffee00, then deadbeef; threads: 2, then 1).",
+        "Mixed code: these runs were made by 2 different versions of the code: c0ffee00 (2), deadbeef (1).",
+        "These runs were made with 2 different thread counts: 2 (2), 1 (1).",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ({}, {}, None),
+        ({"cpu_share": 1.9}, {"cpu_share": 1.8}, None),
+        ({"cpu_share": 1.9}, {"cpu_share": 0.9}, "from 0.90 (two-"),
+        ({}, {"host": "elsewhere"}, "2 different hosts"),
+        ({}, {"threads": 1}, "2 different thread counts"),
+        ({}, {"device": "cuda"}, "2 different devices"),
+    ],
+)
+def test_seconds_of_a_busy_machine_or_of_another_one_are_a_caution(
+    make_run: MakeRun, first: dict[str, object], second: dict[str, object], reason: str | None
+) -> None:
+    make_run("one", **first)
+    make_run("two", **second)
+    caution = caveats.seconds_caveat(load.runs())
+    assert caution is None if reason is None else reason in str(caution)
 
 
 def test_without_runs_the_tables_are_empty() -> None:

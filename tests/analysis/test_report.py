@@ -1,8 +1,10 @@
 """The contents of both reports, and that nothing untrusted in them is interpreted as markup."""
 
+import errno
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,156 @@ def test_the_experiment_table_has_differences_and_corrected_p_values(make_run: M
     assert any(column.endswith("FLOPs") for column in costs.columns)
 
 
+def long_and_short(make_run: MakeRun) -> tuple[list[Run], Run]:
+    """Six runs of 300 steps, of two experiments, and one of 20 steps with a lower loss."""
+    losses = [9.0 - step / 100 for step in range(0, 310, 10)]
+    long = [
+        make_run(name, seed, changes=changes, val_losses=[loss + shift for loss in losses])
+        for name, changes, shift in (("tiny", {}, 0.0), ("tied", {"model.tied": True}, 0.5))
+        for seed in range(3)
+    ]
+    return long, make_run("tiny", 3, val_losses=(9.0, 1.0, 1.0))
+
+
+def test_a_short_run_does_not_move_the_comparison_and_is_named(make_run: MakeRun) -> None:
+    _, short = long_and_short(make_run)
+    report.main([])
+    for text in written():
+        assert "Lowest validation loss: tiny, 6.0000 nats per token after 300 steps (mean of 3 seeds, 95% inter" in text
+        assert "Left out of the comparison at 300 steps, because they have no validation loss at exactly that" in text
+        assert f"{short.id} (at step 20)." in text
+        assert "val loss at 300 steps" in text
+    assert "| tiny | 4, 1 unfinished | 6.0000 |" in written()[0]
+
+
+def test_the_step_of_the_comparison_can_be_chosen(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    long_and_short(make_run)
+    assert report.main(["--at", "20"]) == 0
+    assert "Lowest validation loss: tiny, 6.8500 nats per token after 20 steps (mean of 4 seeds" in written()[0]
+    capsys.readouterr()
+    for step in ("25", "-20", "x", "", "9" * 5000):
+        assert report.main(["--at", step]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(
+            f"error: --at is '{step}', but no run was validated at that step; measured steps: 0, 10, "
+        )
+        assert error.endswith(", 100, …, 300\n")
+
+
+def test_a_short_experiment_is_named_as_the_limit_of_the_comparison(make_run: MakeRun) -> None:
+    make_run("long", val_losses=(11.0, 8.0, 6.0))
+    make_run("short", val_losses=(11.0, 7.0))
+    report.main([])
+    for text in written():
+        assert "The comparison is at 10 steps because of short; others were measured up to step 20, where " in text
+        assert "make report AT=20" in text
+
+
+def test_interpolated_values_are_marked(make_run: MakeRun) -> None:
+    make_run("small", val_losses=(11.0, 9.0, 7.0, 6.0))
+    make_run("large", val_losses=(11.0, 8.0, 6.0, 5.0), changes={"model.n_embd": 16})
+    runs = load.runs()
+    table = cost_table(analyze(runs, load.metrics(runs), load.samples(runs))).set_index("experiment")
+    (flops,) = [column for column in table if column.endswith("FLOPs")]
+    assert table.loc["small", flops] == "6.0000"
+    assert table.loc["large", flops].startswith("≈ ")
+    assert not table["val loss at 6 s"].str.contains("≈").any()
+    report.main([])
+    for text in written():
+        assert "≈ marks a mean with values that are interpolated between two measurements" in text
+
+
+def test_values_at_equal_seconds_are_next_to_cpu_seconds_and_a_caution(make_run: MakeRun) -> None:
+    make_run("idle", cpu_share=2.0)
+    make_run("busy", cpu_share=1.0, changes={"model.tied": True})
+    report.main([])
+    markdown_, html = written()
+    for text in (markdown_, html):
+        assert "CPU seconds per second of training from 1.00 (busy-" in text
+        assert "val loss at 4 s of CPU time" in text
+        assert "CPU time" in text
+    caution = "Seconds of training are not like with like"
+    assert markdown_.count(caution) == 2, "in the caveats and below the values"
+    assert html.count(caution) == 3, "also below the curves"
+
+
+def test_losses_with_other_yardsticks_are_neither_best_nor_reached(make_run: MakeRun) -> None:
+    make_run("one", val_losses=(11.0, 8.0, 6.0), yardstick="aaaaaaaa")
+    make_run("two", val_losses=(11.0, 5.0, 3.0), yardstick="bbbbbbbb", changes={"model.tied": True})
+    report.main([])
+    for text in written():
+        assert "No lowest validation loss: the experiments were validated on different sets of windows" in text
+    runs = load.runs()
+    table = cost_table(analyze(runs, load.metrics(runs), load.samples(runs))).set_index("experiment")
+    assert table["steps to loss 6.000"].to_dict() == {"one": "20", "two": "–"}
+
+
+def test_a_run_of_mixed_attempts_is_named_in_headline_tables_and_provenance(
+    make_run: MakeRun, add_attempt: Callable[..., None]
+) -> None:
+    make_run("tiny", 0)
+    add_attempt(make_run("tiny", 1), git_commit="deadbeef" * 5, host="elsewhere")
+    report.main([])
+    markdown_, html = written()
+    for text in (markdown_, html):
+        assert "mean of 2 seeds, 1 of them with attempts that differ in code or environment" in text
+        assert "consist of attempts that differ in code or environment" in text
+        assert "c0ffee00, then deadbeef" in text
+        assert "somewhere, then elsewhere" in text
+    assert "| tiny | 2, 1 mixed |" in markdown_
+
+
+def test_copies_are_listed_and_left_out(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run()
+    shutil.copytree(run.directory, run.directory.with_name("copy"))
+    assert report.main([]) == 0
+    (warning,) = caplog.messages
+    assert f"{run.directory.with_name('copy')} is a copy of {run.id}" in warning
+    for text in written():
+        assert f"another name than the run: copy (of {run.id})." in text
+        assert "1 run in " in text
+
+
+def test_the_report_can_be_written_elsewhere(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    assert report.main(["--out", str(tmp_path / "new" / "folder")]) == 0
+    assert run.id in (tmp_path / "new" / "folder" / "report.md").read_text()
+    assert not list(project.runs_directory().glob("report.*"))
+    capsys.readouterr()
+
+    def refuse(path: Path, content: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(report, "write_durably", refuse)
+    assert report.main([]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"error: the report cannot be written to {project.runs_directory()}: Read-only file system; write it elsewhere "
+        "with: make report OUT=DIR, or python -m analysis.report --out DIR\n"
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning(
+    make_run: MakeRun, weights: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(checkpoints={20: weights})
+    monkeypatch.setenv("GPTLAB_CACHE", "/proc/nowhere")
+    assert report.main([]) == 0
+    (warning,) = caplog.messages
+    assert "cannot be written" in warning
+    assert run.id in written()[0]
+
+
+def test_curves_of_seeds_that_were_left_out_are_marked(make_run: MakeRun) -> None:
+    long, short = long_and_short(make_run)
+    report.main([])
+    compared = {curve["run"]: curve["compared"] for curve in data(written()[1])["runs"]}
+    assert compared == {**{run.id: True for run in long}, short.id: False}
+
+
 def test_both_reports_list_the_runs_best_first_with_the_settings_that_differ(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -97,7 +249,7 @@ def test_both_reports_list_the_runs_best_first_with_the_settings_that_differ(
     markdown_, html = written()
     row = "| complete | 10 of 20 | 4.0000 | 4.5000 ± 0.2500 | 2.2500 | – | 0.0003 |"
     assert f"| {best.id} {row}" in markdown_
-    assert f"| {best.id} | 1,600 | – | 2 s |" in markdown_
+    assert f"| {best.id} | 1,600 | – | 2 s | – |" in markdown_
     row = "| complete | 20 of 30 | 5.5000 | 6.0000 ± 0.2500 | 3.0000 | – | 0.01 |"
     assert f"| {worse.id} {row}" in markdown_
     for text in (markdown_, html):
@@ -221,7 +373,7 @@ def test_missing_numbers_are_dashes(make_run: MakeRun) -> None:
     assert report.main([]) == 0
     markdown_, html = written()
     assert f"| {run.id} | complete | 0 of 20 | – | – | – | – |" in markdown_
-    assert f"| {run.id} | – | – | – |" in markdown_
+    assert f"| {run.id} | – | – | – | – |" in markdown_
     words = markdown_ + html.partition("<script")[0]
     assert "nan" not in words.lower().replace("provenance", "")
     assert "<NA>" not in words

@@ -109,6 +109,24 @@ def test_values_that_changed_between_attempts_are_listed_in_order(run, micro):
     assert diff_command._format([1, 5]) == "1, then 5"
 
 
+def test_code_of_an_earlier_attempt_is_named_and_never_called_the_same(project, micro):
+    run = run_attempt(micro, steps=10).run
+    source = project / "experiments" / "micro.py"
+    original = source.read_text()
+    source.write_text(original + "# changed\n")
+    run_attempt(micro, steps=20)
+    source.write_text(original)
+    run_attempt(micro, steps=30)
+    other = run_attempt(micro, seed=1, steps=30).run
+    notes = compare(recorded_side(run), recorded_side(other)).notes
+    assert f"the attempts of {run.id} ran different code: experiments/micro.py +1 −0" in notes
+    assert f"the attempts of {run.id} ran different code: experiments/micro.py +0 −1" in notes
+    assert not any("the code is the same" in note for note in notes)
+    notes = compare(recorded_side(run), recorded_side(run)).notes
+    assert any(note.startswith("in both, diff_sha256 changed between attempts: –, then ") for note in notes)
+    assert len([note for note in notes if "ran different code" in note]) == 2
+
+
 def in_project(project: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "gptlab", "diff", *arguments]
     return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout

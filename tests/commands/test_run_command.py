@@ -391,6 +391,8 @@ def test_a_profile_is_written_on_request(train, micro):
     run = train(micro, steps=8, profile=True).run
     assert json.loads((run.directory / "profile" / "trace.json").read_text())["traceEvents"]
     assert "aten::" in (run.directory / "profile" / "operators.txt").read_text()
+    train(micro, steps=10)
+    assert [start["profile"] for start in run.history().starts] == [True, False]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptlab.errors import BadInputError, GptlabError
+from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
 from gptlab.identity import identify
 from gptlab.tracking.run import RECORD, TextRecord, all_runs, create_run, find_run, load_run
 
@@ -145,6 +145,24 @@ def test_no_reference_to_weights_leads_outside_the_runs(new_run, tmp_path, data)
     new_run()
     with pytest.raises(BadInputError):
         find_initial_weights("".join(data.draw(st.lists(WORDS | st.just("/"), max_size=5))))
+
+
+def test_a_prefix_means_the_run_and_not_its_copies(new_run):
+    run, other = new_run(), new_run(seed=1)
+    for name in ("copy", f"{run.id}-backup", "micro-copy"):
+        shutil.copytree(run.directory, run.directory.with_name(name))
+        assert load_run(run.directory.with_name(name)).is_copy
+    assert not run.is_copy
+    assert find_run(run.id).directory == run.directory
+    assert find_run(f"{run.id}-b").directory.name == f"{run.id}-backup"
+    with pytest.raises(AmbiguousRunError) as raised:
+        find_run("micro")
+    assert str(raised.value) == f"'micro' matches {run.id}, {other.id}; give more of the id"
+    shutil.rmtree(other.directory)
+    assert find_run("micro").directory == run.directory
+    (run.directory / RECORD).write_text("damaged")
+    with pytest.raises(GptlabError, match="is damaged"):
+        find_run("micro")
 
 
 def test_a_trash_that_is_a_symbolic_link_is_not_used(new_run, tmp_path):

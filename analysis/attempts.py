@@ -1,0 +1,70 @@
+"""Facts about a run that changed between its attempts, such as its code or its machine."""
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any
+
+from pandas import DataFrame, Series, isna
+
+from analysis import columns
+
+CODE = "code"
+"""Key of the versions of the code in the column `changed`: commit and uncommitted changes as one text."""
+
+DECISIVE = (CODE, "device", "torch", "threads")
+"""Facts that can change a run's numbers."""
+
+
+def changes(starts: Iterable[Mapping[str, Any]]) -> str | None:
+    """The column `changed` of `load.runs()` from the rows that record the start of an attempt."""
+    attempts = [{**start, CODE: code(start.get("git_commit"), start.get("diff_sha256"))} for start in starts]
+    facts = (CODE, *(column for column in columns.START if column != "notes"))
+    successive = {fact: [value for value, _ in groupby(start.get(fact) for start in attempts)] for fact in facts}
+    changed = {fact: values for fact, values in successive.items() if len(values) > 1}
+    return json.dumps(changed) if changed else None
+
+
+def code(commit: Any, diff_sha256: Any) -> str:
+    """A version of the code, such as `c0ffee00` or `c0ffee00 with changes 12345678`; `unknown` without a commit."""
+    known = "unknown" if commit is None or isna(commit) else str(commit)[:8]
+    return known if diff_sha256 is None or isna(diff_sha256) else f"{known} with changes {diff_sha256[:8]}"
+
+
+def values(runs: DataFrame, fact: str) -> Series:
+    """The successive values of a fact over each run's attempts, as lists in the order of `runs`.
+
+    Args:
+        runs: Rows of `load.runs()`.
+        fact: One of its columns, or `code`.
+    """
+    newest: list[Any]
+    if fact == CODE:
+        newest = [code(*pair) for pair in zip(runs["git_commit"], runs["diff_sha256"], strict=True)]
+    else:
+        newest = [None if isna(value) else value for value in runs[fact]]
+    lists = [_changed(text).get(fact, [value]) for text, value in zip(runs["changed"], newest, strict=True)]
+    return Series(lists, index=runs.index, dtype=object)
+
+
+def mixed(runs: DataFrame) -> Series:
+    """What can change the numbers and changed between a run's attempts, in words; empty if nothing did.
+
+    Returns:
+        Texts such as `threads: 2, then 1`, in the order of `runs`.
+    """
+
+    def describe(text: Any) -> str:
+        changed = _changed(text)
+        return "; ".join(f"{fact}: {then(changed[fact])}" for fact in DECISIVE if fact in changed)
+
+    return Series([describe(text) for text in runs["changed"]], index=runs.index, dtype="str")
+
+
+def then(successive: Iterable[Any], missing: str = "unknown") -> str:
+    """Successive values as text: `2, then 1`."""
+    return ", then ".join(missing if value is None else str(value) for value in successive)
+
+
+def _changed(text: Any) -> dict[str, list[Any]]:
+    return {} if text is None or isna(text) else json.loads(text)
