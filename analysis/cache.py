@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,7 +70,7 @@ def read(
     kind: str,
     dtypes: Mapping[str, str],
     sources: Mapping[str, Iterable[Path]],
-    read_rows: Callable[[Iterable[str]], Iterator[tuple[str, Rows]]],
+    read_rows: Callable[[Iterable[str]], Iterator[tuple[str, Rows | pa.Table]]],
 ) -> DataFrame:
     """Return the rows of all sources, from the cache where their files have not changed.
 
@@ -83,7 +84,7 @@ def read(
         The columns, preceded by the categorical column `source`. Rows are in the order of `sources`.
     """
     path, warned = _cache_file(kind), False
-    schema = pa.schema([(SOURCE, pa.string()), *((column, _ARROW[dtype]) for column, dtype in dtypes.items())])
+    schema = _schema(dtypes)
     current = {source: json.dumps(fingerprint(files)) for source, files in sources.items()}
     try:
         cached = _CachedTable.load(path, schema)
@@ -94,7 +95,10 @@ def read(
     stale = current.keys() - kept
     if not stale:
         return _to_pandas(cached.rows(kept), list(sources))
-    fresh = [(source, _to_arrow(source, rows, schema)) for source, rows in read_rows(s for s in current if s in stale)]
+    fresh = [
+        (source, rows if isinstance(rows, pa.Table) else to_arrow(source, rows, dtypes))
+        for source, rows in read_rows(s for s in current if s in stale)
+    ]
     others = [source for source in cached.fingerprints if source not in current and Path(source).is_dir()]
     table = pa.concat_tables([cached.rows([*kept, *others]), *(table for _, table in fresh)])
     fingerprints = {source: cached.fingerprints[source] for source in [*kept, *others]}
@@ -153,7 +157,18 @@ def _cache_file(kind: str) -> Path:
     return project.cache_directory() / "analysis" / runs / f"{kind}-{VERSION}.parquet"
 
 
-def _to_arrow(source: str, rows: Rows, schema: pa.Schema) -> pa.Table:
+def _schema(dtypes: Mapping[str, str]) -> pa.Schema:
+    return pa.schema([(SOURCE, pa.string()), *((column, _ARROW[dtype]) for column, dtype in dtypes.items())])
+
+
+def to_arrow(source: str, rows: Iterable[Mapping[Any, Any]], dtypes: Mapping[str, str]) -> pa.Table:
+    """Return the rows of one source as a table with these columns. Few of the rows are Python objects at a time."""
+    remaining, schema = iter(rows), _schema(dtypes)
+    blocks = iter(lambda: list(islice(remaining, ROW_GROUP)), [])
+    return pa.concat_tables([schema.empty_table(), *(_block_to_arrow(source, block, schema) for block in blocks)])
+
+
+def _block_to_arrow(source: str, rows: Rows, schema: pa.Schema) -> pa.Table:
     """The rows of one source, built column by column with the types of the schema."""
     columns = [pa.repeat(source, len(rows))]
     for name, dtype in zip(schema.names[1:], schema.types[1:], strict=True):

@@ -60,6 +60,7 @@ def seconds_caveat(runs: DataFrame) -> str | None:
 
 
 def _candidates(runs: DataFrame) -> Iterator[str | None]:
+    yield _damaged(runs)
     yield compare.yardstick_caveat(runs)
     yield _different(runs, "text.sha256", "text.source", "Different texts: these runs were trained on {n} texts")
     yield _with_status(
@@ -90,6 +91,16 @@ def _different(runs: DataFrame, column: str, label: str, sentence: str) -> str |
     counts = known.groupby([column, label] if label != column else [column], sort=False).size()
     parts = [f"{key[-1] if isinstance(key, tuple) else key} ({count})" for key, count in counts.items()]
     return f"{sentence.format(n=known[column].nunique())}: {', '.join(parts)}."
+
+
+def _damaged(runs: DataFrame) -> str | None:
+    damaged = runs.loc[runs["damage"].notna(), "run"].tolist()
+    if not damaged:
+        return None
+    return (
+        f"The metrics of {len(damaged)} of {len(runs)} runs have changed since they were written, so none of their "
+        f"numbers is used: {abbreviate(damaged)}."
+    )
 
 
 def _with_status(runs: DataFrame, statuses: list[str], sentence: str) -> str | None:

@@ -66,6 +66,7 @@ RUNS = {
     "attempts": "Int64",
     **START,
     "changed": "str",
+    "damage": "str",
     "profiled": "boolean",
     "tags": "str",
     "directory": "str",

@@ -168,7 +168,7 @@ def run_table(findings: Findings) -> DataFrame:
     several_yardsticks = runs["val/yardstick"].nunique() > 1
     cells = {
         "run": runs["run"],
-        "status": runs["status"],
+        "status": runs["status"].mask(runs["damage"].notna(), runs["status"] + ", metrics damaged"),
         "step": [f"{a}" if a == b else f"{a} of {b}" for a, b in zip(runs["step"], runs["steps"], strict=True)],
         "train loss": runs["train/loss"].map(formatting.loss),
         "val loss": [

@@ -18,7 +18,7 @@ than its run, which is a copy (`runs_and_copies` lists these). Parsed files are 
 
 import json
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
@@ -26,14 +26,14 @@ from typing import Any, get_args
 
 from pandas import DataFrame, Series
 
-from analysis import attempts, cache, columns, weights
+from analysis import attempts, cache, columns, logged, weights
 from analysis.windows import window_losses
 from gptlab.checkpoints.manifest import CHECKPOINTS, LoopState, list_checkpoints
 from gptlab.errors import BadInputError
 from gptlab.spec import flatten
 from gptlab.tracking.history import ATTEMPTS, Status
 from gptlab.tracking.lock import lock_holder
-from gptlab.tracking.metrics import METRICS, Row, read_metrics
+from gptlab.tracking.metrics import METRICS
 from gptlab.tracking.run import RECORD, Run, load_run, run_directories, skip_unreadable
 from gptlab.validation import did_you_mean
 
@@ -102,6 +102,8 @@ def runs(
             the SHA-256 of their diff.
         changed: Which of these facts, `notes` excluded, changed between the attempts, as a JSON object of lists of
             successive values, and `code`, a list of successive versions; missing if nothing changed.
+        damage: How the metrics differ from what was written; missing if they do not. A damaged run has no losses and
+            no rows of metrics.
         profiled: Whether an attempt was made with `--profile`. Such a run is never a replicate.
         tags, notes: Tags (joined by commas) and notes of the last attempt.
         directory: The run's directory.
@@ -152,9 +154,13 @@ def runs_and_copies(
         _warn_of_copies(copies)
     selected = _with_current_status(facts[chosen & ~is_copy])
     selected = selected if status is None else selected[selected["status"] == status]
-    table = selected.merge(_newest(list(selected["directory"])), on="directory")
-    table["flops"] = table["flops_per_token"] * table["tokens"].astype("float64")
-    return table[list(columns.RUNS)].astype(columns.RUNS), copies
+    newest = logged.newest(_intact(selected))
+    table = selected.merge(newest, on="directory", how="left")
+    table = table[table["directory"].isin(newest["directory"]) | table["damage"].notna()]  # others cannot be read
+    for damage in table["damage"].dropna():
+        logger.warning("%s; its metrics are left out", damage)
+    table = table.assign(flops=table["flops_per_token"] * table["tokens"].astype("float64"))
+    return table[list(columns.RUNS)].astype(columns.RUNS).reset_index(drop=True), copies
 
 
 def metrics(runs: DataFrame | None = None) -> DataFrame:
@@ -172,11 +178,13 @@ def metrics(runs: DataFrame | None = None) -> DataFrame:
         flops: Training FLOPs so far.
     """
     table = _all_if_none(runs)
-    logged, _ = _logged(list(table["directory"].unique()))
-    frame = _joined(logged, table, columns.METRICS)
-    per_token = table.drop_duplicates("directory")["flops_per_token"].to_numpy()
+    directories = _intact(table)
+    rows, _ = logged.rows(directories)
+    selected = table[table["directory"].isin(directories)]
+    frame = _joined(rows, selected, columns.METRICS)
+    per_token = selected.drop_duplicates("directory")["flops_per_token"].to_numpy()
     tokens = frame["tokens"].to_numpy("float64", na_value=float("nan"))
-    frame["flops"] = tokens * per_token[logged[cache.SOURCE].cat.codes.to_numpy()]
+    frame["flops"] = tokens * per_token[rows[cache.SOURCE].cat.codes.to_numpy()]
     return frame
 
 
@@ -305,38 +313,13 @@ def _warn_of_copies(facts: DataFrame) -> None:
     logger.warning("left out of comparisons: %s", ", ".join(listed))
 
 
+def _intact(table: DataFrame) -> list[str]:
+    """The directories of the runs whose metrics are not damaged."""
+    return list(table.loc[table["damage"].isna(), "directory"].unique())
+
+
 def _all_if_none(table: DataFrame | None) -> DataFrame:
     return runs() if table is None else table
-
-
-def _logged(directories: list[str]) -> tuple[DataFrame, set[str]]:
-    """Return the cached rows of metrics of these runs, and the runs whose metrics cannot be read."""
-    damaged: set[str] = set()
-
-    def read_rows(stale: Iterable[str]) -> Iterator[tuple[str, list[Row]]]:
-        damaged.update(stale := list(stale))
-        for directory, rows in skip_unreadable(lambda d: (d, read_metrics(load_run(Path(d)).directory)), stale):
-            damaged.remove(directory)
-            yield directory, rows
-
-    sources = {directory: [Path(directory, METRICS)] for directory in directories}
-    return cache.read("metrics", columns.LOGGED, sources, read_rows), damaged
-
-
-def _newest(directories: list[str]) -> DataFrame:
-    """For each run, the last known value of each column in `columns.NEWEST`, and the newest validation."""
-    kinds = {column: columns.LOGGED[column] for column in (*columns.NEWEST, *columns.VALIDATION)}
-
-    def read_rows(stale: Iterable[str]) -> Iterator[tuple[str, list[dict[Hashable, Any]]]]:
-        logged, damaged = _logged(stale := list(stale))
-        newest = logged.groupby(cache.SOURCE, observed=True)[list(columns.NEWEST)].last()
-        validated = logged.dropna(subset="val/loss").drop_duplicates(cache.SOURCE, keep="last").set_index(cache.SOURCE)
-        known = newest.join(validated[list(columns.VALIDATION)]).astype(object)
-        rows = known.where(known.notna(), None).to_dict("index")
-        yield from ((directory, [rows.get(directory, {})]) for directory in stale if directory not in damaged)
-
-    sources = {directory: [Path(directory, METRICS)] for directory in directories}
-    return cache.read("newest", kinds, sources, read_rows).rename(columns={cache.SOURCE: "directory"})
 
 
 def _with_current_status(facts: DataFrame) -> DataFrame:
@@ -380,6 +363,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "best/step": progress.best_step,
         "attempts": len(starts),
         "changed": attempts.changes(starts),
+        "damage": history.damage,
         "profiled": any(start.get("profile") for start in starts) or (run.directory / PROFILE).exists(),
         "tags": ", ".join(start.get("tags", [])),
         "directory": str(run.directory),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from numpy.typing import NDArray
 
-from analysis import cache, load, weights
+from analysis import cache, load, logged, weights
 from gptlab import project
 from gptlab.checkpoints.manifest import MODEL, checkpoint_directory
 from gptlab.tracking.metrics import METRICS, MetricsFile
@@ -25,8 +25,8 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     """The directories of runs whose metrics or weights were parsed during the test."""
     monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "cache"))
     parsed: list[Path] = []
-    metrics, statistics = load.read_metrics, weights.statistics
-    monkeypatch.setattr(load, "read_metrics", lambda directory: parsed.append(directory) or metrics(directory))
+    metrics, statistics = logged.stream_metrics, weights.statistics
+    monkeypatch.setattr(logged, "stream_metrics", lambda directory: parsed.append(directory) or metrics(directory))
     monkeypatch.setattr(weights, "statistics", lambda run: parsed.append(run.directory) or statistics(run))
     return parsed
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import xxhash
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from analysis import columns, load
+from analysis import cache, columns, load
+from analysis.caveats import find_caveats
 from gptlab.checkpoints.manifest import MODEL, checkpoint_directory
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.identity import NUMERICS
@@ -452,3 +454,34 @@ def test_tables_contain_parameters_and_flops(make_run: MakeRun) -> None:
     assert row["flops"] == 640 * row["flops_per_token"]
     assert load.metrics()["flops"].tolist() == [0, 320 * row["flops_per_token"], row["flops"]]
     assert row["experiment"] == run.id.removesuffix("-s0")
+
+
+def test_damaged_metrics_are_named_and_none_of_their_numbers_is_used(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    intact, damaged = make_run(), make_run(seed=1)
+    for run in (intact, damaged):
+        content = (run.directory / METRICS).read_bytes()
+        number = run.start_attempt(steps=20)
+        checksum = xxhash.xxh3_128(content).hexdigest()
+        run.end_attempt(number, 20, "interrupted", metrics_bytes=len(content), metrics_xxh3=checksum)
+    path = damaged.directory / METRICS
+    path.write_text(path.read_text().replace('"val/loss": 6.0', '"val/loss": 1.0'))
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        runs = load.runs().set_index("run")
+        assert f"{path} is damaged: its rows have changed since they were written; its metrics" in caplog.text
+        assert runs["damage"].notna().to_dict() == {intact.id: False, damaged.id: True}
+        assert runs["val/loss"].notna().to_dict() == {intact.id: True, damaged.id: False}
+        assert runs.loc[damaged.id, "status"] == "interrupted"
+        assert set(load.metrics()["run"]) == {intact.id}
+    (caveat, *_) = find_caveats(load.runs())
+    assert caveat.startswith("The metrics of 1 of 2 runs have changed since they were written")
+    assert damaged.id in caveat
+
+
+def test_many_rows_are_converted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "ROW_GROUP", 3)
+    rows = [{"step": step, "train/loss": step / 4} for step in range(7)]
+    table = cache.to_arrow("x", iter(rows), {"step": "Int64", "train/loss": "float64"})
+    assert table.select(["step", "train/loss"]).to_pylist() == rows
