@@ -280,7 +280,7 @@ def sync(
     if as_json:
         _print_json([asdict(result) for result in results])
     elif not results:
-        typer.echo("nothing to upload: all mirrored runs are complete in W&B")
+        typer.echo(sync.nothing_to_upload())
     if not all(result.synced for result in results):
         raise typer.Exit(EXIT_FAILED)
 

@@ -6,13 +6,14 @@ missing (W&B was off). So leet is given temporary files, which the mirror writes
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.mirror.environment import wandb_environment
 from gptlab.mirror.mirror import Mirror
+from gptlab.temporary import temporary_directory
 from gptlab.tracking.run import Run
 
 REFRESH_S = 1.0
@@ -31,8 +32,7 @@ def show(runs: list[Run], notice: Callable[[str], None]) -> int:
     for run in runs:
         if not run.history().starts:
             raise BadInputError(f"{run.id} was never trained; train it with: gptlab resume {run.id}")
-    with tempfile.TemporaryDirectory(prefix="gptlab-dashboard-") as folder:
-        wandb_parent = Path(folder)
+    with temporary_directory("dashboard") as wandb_parent:
         training = _mirror(runs, wandb_parent, notice)
         leet = _open_leet(path_to_open(wandb_parent))
         while _is_open(leet):
@@ -70,8 +70,9 @@ def _mirror(runs: list[Run], wandb_parent: Path, notice: Callable[[str], None]) 
 
 
 def _open_leet(path: Path) -> subprocess.Popen[bytes]:
-    # `-m` imports from the working directory, and wandb reads settings there: never in a run, which may be untrusted.
-    return subprocess.Popen([sys.executable, "-m", "wandb", "leet", str(path)], cwd=project.root())
+    # wandb reads settings in its working directory: never in a run, which may be untrusted.
+    command = [sys.executable, "-m", "wandb", "leet", str(path)]
+    return subprocess.Popen(command, cwd=project.root(), env=wandb_environment())
 
 
 def _is_open(process: subprocess.Popen[bytes]) -> bool:

@@ -201,6 +201,7 @@ class _Session:
         keep_freed_memory()
         start_step = saved.checkpoint.step if saved else 0
         mirror = Mirror(run, options.wandb or AUTO, console.notice)
+        wandb = mirror.mode()
         source = provenance.working_tree()
         facts = {
             "from_step": start_step,
@@ -213,8 +214,9 @@ class _Session:
             "tags": list(options.tags),
             "notes": options.notes,
             "artifacts": options.artifacts,
+            "wandb": mirror.intended_mode,
         }
-        messages.opening(run, start_step, steps, self.data, self.settings, mirror.mode(), console)
+        messages.opening(run, start_step, steps, self.data, self.settings, wandb, console)
         messages.changed_environment(history, facts, console)
         train = run.record.spec.train
         with (

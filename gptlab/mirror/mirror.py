@@ -4,20 +4,21 @@ The mirror process (`gptlab.mirror.process`) copies the run's directory to W&B. 
 after each row, so W&B, its service and its server can neither delay training nor make it fail. When training ends, the
 mirror has a bounded time to upload the rest; later, `gptlab sync` uploads whatever is still missing. If the training
 process is killed, the mirror uploads what was written until then and exits.
+
+The process has succeeded if it reports the last step that W&B has. Anything else, from whatever cause, is a failure.
 """
 
-import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from gptlab import project
+from gptlab.mirror.child import Child, start
+from gptlab.mirror.modes import AUTO, WANDB_MODES
+from gptlab.terminal.text import printable, shell_command
 from gptlab.tracking.metrics import METRICS
 from gptlab.tracking.run import Run
 
@@ -45,6 +46,13 @@ def total_timeout_s(run: Run, finish_timeout_s: float) -> float:
     return upload_s + finish_timeout_s / 2 + backlog_bytes / METRICS_BYTES_PER_S
 
 
+def copy_problem(run: Run) -> str | None:
+    """Return why a run must not be sent to W&B as the run that its record names; None if it may."""
+    if not run.is_copy:
+        return None
+    return f"{project.display_path(run.directory)} is a copy: its directory is not named {run.id}"
+
+
 class Mirror:
     """A handle to the process that mirrors one run. In mode `off` there is no process."""
 
@@ -61,53 +69,68 @@ class Mirror:
         self.report: dict[str, Any] = {}
         """The fields that the process has reported so far; see `gptlab.mirror.process`."""
         self._changed, self._exited, self._notified = threading.Condition(), False, False
-        self._process: subprocess.Popen[bytes] | None = None
-        if mode == "off":
-            self.report = {"mode": "off", "reason": "requested"}
+        self._out_of_time, self._announced = False, False
+        self._child: Child | None = None
+        reason = _reason_for_off(mode) or (copy_problem(run) if wandb_parent is None else None)
+        if reason:
+            self.report = {"mode": "off", "reason": reason}
             return
+        places = [str(path.absolute()) for path in (run.directory, wandb_parent or run.directory)]
         try:
-            self._process = _start(run.directory.absolute(), (wandb_parent or run.directory).absolute(), mode)
+            self._child = start([*places, mode, str(FINISH_TIMEOUT_S)])
         except OSError as error:
-            self.report = {"mode": "off", "reason": f"the mirror process cannot be started: {error.strerror}"}
+            self.report = {"error": f"the mirror process cannot be started: {error.strerror}"}
             return
-        os.set_blocking(self._input.fileno(), False)
-        self._reader = threading.Thread(target=self._read_reports, args=(self._process,), daemon=True)
+        self._reader = threading.Thread(target=self._read_reports, args=(self._child,), daemon=True)
         self._reader.start()
 
-    @property
-    def _input(self) -> IO[bytes]:
-        return cast(IO[bytes], cast(subprocess.Popen[bytes], self._process).stdin)
-
-    def _read_reports(self, process: subprocess.Popen[bytes]) -> None:
-        for line in cast(IO[bytes], process.stdout):
+    def _read_reports(self, child: Child) -> None:
+        for fields in child.reports():
             with self._changed:
-                self.report |= json.loads(line)
+                self.report |= fields
                 self._changed.notify_all()
-        code = process.wait()
-        done = "step" in self.report or self.report.get("mode") == "off" or not self._notified
-        if not done:
-            timed_out = code in {-signal.SIGALRM, -signal.SIGKILL}
-            failure = "the upload timed out" if timed_out else f"the mirror process exited with code {code}"
-            self.report.setdefault("error", failure)
+        ending = child.wait()
         with self._changed:
+            if "step" not in self.report and self.report.get("mode") != "off":
+                if self._out_of_time:
+                    started = "mode" in self.report
+                    ending = "the upload timed out" if started else "the mirror process did not start in time"
+                self.report.setdefault("error", ending)
             self._exited = True
             self._changed.notify_all()
-        if error := self.report.get("error"):
+        if self._notified:
+            self._announce_failure()
+
+    def _announce_failure(self) -> None:
+        """Print why W&B is incomplete, if it is; once."""
+        with self._changed:
+            error = None if self._announced else self.report.get("error")
+            self._announced |= error is not None
+        if error:
+            ours = self._run.directory.parent == project.runs_directory()
+            command = shell_command("sync", self._run.id if ours else str(self._run.directory))
             self._notice(
-                f"W&B is incomplete ({error}); metrics.jsonl has everything; upload the rest later with: "
-                f"gptlab sync {self._run.id}"
+                f"W&B is incomplete ({printable(error)}); metrics.jsonl has everything; upload the rest later with: "
+                f"{command}"
             )
 
     def wait_for(self, field: str) -> None:
         """Wait until the process has reported a field, has exited, or takes too long to start."""
-        if self._process:
+        if self._child:
             with self._changed:
                 self._changed.wait_for(lambda: field in self.report or self._exited, START_TIMEOUT_S)
 
     def mode(self) -> str:
         """Wait for the mode and return it with its reason, for display."""
         self.wait_for("mode")
-        return f"{self.report['mode']} ({self.report['reason']})" if "mode" in self.report else "not ready yet"
+        if "mode" in self.report:
+            return printable(f"{self.report['mode']} ({self.report['reason']})")
+        return printable(f"failed ({self.report['error']})") if "error" in self.report else "not ready yet"
+
+    @property
+    def intended_mode(self) -> str:
+        """The mode, as far as it is known. Unless it is `off`, W&B should have the run, whatever the mirror does."""
+        return str(self.report.get("mode", AUTO))
 
     @property
     def url(self) -> str | None:
@@ -116,31 +139,28 @@ class Mirror:
 
     def notify(self) -> None:
         """Tell the process that the run's directory has changed. Never blocks."""
-        if self._process:
-            self._notified = True
+        self._notified = True
+        if self._child:
             with suppress(BlockingIOError, BrokenPipeError):  # the pipe is full, or the process has exited
-                os.write(self._input.fileno(), b"\n")
+                os.write(self._child.input.fileno(), b"\n")
 
     def finish(self) -> None:
         """Wait until the process has uploaded the rest and exited; kill it when its time is over."""
-        if self._process is None:
-            return
-        self._input.close()
-        self._reader.join(total_timeout_s(self._run, FINISH_TIMEOUT_S) + EXIT_GRACE_S)
-        if self._reader.is_alive():
-            self._process.kill()
-            self._reader.join()
+        if self._child:
+            self._child.input.close()
+            upload_s = total_timeout_s(self._run, FINISH_TIMEOUT_S) if self._notified else 0
+            self._reader.join(upload_s + EXIT_GRACE_S)
+            if self._reader.is_alive():
+                self._out_of_time = True
+                self._child.process.kill()
+                self._reader.join()
+        if self._notified:
+            self._announce_failure()
 
 
-def _start(run_directory: Path, wandb_parent: Path, mode: str) -> subprocess.Popen[bytes]:
-    arguments = [str(run_directory), str(wandb_parent), mode, str(FINISH_TIMEOUT_S)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "gptlab.mirror.process", *arguments],
-        # `-m` imports from the working directory, and wandb reads settings there: never in a run, which may be
-        # untrusted.
-        cwd=project.root(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C on a terminal is for the training process only
-    )
+def _reason_for_off(mode: str) -> str | None:
+    if mode == "off":
+        return "requested"
+    if mode == AUTO and WANDB_MODES.get(os.environ.get("WANDB_MODE", "")) == "off":
+        return "set by WANDB_MODE"
+    return None

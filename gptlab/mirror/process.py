@@ -1,12 +1,13 @@
 """The mirror process: copies one run to W&B, so that W&B can neither delay nor end the training process.
 
-    python -m gptlab.mirror.process RUN_DIRECTORY WANDB_PARENT MODE FINISH_TIMEOUT_S
+    python gptlab/mirror/__main__.py REPORTS RUN_DIRECTORY WANDB_PARENT MODE FINISH_TIMEOUT_S
 
 Its only source is the run's directory. A line on standard input means that the directory has changed. The end of
 standard input means that the attempt has ended or was killed: the process uploads the rest and exits.
 
-It reports on standard output, one JSON object per line: `mode` and `reason` first, `url` once W&B is connected, and at
-the end either `step`, the last step in W&B, or `error`.
+It reports to the file descriptor REPORTS, one JSON object per line: `mode` and `reason` first, `url` once W&B is
+connected, and at the end either `step`, the last step in W&B, or `error`. What it prints before it has started, on
+standard error, is the reason why it could not start. What anything prints later is discarded.
 """
 
 import json
@@ -15,42 +16,50 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from gptlab.errors import EXIT_FAILED, GptlabError
 from gptlab.mirror.mirror import total_timeout_s, upload_timeout_s
 from gptlab.mirror.modes import AUTO, SYNC, Mode
 from gptlab.mirror.sync import SyncedSizes
 from gptlab.mirror.wandb_run import WandbRun, choose_mode, configured_server
+from gptlab.temporary import temporary_directory
 from gptlab.tracking import run as runs
 from gptlab.tracking.metrics import NewRows
 from gptlab.tracking.run import Run
 
+MAX_SOCKET_FOLDER_BYTES = 40
+"""Length of the longest path to which `wandb-core` can append `/wandb-PID-PID-NUMBER/socket`: 104 bytes in all."""
+
 
 def main() -> None:
     """Mirror a run until standard input ends."""
-    directory, wandb_parent, requested, finish_timeout_s = sys.argv[1:]
+    reports, directory, wandb_parent, requested, finish_timeout_s = sys.argv[1:]
     for received in (signal.SIGINT, signal.SIGTERM):  # the training process handles them and closes standard input
         signal.signal(received, signal.SIG_IGN)
-    output = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards whatever W&B prints
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.set_inheritable(int(reports), False)
 
     def report(**fields: Any) -> None:
         with suppress(OSError):  # the training process was killed
-            os.write(output, json.dumps(fields).encode() + b"\n")
+            os.write(int(reports), json.dumps(fields).encode() + b"\n")
 
-    # W&B removes its temporary files in exit hooks, which `os._exit` skips.
-    with TemporaryDirectory(prefix="gptlab-wandb-", ignore_cleanup_errors=True) as tempfile.tempdir:
-        try:
+    try:
+        # W&B removes its temporary files in exit hooks, which `os._exit` skips.
+        with temporary_directory("wandb") as temporary:
+            tempfile.tempdir = str(temporary)
+            if len(os.fsencode(temporary)) <= MAX_SOCKET_FOLDER_BYTES:
+                os.environ["TMPDIR"] = str(temporary)  # so that nothing of a killed `wandb-core` remains
             _mirror(runs.load_run(Path(directory)), Path(wandb_parent), requested, float(finish_timeout_s), report)
-        except Exception as error:
-            report(error=_describe(error))
+    except Exception as error:
+        report(error=_describe(error))
     os._exit(0)  # W&B's exit hooks wait for its service without a time limit
 
 
@@ -62,7 +71,8 @@ def _mirror(run: Run, wandb_parent: Path, requested: str, finish_timeout_s: floa
     wandb_directory = wandb_parent / "wandb"
     wandb_directory.mkdir(exist_ok=True)
     # The mirror of an earlier attempt may still be uploading.
-    with FileLock(wandb_directory / f"{run.id}.lock", fallback_to_soft=False):
+    patience_s = finish_timeout_s if requested == SYNC else -1
+    with _lock(wandb_directory / f"{run.id}.lock", patience_s):
         in_run = wandb_parent == run.directory
         training_pid = os.getppid() if in_run and requested != SYNC else None
         mirrored = WandbRun(run, wandb_parent, mode, upload_timeout_s(run, finish_timeout_s), training_pid)
@@ -95,6 +105,24 @@ def _resolve_mode(requested: str) -> tuple[Mode, str]:
     return "online", server.url
 
 
+@contextmanager
+def _lock(path: Path, patience_s: float) -> Iterator[None]:
+    """Hold the lock of a run's uploads; a negative `patience_s` waits for it without a limit.
+
+    Raises:
+        GptlabError: Another process holds it.
+    """
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(patience_s)
+    except Timeout:
+        raise GptlabError("another process is still uploading it; sync it again when that has ended") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _wait_for_change() -> bool:
     """Wait for a notification from the training process. Returns False when standard input has ended."""
     return bool(os.read(0, 1 << 16))
@@ -109,10 +137,8 @@ def _error_of(action: Callable[[], None]) -> str | None:
 
 
 def _describe(error: Exception) -> str:
-    """The error on one line, with its type unless it is a `GptlabError`."""
+    """The error on one line, with its type unless it explains itself."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     kind = "" if isinstance(error, GptlabError) else f"{type(error).__name__}: "
     return " ".join(f"{kind}{error}".split())
-
-
-if __name__ == "__main__":
-    main()

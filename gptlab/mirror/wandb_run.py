@@ -4,17 +4,21 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from gptlab.checkpoints.manifest import MANIFEST, MODEL, Checkpoint, list_checkpoints
 from gptlab.errors import GptlabError
+from gptlab.mirror.environment import USED_SETTINGS
 from gptlab.mirror.modes import WANDB_MODES, Mode
-from gptlab.mirror.server import Server
+from gptlab.mirror.server import POLL_INTERVAL_S, Server
 from gptlab.tracking.metrics import Row
 from gptlab.tracking.records import Start
 from gptlab.tracking.run import Run
 
+ANSWER_TIMEOUT_S = 15.0
+"""Time for the server to say, before the first row is sent, which rows it has."""
 SETTINGS = {
     "init_timeout": 15,
     "finish_timeout_raises": True,
@@ -27,39 +31,83 @@ SETTINGS = {
     "x_disable_meta": True,
     "x_disable_machine_info": True,
     "x_save_requirements": False,
+    "sagemaker_disable": True,  # it replaces the run's id
 }
 """Settings of the client; those that the installed version does not know are left out."""
-POLL_INTERVAL_S = 0.5
 MIN_FREE_BYTES = 1 << 20
 
 
 def import_wandb() -> Any:
-    """Import and return wandb, with its error reporting off."""
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
+    """Import and return wandb.
 
+    Raises:
+        GptlabError: The installation is broken.
+    """
+    try:
+        import wandb
+    except Exception as error:  # a broken installation may raise anything
+        raise GptlabError(f"wandb does not work: {error}") from error
     return wandb
 
 
-def configured_server() -> Server | None:
-    """Return the server and API key of the user's settings; None without a key."""
+@cache
+def wandb_settings() -> Any:
+    """Return W&B's global settings: the user's values of `USED_SETTINGS` and `mode`, and W&B's defaults for the rest.
+
+    Raises:
+        GptlabError: The user's settings are invalid.
+    """
     wandb = import_wandb()
-    if not wandb.login(prompt=False, verify=False):
+    os.environ.pop("WANDB_MODE", None)  # gptlab has chosen the mode; wandb fails for one that it does not know
+    used = USED_SETTINGS | {"mode"}
+    try:
+        settings = wandb.setup().settings
+        # Read once more, because wandb ignores a settings file with an invalid entry, whatever the entry is.
+        entries = settings.read_system_settings().all()
+        given = wandb.Settings(**{"host": settings.host, **{name: entries[name] for name in used & entries.keys()}})
+        given.update_from_env_vars(dict(os.environ))  # which has only `USED_VARIABLES`
+    except Exception as error:  # wandb may raise anything
+        raise GptlabError(f"wandb does not work: {error}") from error
+    for name in wandb.Settings.model_fields:
+        setattr(settings, name, getattr(given, name))
+    return settings
+
+
+def configured_server() -> Server | None:
+    """Return the server and API key of the user's settings; None without a key.
+
+    Raises:
+        GptlabError: The installation is broken or the user's settings are invalid.
+    """
+    settings = wandb_settings()
+    settings.mode = "online"  # wandb looks for no key in other modes
+    if not import_wandb().login(prompt=False, verify=False) or not settings.api_key:
         return None
-    settings = wandb.setup().settings
-    return Server(settings.base_url.rstrip("/"), settings.api_key or "")
+    return Server(
+        settings.base_url.rstrip("/"),
+        settings.api_key,
+        {scheme: proxy for scheme in ("http", "https") if (proxy := getattr(settings, f"{scheme}_proxy"))},
+        settings.x_extra_http_headers or {},
+        not settings.insecure_disable_ssl,
+    )
 
 
 def choose_mode(requested: Mode | None) -> tuple[Mode, str]:
-    """Return a mode and its reason: as requested, else by `WANDB_MODE`, else online if a server accepts the API key."""
+    """Return a mode and its reason.
+
+    As requested, else by `WANDB_MODE`, else by W&B's settings files, else online if a server accepts the API key.
+
+    Raises:
+        GptlabError: wandb does not work.
+    """
     if requested is not None:
         return requested, "requested"
     if mode := WANDB_MODES.get(os.environ.get("WANDB_MODE", "")):
         return mode, "set by WANDB_MODE"
-    try:
-        server = configured_server()
-    except Exception as error:  # a broken installation or setting may raise anything
-        return "off", f"wandb does not work: {error}"
+    mode = WANDB_MODES.get(wandb_settings().mode, "offline")
+    if mode != "online":
+        return mode, "set by W&B's settings file"
+    server = configured_server()
     if server is None:
         return "offline", "no API key; `wandb login` sets one"
     reason = server.unavailable_reason()
@@ -90,19 +138,23 @@ class WandbRun:
             mode: Online or offline.
             finish_timeout_s: Time for uploads at the end.
             training_pid: The process whose system metrics W&B records; None for no system metrics.
+
+        Raises:
+            GptlabError: W&B opened another run, or the server does not say which rows it has.
         """
         self._source, self._best_loss, self._last_sent = run, float("inf"), -1
         self._directory = wandb_parent / "wandb"
         self._directory.mkdir(exist_ok=True)
         os.environ |= {"WANDB_DATA_DIR": str(self._directory), "WANDB_CACHE_DIR": str(self._directory / "cache")}
         _move_segments_aside(self._directory, run.record.wandb_id)
-        wandb = import_wandb()
+        wandb, chosen = import_wandb(), wandb_settings()
+        chosen.mode = mode
         self._server = configured_server() if mode == "online" else None  # `init` removes the key from the settings
         settings = SETTINGS | {"finish_timeout": finish_timeout_s, "x_disable_stats": training_pid is None}
         settings |= {"x_stats_pid": training_pid} if training_pid else {}
         record, start = run.record, run.history().starts[-1]
         self._run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "gptlab"),
+            project=chosen.project or "gptlab",
             id=record.wandb_id,
             name=f"{record.spec.name}-s{record.seed}",
             group=run.id.removesuffix(f"-s{record.seed}"),
@@ -115,7 +167,9 @@ class WandbRun:
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(**{k: v for k, v in settings.items() if k in wandb.Settings.model_fields}),
         )
-        self._resumed_from = max(self._run.starting_step - 1, self._last_step_on_server())
+        if self._run.id != record.wandb_id:
+            raise GptlabError(f"W&B opened the run {self._run.id} instead of {record.wandb_id}; nothing was sent")
+        self._resumed_from = max(self._run.starting_step - 1, self._last_step_on_server(ANSWER_TIMEOUT_S))
         """The step of the last row that the server has.
 
         W&B derives `starting_step` from it, but does not always recognize a run whose first attempt ended early. So the
@@ -175,25 +229,25 @@ class WandbRun:
             if self.url:
                 logged.wait(int(self._run.settings.finish_timeout))
 
-    def _last_step_on_server(self) -> int:
-        if not self._server or not self._server.key:
+    def _last_step_on_server(self, timeout_s: float) -> int:
+        if not self._server:
             return -1
-        return self._server.last_step(self._run.entity, self._run.project, self._run.id)
+        return self._server.last_step(self._run.entity, self._run.project, self._run.id, timeout_s)
 
     def finish(self, exit_code: int) -> None:
         """Close the run and check that the server has every row.
 
         Raises:
             TimeoutError: The upload takes too long.
-            GptlabError: The server lacks rows.
+            GptlabError: The server lacks rows, or does not say which rows it has.
         """
         timeout = self._run.settings.finish_timeout
         self._run.finish(exit_code=exit_code)
-        if not self._server or not self._server.key:
+        if not self._server:
             return
         # The client silently drops rows that a server rejects, so only the server knows.
         deadline = time.monotonic() + timeout / 6  # rows may appear some seconds late
-        while (last := self._last_step_on_server()) < self._last_sent:
+        while (last := self._last_step_on_server(max(POLL_INTERVAL_S, deadline - time.monotonic()))) < self._last_sent:
             if time.monotonic() > deadline:
                 raise GptlabError(f"{self._server.url} has {'no row' if last < 0 else f'no row after step {last}'}")
             time.sleep(POLL_INTERVAL_S)

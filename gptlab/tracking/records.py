@@ -123,6 +123,8 @@ class Start(TypedDict, total=False):
     tags: list[str]
     notes: str
     artifacts: Literal["best", "final"] | None
+    wandb: Literal["auto", "online", "offline", "off"]
+    """The mode of the W&B mirror; `auto` if it had not chosen one yet. Unless it is `off`, W&B should have the run."""
 
 
 class End(TypedDict):

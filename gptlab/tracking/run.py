@@ -59,7 +59,7 @@ class Run:
     @property
     def is_copy(self) -> bool:
         """Whether the directory has another name than the run: a copy of it, such as a backup."""
-        return self.directory.name != self.id
+        return self.directory.absolute().name != self.id
 
     def history(self) -> History:
         """Return what the run has recorded so far."""

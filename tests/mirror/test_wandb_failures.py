@@ -114,11 +114,16 @@ def test_a_full_disk_for_wandb_is_one_line_and_training_continues(server, curve,
 
 def core_of(mirrored):
     """The process id of W&B's service."""
-    (core,) = (pid for pid, name in descendants(mirrored._process.pid).items() if name == "wandb-core")
+    (core,) = (pid for pid, name in descendants(mirror_of(mirrored)).items() if name == "wandb-core")
     return core
 
 
-@pytest.mark.parametrize("victim", [core_of, lambda mirrored: mirrored._process.pid], ids=["wandb-core", "the mirror"])
+def mirror_of(mirrored):
+    """The process id of the mirror."""
+    return mirrored._child.process.pid
+
+
+@pytest.mark.parametrize("victim", [core_of, mirror_of], ids=["wandb-core", "the mirror"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_training_completes_when_a_process_of_wandb_is_killed_or_hangs(
     server, curve, at_row, impatient, capsys, victim, number
@@ -200,6 +205,6 @@ def test_wandb_settings_inside_a_run_are_not_read(micro, monkeypatch):
     run = run_attempt(micro, steps=10).run
     monkeypatch.chdir(run.directory)
     mirrored = mirror.Mirror(run, "offline", pytest.fail)
-    assert Path(f"/proc/{mirrored._process.pid}/cwd").readlink() == project.root()
+    assert Path(f"/proc/{mirror_of(mirrored)}/cwd").readlink() == project.root()
     assert not run.directory.is_relative_to(project.root())
     mirrored.finish()
