@@ -39,7 +39,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     """`write(a=…, b=…)` creates a project with experiments/a.py and experiments/b.py in the working directory."""
     root = tmp_path / "project"
     (root / "experiments").mkdir(parents=True)
-    (root / "pyproject.toml").touch()
+    (root / "pyproject.toml").write_text("[tool.gptlab]\n")
     monkeypatch.chdir(root)
 
     def write_files(**files: str | bytes) -> None:

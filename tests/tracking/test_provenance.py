@@ -10,7 +10,7 @@ def checkout(tmp_path, monkeypatch):
     """A project under git with one committed file."""
     project = tmp_path / "project"
     (project / "experiments").mkdir(parents=True)
-    (project / "pyproject.toml").write_text("")
+    (project / "pyproject.toml").write_text("[tool.gptlab]\n")
     (project / ".gitignore").write_text("ignored.py\n")
     git = ["git", "-C", str(project), "-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
@@ -39,7 +39,7 @@ def test_a_clean_checkout_is_recorded_as_its_commit(checkout, run_directory):
 
 
 def test_changes_are_stored_as_one_patch_per_distinct_difference(checkout, run_directory):
-    (checkout / "pyproject.toml").write_text("changed = 1\n")
+    (checkout / "pyproject.toml").write_text("[tool.gptlab]\nchanged = 1\n")
     (checkout / "new.py").write_text("print('new')\n")
     facts = source(run_directory)
     assert facts["git_dirty"] is True
@@ -49,7 +49,7 @@ def test_changes_are_stored_as_one_patch_per_distinct_difference(checkout, run_d
     subprocess.run(["git", "stash", "-qu"], check=True, env={"GIT_AUTHOR_NAME": "n", "GIT_AUTHOR_EMAIL": "e",
         "GIT_COMMITTER_NAME": "n", "GIT_COMMITTER_EMAIL": "e", "PATH": "/usr/bin:/bin"})  # fmt: skip
     subprocess.run(["git", "apply", str(patch)], check=True)
-    assert (checkout / "pyproject.toml").read_text() == "changed = 1\n"
+    assert (checkout / "pyproject.toml").read_text() == "[tool.gptlab]\nchanged = 1\n"
     assert (checkout / "new.py").read_text() == "print('new')\n"
 
 
@@ -64,7 +64,7 @@ def test_the_patch_excludes_other_untracked_files(checkout, run_directory):
 
 def test_outside_git_there_is_no_commit(tmp_path, run_directory, monkeypatch):
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "pyproject.toml").write_text("[tool.gptlab]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert source(run_directory) == {"git_commit": None, "git_dirty": None, "diff_sha256": None}
@@ -87,21 +87,21 @@ def test_the_patch_applies_with_any_git_configuration_and_project_location(
     if inside:
         project = checkout / "projects" / "mine"
         (project / "experiments").mkdir(parents=True)
-        (project / "pyproject.toml").write_text("")
+        (project / "pyproject.toml").write_text("[tool.gptlab]\n")
         git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
         subprocess.run([*git, "add", "-A"], check=True)
         subprocess.run([*git, "commit", "-qm", "second"], check=True)
         monkeypatch.chdir(project)
     if key:
         subprocess.run(["git", "config", key, value], check=True)
-    (project / "pyproject.toml").write_text("changed = 1\n")
+    (project / "pyproject.toml").write_text("[tool.gptlab]\nchanged = 1\n")
     (project / "größer.py").write_text("print('new')\n")
     assert source(run_directory)["git_dirty"] is True
     (patch,) = run_directory.iterdir()
     subprocess.run(["git", "checkout", "-q", "--", "."], check=True)
     subprocess.run(["git", "clean", "-qf", "--", "."], check=True)
     subprocess.run(["git", "apply", str(patch)], check=True)
-    assert (project / "pyproject.toml").read_text() == "changed = 1\n"
+    assert (project / "pyproject.toml").read_text() == "[tool.gptlab]\nchanged = 1\n"
     assert (project / "größer.py").read_text() == "print('new')\n"
 
 
@@ -175,7 +175,7 @@ def test_a_commit_missing_from_the_repository_cannot_be_compared(checkout):
 def test_files_outside_the_project_are_ignored(checkout, monkeypatch, run_directory):
     project = checkout / "projects" / "mine"
     (project / "experiments").mkdir(parents=True)
-    (project / "pyproject.toml").write_text("")
+    (project / "pyproject.toml").write_text("[tool.gptlab]\n")
     commit("a folder of a larger repository")
     monkeypatch.chdir(project)
     before = kept(run_directory)
