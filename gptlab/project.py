@@ -1,8 +1,8 @@
 """Where the project, its runs and its cache are.
 
 A project is a folder with `experiments/` and `pyproject.toml` that uses gptlab: `pyproject.toml` names it (as the
-project, as a dependency, or in a `[tool.gptlab]` table), or an experiment imports it. Many repositories have a folder of
-that name. Their scripts are not executed.
+project, as a dependency, or in a `[tool.gptlab]` table), or an experiment imports it. Other repositories have such
+folders too; their scripts are not executed.
 
 The project's root is the nearest such folder at or above the working directory, so commands work from any folder of the
 project (a notebook's working directory is `analysis/`). Code is imported from the root and git runs there. A folder
