@@ -118,8 +118,8 @@ def fsync_file(path: Path) -> None:
 def fsync_directory(path: Path) -> None:
     """Flush a directory's entries to the disk, so that a rename in it survives a power failure.
 
-    Some file systems cannot do that. One notice says so, and the work goes on: the files themselves are flushed, and only
-    a power failure could undo a rename.
+    Some file systems cannot do that. One notice says so, and the work goes on: the files themselves are flushed, so
+    only a power failure could undo a rename.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
