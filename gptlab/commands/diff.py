@@ -124,6 +124,7 @@ def current_side(run: Run) -> Side:
     except BadInputError as error:
         notes.append(str(error))
     source = provenance.working_tree()
+    notes += [source.unknown] if source.unknown else []
     settings = resolve_settings("auto", experiment.train.precision, Available.here())
     environment = {**settings.environment(), **provenance.environment()}
     return Side(

@@ -203,7 +203,7 @@ class _Session:
             "artifacts": options.artifacts,
         }
         messages.opening(run, start_step, steps, self.data, self.settings, mirror.mode(), console)
-        messages.changed_environment(history, facts, console)
+        messages.changed_environment(run, history, facts, source, console)
         train = run.record.spec.train
         with (
             StepProgress(console, start_step, steps, train.batch_size * train.sequence_length) as progress,

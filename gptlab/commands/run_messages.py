@@ -26,6 +26,7 @@ COMPARED = {
     "diff_sha256": "uncommitted changes",
 }
 """Fields of an attempt's start that can change the numbers, and what to call them."""
+CODE_FACTS = ("git_commit", "diff_sha256")
 RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text"}
 """Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
@@ -71,9 +72,10 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
     done = history.step
     more = f", more than the {steps} requested" if steps < done else ""
     console.print(f"{run.id} is complete: {done} steps{more}; nothing changed", style="bold")
-    last = history.starts[-1:]
-    now = provenance.working_tree().facts()
-    if any(start.get(key) != now[key] for start in last for key in ("git_commit", "diff_sha256")):
+    now = provenance.working_tree()
+    if now.unknown:
+        console.notice(f"whether the code has changed since then is unknown: {now.unknown}")
+    elif _differing_code(run, history, now):
         console.notice("the code has changed since then; `gptlab run` with --fresh starts the run again")
     _print_results(run, history, console)
     _print_next_commands(run, history.step, console)
@@ -117,16 +119,34 @@ def opening(
     console.fact("directory", project.display_path(run.directory))
 
 
-def changed_environment(history: History, facts: dict[str, Any], console: Console) -> None:
-    """Print what has changed since the last attempt and can change the numbers."""
+def changed_environment(
+    run: Run, history: History, facts: dict[str, Any], source: provenance.Source, console: Console
+) -> None:
+    """Print what has changed since the last attempt and can change the numbers, and whether the code is unknown."""
+    if source.unknown:
+        console.notice(f"the code of this attempt is not recorded: {source.unknown}")
     starts = history.starts
     if not starts or not facts["from_step"]:
         return
-    changed = [name for key, name in COMPARED.items() if starts[-1].get(key) != facts[key]]
+    same_code = not _differing_code(run, history, source)
+    changed = [
+        name
+        for key, name in COMPARED.items()
+        if starts[-1].get(key) != facts[key] and not (key in CODE_FACTS and same_code)
+    ]
     if changed:
         console.notice(
             f"changed since the last attempt: {', '.join(changed)}; bitwise equal results are not guaranteed"
         )
+
+
+def _differing_code(run: Run, history: History, now: provenance.Source) -> bool:
+    """Return whether the code differs from the last attempt's; another commit of the same code does not."""
+    facts = now.facts()
+    if all(start.get(key) == facts[key] for start in history.starts[-1:] for key in CODE_FACTS):
+        return False
+    changes = provenance.compare_sources(provenance.recorded_source(run.directory, history.starts), now)
+    return changes is None or bool(changes.files)
 
 
 def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> None:
