@@ -92,7 +92,7 @@ def find(name: str) -> Experiment:
     known = catalog.experiments
     if name not in known:
         hint = did_you_mean(name, known) or f"; available: {', '.join(known)}"
-        raise BadInputError(f"there is no experiment '{name}'{hint}")
+        raise BadInputError(f"there is no experiment '{name}'{hint}{_unread_files()}")
     return known[name]
 
 
@@ -101,6 +101,13 @@ def report(problems: Iterable[Problem]) -> None:
     for problem in problems:
         with suppress(AttributeError, OSError, ValueError):  # there is no stderr
             sys.stderr.write(f"note: {problem.message}\n")
+
+
+def _unread_files() -> str:
+    """Return a hint at files that were perhaps meant to be read."""
+    folder = project.root() / "experiments"
+    unread = sorted(file.name for file in folder.glob("[!a-z_.]*.py") if file.is_file())
+    return f"; not read, because its name does not begin with a to z: {unread[0]}" if unread else ""
 
 
 def _files(folder: Path) -> list[Path]:

@@ -387,6 +387,12 @@ def test_unknown_name_without_a_similar_one_lists_all(write: Callable[..., None]
     assert message_of("zzz") == "there is no experiment 'zzz'; available: baseline, tiny"
 
 
+def test_unknown_name_hints_at_a_file_whose_name_excludes_it(write: Callable[..., None]):
+    write(a=ONE.format(name="one"), Two=ONE.format(name="two"))
+    message = message_of("two")
+    assert message.endswith("available: one; not read, because its name does not begin with a to z: Two.py")
+
+
 # --- The experiments of this project ---
 
 

@@ -117,7 +117,8 @@ def uncommitted_changes(repository: Repository, limit: int) -> bytes:
         # `--info-only` writes no objects, which takes most of the time for many files; the diff reads the files.
         arguments = ("update-index", "--info-only", "--add", "--remove", "--replace", "-z", "--stdin")
         git(*arguments, stdin=os.fsencode("".join(f"{name}\0" for name in sorted(names))), environment=index)
-        patch = git("diff", *DIFF_OPTIONS, "--ignore-submodules=dirty", repository.commit, "--", ".", environment=index)
+        options = (*DIFF_OPTIONS, "--ignore-submodules=dirty")
+        patch = git("diff", *options, repository.commit, "--", *CODE, *linked, environment=index)
     if len(patch) > limit:
         raise GitError(
             f"the uncommitted changes are a patch of {_mib(len(patch))}, more than the {_mib(limit)} that are stored; "
