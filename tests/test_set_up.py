@@ -81,8 +81,10 @@ def test_two_makes_at_once_in_a_fresh_clone_set_up_once_and_the_second_says_that
     assert calls(clone) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("earlier", [False, True], ids=["fresh clone", "earlier environment"])
+@pytest.mark.parametrize(
+    ("number", "earlier"),
+    [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGINT, False), (signal.SIGTERM, True)],
+)
 def test_a_set_up_that_is_stopped_leaves_what_was_and_the_next_make_repairs_it(clone, make, number, earlier):
     if earlier:
         assert make().wait() == 0

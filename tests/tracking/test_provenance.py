@@ -210,18 +210,17 @@ def test_notebooks_documents_and_outputs_are_not_code(checkout, run_directory):
     assert compare_sources(before, working_tree()).files == {}, "another commit of the same code"
 
 
-@pytest.mark.parametrize(
-    "name", ["a.py", "deep/down/a.py", "pyproject.toml", "constraints.txt", "uv.lock", "requirements/dev.txt"]
-)
-def test_python_and_pins_are_code(checkout, run_directory, name):
-    path = checkout / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("# 1\n[tool.gptlab]\n")
-    commit("second")
-    before = kept(run_directory)
-    path.write_text("# 2\n[tool.gptlab]\n")
+def test_python_and_pins_are_code(checkout, run_directory):
+    names = ["a.py", "constraints.txt", "deep/down/a.py", "pyproject.toml", "requirements/dev.txt", "uv.lock"]
+    for content in ("# 1\n[tool.gptlab]\n", "# 2\n[tool.gptlab]\n"):
+        for name in names:
+            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            (checkout / name).write_text(content)
+        if "1" in content:
+            commit("second")
+            before = kept(run_directory)
     assert working_tree().facts()["git_dirty"] is True
-    assert compare_sources(before, working_tree()).files == {name: "+1 −1"}
+    assert compare_sources(before, working_tree()).files == dict.fromkeys(names, "+1 −1")
 
 
 def test_environments_runs_hidden_files_and_other_repositories_are_not_the_projects_code(checkout, run_directory):
