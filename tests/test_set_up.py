@@ -141,7 +141,7 @@ def test_an_environment_of_an_earlier_version_is_replaced_and_another_folder_is_
     (clone / ".venv").mkdir()
     (clone / ".venv" / "precious").touch()
     process = make()
-    assert process.communicate()[1].startswith("error: .venv exists and is not a virtual environment; name another")
+    assert process.communicate()[1].startswith("error: .venv exists and is not a virtual environment; move it, or set")
     assert (clone / ".venv" / "precious").exists()
     (clone / ".venv" / "pyvenv.cfg").touch()
     assert make().wait() == 0
