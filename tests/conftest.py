@@ -93,7 +93,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: Experiment) 
     """A project of its own, under git, that has the experiment `micro`."""
     folder = tmp_path / "project"
     (folder / "experiments").mkdir(parents=True)
-    (folder / "pyproject.toml").write_text("")
+    (folder / "pyproject.toml").write_text("[tool.gptlab]\n")
     spec = micro.model_dump(include={"name", "why", "model", "data", "train"})
     (folder / "experiments" / "micro.py").write_text(
         f"from gptlab.spec import Experiment\nmicro = Experiment.model_validate({spec!r})\n"

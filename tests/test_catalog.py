@@ -1,14 +1,18 @@
-"""How experiments are found, and the errors of a file that cannot be imported."""
+"""How experiments are found, and what a file that misbehaves costs: its own experiments."""
 
+import json
+import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from gptlab import catalog
-from gptlab.errors import BadInputError
+from gptlab import catalog, cli, experiment_files
+from gptlab.errors import BadInputError, GptlabError
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE = """
@@ -39,7 +43,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     """`write(a=…, b=…)` creates a project with experiments/a.py and experiments/b.py in the working directory."""
     root = tmp_path / "project"
     (root / "experiments").mkdir(parents=True)
-    (root / "pyproject.toml").touch()
+    (root / "pyproject.toml").write_text("[tool.gptlab]\n")
     monkeypatch.chdir(root)
 
     def write_files(**files: str | bytes) -> None:
@@ -49,10 +53,15 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     return write_files
 
 
-def message_of(function: Callable[..., object], *arguments: object) -> str:
+def message_of(name: str) -> str:
     with pytest.raises(BadInputError) as caught:
-        function(*arguments)
+        catalog.find(name)
     return str(caught.value)
+
+
+def only_problem() -> str:
+    (problem,) = catalog.load().problems
+    return problem.message
 
 
 # --- Finding ---
@@ -108,16 +117,17 @@ def test_experiment_that_reuses_an_imported_name_is_found(write: Callable[..., N
 
 
 def test_two_experiments_of_one_name_are_an_error_that_names_both_files(write: Callable[..., None]):
-    write(a=ONE.format(name="same"), b=ONE.format(name="same"))
-    message = message_of(catalog.experiments)
+    write(a=ONE.format(name="same"), b=ONE.format(name="same"), c=ONE.format(name="other"))
+    message = message_of("same")
     assert "'same'" in message
     assert "experiments/a.py" in message
     assert "experiments/b.py" in message
+    assert list(catalog.experiments()) == ["other"], "experiments of other names can be used"
 
 
 def test_two_experiments_of_one_name_in_one_file_are_an_error(write: Callable[..., None]):
     write(a=ONE.format(name="same") + "\nother = Experiment(name='same', why='Another?')\n")
-    assert "two experiments are named 'same'" in message_of(catalog.experiments)
+    assert "two experiments are named 'same'" in message_of("same")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +162,8 @@ def test_mistake_in_a_file_is_one_line_that_names_file_and_line(
     write: Callable[..., None], source: str, line: int, words: list[str]
 ):
     write(broken=source, fine=ONE.format(name="one"))
-    message = message_of(catalog.experiments)
+    assert list(catalog.experiments()) == ["one"]
+    message = only_problem()
     assert message.startswith(f"experiments/broken.py:{line}: ")
     assert "\n" not in message
     assert "Traceback" not in message
@@ -161,24 +172,203 @@ def test_mistake_in_a_file_is_one_line_that_names_file_and_line(
 
 def test_mistake_in_a_file_is_reported_every_time(write: Callable[..., None]):
     write(broken="x = 1 / 0\n")
-    assert message_of(catalog.experiments) == message_of(catalog.find, "anything")
+    assert only_problem() == only_problem() == "experiments/broken.py:1: ZeroDivisionError: division by zero"
 
 
 def test_file_that_is_not_utf8_is_named(write: Callable[..., None]):
     write(latin=b"x = '\xe9'\n")
-    message = message_of(catalog.experiments)
+    message = only_problem()
     assert message.startswith("experiments/latin.py")
     assert "utf-8" in message
 
 
 def test_mistake_in_an_imported_file_names_that_file(write: Callable[..., None]):
     write(a="import os\nfrom experiments.broken import x\n", broken="x = 1 / 0\n")
-    assert re.match(r"experiments/(a\.py:2|broken\.py:1): ZeroDivisionError", message_of(catalog.experiments))
+    first, second = (problem.message for problem in catalog.load().problems)
+    assert re.match(r"experiments/(a\.py:2|broken\.py:1): ZeroDivisionError", first)
+    assert second == "experiments/broken.py:1: ZeroDivisionError: division by zero"
 
 
 def test_syntax_error_in_an_imported_file_names_a_matching_file_and_line(write: Callable[..., None]):
     write(a="import os\nfrom experiments.broken import x\n", broken="\n\n\n\nx = = 1\n")
-    assert re.match(r"experiments/(a\.py:2|broken\.py:5): SyntaxError", message_of(catalog.experiments))
+    first, second = (problem.message for problem in catalog.load().problems)
+    assert re.match(r"experiments/(a\.py:2|broken\.py:5): SyntaxError", first)
+    assert second.startswith("experiments/broken.py:5: SyntaxError")
+
+
+# --- Files that do harm ---
+
+
+def test_only_regular_files_with_a_modules_name_count(write: Callable[..., None], tmp_path: Path):
+    write(one=ONE.format(name="one"), __init__="", _private="x = 1 / 0", **{"._one": b"\0\xff", ".#hidden": "= ="})
+    folder = tmp_path / "project" / "experiments"
+    (folder / ".#one.py").symlink_to("user@host.4711")  # the lock of an editor
+    (folder / "dangling.py").symlink_to("nowhere")
+    (folder / "folder.py").mkdir()
+    os.mkfifo(folder / "pipe.py")
+    for name in ("one.py~", "#one.py#", ".one.py.swp", "one.pyc", "one.ipynb"):
+        (folder / name).write_text("x = 1 / 0")
+    (folder / "linked.py").symlink_to(tmp_path / "elsewhere.py")
+    (tmp_path / "elsewhere.py").write_text(ONE.format(name="two"))
+    assert set(catalog.experiments()) == {"one", "two"}
+    assert catalog.load().problems == []
+
+
+HARMFUL = {
+    "exits": ("import sys\nsys.exit(3)", "experiments/m.py:2: SystemExit: 3"),
+    "exits without a word": ("exit()", "experiments/m.py:1: SystemExit: None"),
+    "ends the interpreter": ("import os\nos._exit(0)", "experiments/m.py: its import exited with 0"),
+    "crashes": (
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+        "experiments/m.py: its import was ended by SIGKILL",
+    ),
+    "never ends": ("while True: pass", "experiments/m.py: its import did not end within 0.3 s"),
+    "raises what only Ctrl-C does": ("raise KeyboardInterrupt", "experiments/m.py:1: KeyboardInterrupt"),
+    "recurses": ("def f(): return f()\nf()", "experiments/m.py:1: RecursionError: maximum recursion depth"),
+    "raises what cannot be printed": (
+        "class E(Exception):\n    def __str__(self): raise ValueError\nraise E",
+        "experiments/m.py:3: E",
+    ),
+    "raises lines and control codes": (
+        "raise ValueError('a\\n\\x1b[31mb')",
+        "experiments/m.py:1: ValueError: a �[31mb",
+    ),
+    "closes all files": ("import os\nos.closerange(0, 256)", "experiments/m.py: its import "),
+    "removes itself": ("import os\nos.unlink(__file__)\nx = 1 / 0", "experiments/m.py:3: ZeroDivisionError"),
+    "makes an invalid experiment": (
+        "from gptlab.spec import Experiment\nx = Experiment.model_construct(name='UP', why='?')",
+        "experiments/m.py: name: ",
+    ),
+    "has dots in its name": None,
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_a_harmful_file_costs_its_own_experiments_and_one_line(
+    write: Callable[..., None], monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.setattr(experiment_files, "IMPORT_LIMIT_S", 0.3 if name == "never ends" else 60)
+    file = "m" if HARMFUL[name] else "m.orig"
+    source, message = HARMFUL[name] or (ONE.format(name="copy"), "experiments/m.orig.py: a module's name has no dots")
+    write(**{"a": ONE.format(name="one"), file: source, "z": ONE.format(name="two")})
+    found = catalog.load()
+    assert list(found.experiments) == ["one", "two"]
+    (problem,) = found.problems
+    assert problem.message.startswith(message)
+    assert "\n" not in problem.message
+
+
+RUDE = {
+    "prints": "print('hello')\nimport os\nos.write(1, b'hello')\nos.system('echo hello')",
+    "replaces stdout": "import sys\nsys.stdout.close()\nsys.stdout = None\nsys.stderr = None",
+    "changes the directory": "import os\nos.chdir('/')",
+    "empties the path": "import sys\nsys.path.clear()\nsys.meta_path.clear()",
+    "forgets modules": "import sys\nsys.modules.clear()",
+    "changes the environment": "import os\nos.environ.clear()",
+    "handles signals": "import signal\nfor s in (2, 15): signal.signal(s, signal.SIG_IGN)",
+    "fails at exit": "import atexit\natexit.register(lambda: print(1 / 0))",
+    "leaves a thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()",
+    "warns and logs": "import logging, warnings\nlogging.basicConfig(level=0)\nwarnings.warn('w')\nlogging.error('e')",
+    "breaks a builtin": "import builtins\nbuiltins.isinstance = None",
+    "breaks gptlab": "import gptlab.spec\ngptlab.spec.Experiment.vary = None",
+    "is odd to look at": "class Odd:\n    def __eq__(self, other): 1 / 0\n    __repr__ = __eq__\nodd = Odd()",
+}
+
+
+@pytest.mark.parametrize("name", RUDE)
+def test_a_rude_file_changes_nothing_for_others_and_keeps_json_clean(
+    write: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], name: str
+):
+    write(m=RUDE[name] + ONE.format(name="rude"), z="from experiments.a import one\ntwo = one.vary('two', why='?')\n")
+    write(a=ONE.format(name="one"))
+    before = (Path.cwd(), list(sys.path), dict(os.environ), signal.getsignal(signal.SIGTERM), threading.active_count())
+    monkeypatch.setattr(sys, "argv", ["gptlab", "list", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    names = [experiment["name"] for experiment in json.loads(capfd.readouterr().out)]
+    assert [name for name in names if name != "rude"] == ["one", "two"]
+    after = (Path.cwd(), list(sys.path), dict(os.environ), signal.getsignal(signal.SIGTERM), threading.active_count())
+    assert after == before
+
+
+def test_experiments_of_a_file_that_does_more_than_define_them_are_found_as_they_are(write: Callable[..., None]):
+    write(
+        a="import math\n" + ONE.format(name="one"),
+        many="from experiments.a import one\nfor n in range(300):\n"
+        "    globals()[f'e{n}'] = one.vary(f'e{n}', why='?', **{'train.learning_rate': 1 / (n + 3)})\n",
+        same="import experiments.a as other\nalias = other.one\n",
+    )
+    found = catalog.experiments()
+    assert list(found) == ["one", *(f"e{n}" for n in range(300))]
+    assert found["e7"] == found["one"].vary("e7", why="?", **{"train.learning_rate": 0.1})
+
+
+def test_a_file_may_have_the_name_of_a_standard_module(write: Callable[..., None], tmp_path: Path):
+    (tmp_path / "project" / "json.py").write_text("x = 1 / 0\n")
+    write(json=ONE.format(name="one"), random="import json\n" + ONE.format(name="two"), signal=ONE.format(name="three"))
+    assert list(catalog.experiments()) == ["one", "two", "three"]
+    assert str(tmp_path / "project") not in sys.path, "the project's json.py would be imported by others"
+
+
+def test_experiments_of_another_project_are_read_anew(write: Callable[..., None], tmp_path: Path, monkeypatch):
+    write(a=ONE.format(name="one"))
+    assert list(catalog.experiments()) == ["one"]
+    other = tmp_path / "other"
+    (other / "experiments").mkdir(parents=True)
+    (other / "pyproject.toml").write_text("[tool.gptlab]\n")
+    (other / "experiments" / "a.py").write_text(ONE.format(name="two"))
+    monkeypatch.chdir(other)
+    assert list(catalog.experiments()) == ["two"]
+
+
+def test_ctrl_c_during_the_import_of_a_file_names_the_file(write: Callable[..., None]):
+    write(slow="import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(99)\n")
+    with pytest.raises(GptlabError, match=r"^interrupted while importing experiments/slow.py$") as caught:
+        catalog.load()
+    assert caught.value.exit_code == 130
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+# --- The commands ---
+
+
+@pytest.fixture
+def gptlab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gptlab", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_commands_work_for_other_experiments_and_name_the_broken_file_once(
+    write: Callable[..., None], gptlab: Callable[..., tuple[int, str, str]]
+):
+    write(a=ONE.format(name="one"), broken="\nwide = = 1\n")
+    line = "experiments/broken.py:2: SyntaxError: invalid syntax (broken.py, line 2)\n"
+    code, out, err = gptlab("list", "--json")
+    assert ([e["name"] for e in json.loads(out)], code, err) == (["one"], 0, f"note: {line}")
+    assert gptlab("list")[2] == f"note: {line}"
+    assert gptlab("run", "wide") == gptlab("show", "wide") == (2, "", f"error: {line}")
+    code, out, err = gptlab("run", "other")
+    assert (code, out, err) == (2, "", f"note: {line}error: there is no experiment 'other'; available: one\n")
+    code, out, err = gptlab("run", "one", "--text", "nowhere.txt")
+    assert (code, err.splitlines()[0]) == (2, f"note: {line}".rstrip())
+    assert "nowhere.txt" in err.splitlines()[1]
+
+
+def test_a_folder_that_cannot_be_read_is_named(write: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
+    write(a=ONE.format(name="one"))
+
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert message_of("one") == "experiments cannot be read: Permission denied"
 
 
 # --- An unknown name ---
@@ -187,12 +377,18 @@ def test_syntax_error_in_an_imported_file_names_a_matching_file_and_line(write: 
 @pytest.mark.parametrize(("name", "nearest"), [("basline", "baseline"), ("baseline2", "baseline"), ("tin", "tiny")])
 def test_unknown_name_suggests_the_nearest(write: Callable[..., None], name: str, nearest: str):
     write(a=ONE.format(name="baseline"), b=ONE.format(name="tiny"))
-    assert message_of(catalog.find, name) == f"there is no experiment '{name}'; did you mean '{nearest}'?"
+    assert message_of(name) == f"there is no experiment '{name}'; did you mean '{nearest}'?"
 
 
 def test_unknown_name_without_a_similar_one_lists_all(write: Callable[..., None]):
     write(a=ONE.format(name="baseline"), b=ONE.format(name="tiny"))
-    assert message_of(catalog.find, "zzz") == "there is no experiment 'zzz'; available: baseline, tiny"
+    assert message_of("zzz") == "there is no experiment 'zzz'; available: baseline, tiny"
+
+
+def test_unknown_name_hints_at_a_file_whose_name_excludes_it(write: Callable[..., None]):
+    write(a=ONE.format(name="one"), Two=ONE.format(name="two"))
+    message = message_of("two")
+    assert message.endswith("available: one; not read, because its name does not begin with a to z: Two.py")
 
 
 # --- The experiments of this project ---

@@ -1,12 +1,15 @@
+import errno
 import json
 import os
+import stat
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptlab import files
 from gptlab.errors import GptlabError
-from gptlab.files import append_json_line, write_durably
+from gptlab.files import append_json_line, fsync_directory, fsync_file, write_durably
 from gptlab.untrusted import read_json_lines, torn_bytes
 
 ROWS = st.lists(
@@ -82,3 +85,62 @@ def test_a_file_is_replaced_atomically(tmp_path):
     write_durably(path, json.dumps({"new": 1}))
     assert path.read_text() == '{"new": 1}'
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """`refuse(number, kind)`: flushing a file or a directory fails with this error number."""
+    monkeypatch.setattr(files, "_reported_devices", set())
+    fsync = os.fsync
+
+    def arrange(number, kind):
+        def failing(descriptor):
+            if kind(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", failing)
+
+    return arrange
+
+
+UNSUPPORTED = [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.ENOTTY]
+
+
+@pytest.mark.parametrize("number", UNSUPPORTED, ids=errno.errorcode.get)
+def test_a_file_system_that_cannot_flush_directories_is_one_notice_and_the_work_goes_on(
+    tmp_path, caplog, refuse, number
+):
+    refuse(number, stat.S_ISDIR)
+    (tmp_path / "below").mkdir()
+    for name in ("a.json", "b.json", "below/c.json"):
+        write_durably(tmp_path / name, "new")
+        assert (tmp_path / name).read_text() == "new"
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path} is on a file system that cannot flush directories ({os.strerror(number)})")
+    assert "GPTLAB_RUNS" in message
+
+
+@pytest.mark.parametrize("number", UNSUPPORTED, ids=errno.errorcode.get)
+def test_a_file_system_that_cannot_flush_files_is_an_error_that_names_the_file_and_a_way_out(tmp_path, refuse, number):
+    path = tmp_path / "a.json"
+    path.touch()
+    refuse(number, stat.S_ISREG)
+    for write in (lambda: write_durably(path, "new"), lambda: append_json_line(path, {}), lambda: fsync_file(path)):
+        with pytest.raises(GptlabError, match=r"a\.json is on a file system that cannot flush .* set GPTLAB_RUNS"):
+            write()
+
+
+def test_an_error_of_a_write_or_a_flush_names_the_file(tmp_path, refuse):
+    path = tmp_path / "a.json"
+    path.touch()
+    refuse(errno.EIO, lambda mode: True)
+    for write in (
+        lambda: write_durably(path, "new"),
+        lambda: append_json_line(path, {}),
+        lambda: fsync_file(path),
+        lambda: fsync_directory(path.parent),
+    ):
+        with pytest.raises(OSError, match=r"Input/output error") as caught:
+            write()
+        assert caught.value.filename in {str(path), str(path.parent)}

@@ -195,7 +195,7 @@ def loaded(runs, tmp_path) -> tuple[Path, Path]:
     for name in PAYLOADS:
         (hostile / name).parent.mkdir(exist_ok=True)
         (hostile / name).write_text(f"open({str(mark)!r}, 'w').close()\n")
-    (hostile / "pyproject.toml").write_text("[project]\n")
+    (hostile / "pyproject.toml").write_text("[tool.gptlab]\n")
     (hostile / "wandb" / "settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
     pickled = f"cposix\nsystem\n(Vtouch {mark}\ntR.".encode()
     for name in ("model.pt", "optimizer.pkl", "checkpoints/step-00000040/model.pt", "metrics.pkl"):

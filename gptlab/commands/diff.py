@@ -116,15 +116,18 @@ def current_side(run: Run) -> Side:
     from gptlab.training.training_data import stored_text
 
     notes = []
-    experiment = catalog.experiments().get(run.record.spec.name)
+    name, found = run.record.spec.name, catalog.load()
+    experiment = found.experiments.get(name)
     if experiment is None:
-        notes.append(f"the experiment '{run.record.spec.name}' no longer exists")
+        problem = found.problem_with(name)
+        notes.append(problem.message if problem else f"the experiment '{name}' no longer exists")
         experiment = run.record.spec
     try:
         stored_text(run)
     except BadInputError as error:
         notes.append(str(error))
     source = provenance.working_tree()
+    notes += [source.unknown] if source.unknown else []
     settings = resolve_settings("auto", experiment.train.precision, Available.here())
     environment = {**settings.environment(), **provenance.environment()}
     return Side(

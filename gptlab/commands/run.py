@@ -217,7 +217,7 @@ class _Session:
             "wandb": mirror.intended_mode,
         }
         messages.opening(run, start_step, steps, self.data, self.settings, wandb, console)
-        messages.changed_environment(history, facts, console)
+        messages.changed_environment(run, history, facts, source, console)
         train = run.record.spec.train
         with (
             StepProgress(console, start_step, steps, train.batch_size * train.sequence_length) as progress,

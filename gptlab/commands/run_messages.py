@@ -14,7 +14,7 @@ from gptlab.terminal.text import abbreviate_hash, format_duration, printable, sh
 from gptlab.tracking import provenance
 from gptlab.tracking.history import History
 from gptlab.tracking.metrics import Row
-from gptlab.tracking.records import Outcome
+from gptlab.tracking.records import Outcome, Start
 from gptlab.tracking.run import Run, all_runs
 from gptlab.training.settings import Settings
 from gptlab.training.training_data import TrainingData
@@ -27,6 +27,7 @@ COMPARED = {
     "diff_sha256": "uncommitted changes",
 }
 """Fields of an attempt's start that can change the numbers, and what to call them."""
+CODE_FACTS = ("git_commit", "diff_sha256")
 RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text"}
 """Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
@@ -72,8 +73,10 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
     done = history.step
     more = f", more than the {steps} requested" if steps < done else ""
     console.print(f"{run.id} is complete: {done} steps{more}; nothing changed", style="bold")
-    now = provenance.working_tree().facts()
-    if any(start.get(key) != now[key] for start in history.starts for key in ("git_commit", "diff_sha256")):
+    now = provenance.working_tree()
+    if now.unknown:
+        console.notice(f"whether the code has changed since then is unknown: {now.unknown}")
+    elif _differing_code(run, history.starts, now):
         console.notice("the code has changed since then; `gptlab run` with --fresh starts the run again")
     if history.damage:
         again = shell_command("eval", run.id)
@@ -120,16 +123,37 @@ def opening(
     console.fact("directory", project.display_path(run.directory))
 
 
-def changed_environment(history: History, facts: dict[str, Any], console: Console) -> None:
-    """Print what has changed since the last attempt and can change the numbers."""
+def changed_environment(
+    run: Run, history: History, facts: dict[str, Any], source: provenance.Source, console: Console
+) -> None:
+    """Print what has changed since the last attempt and can change the numbers, and whether the code is unknown."""
+    if source.unknown:
+        console.notice(f"the code of this attempt is not recorded: {source.unknown}")
     starts = history.starts
     if not starts or not facts["from_step"]:
         return
-    changed = [name for key, name in COMPARED.items() if starts[-1].get(key) != facts[key]]
+    same_code = not _differing_code(run, starts[-1:], source)
+    changed = [
+        name
+        for key, name in COMPARED.items()
+        if starts[-1].get(key) != facts[key] and not (key in CODE_FACTS and same_code)
+    ]
     if changed:
         console.notice(
             f"changed since the last attempt: {', '.join(changed)}; bitwise equal results are not guaranteed"
         )
+
+
+def _differing_code(run: Run, starts: list[Start], now: provenance.Source) -> bool:
+    """Return whether the code differs from that of any of these attempts; another commit of the same code does not."""
+    facts = now.facts()
+    others = {tuple(start.get(key) for key in CODE_FACTS): start for start in starts}
+    for values, start in others.items():
+        if values != tuple(facts[key] for key in CODE_FACTS):
+            changes = provenance.compare_sources(provenance.recorded_source(run.directory, [start]), now)
+            if changes is None or changes.files:
+                return True
+    return False
 
 
 def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> None:

@@ -54,9 +54,11 @@ def describe(name: str) -> Description:
     Raises:
         BadInputError: There is neither, or the experiment's text or precision cannot be used here.
     """
-    experiments = catalog.experiments()
-    if name in experiments:
-        planned = plan(experiments[name])
+    found = catalog.load()
+    problem = found.problem_with(name) if name not in found.experiments else None
+    catalog.report(other for other in found.problems if other is not problem)
+    if name in found.experiments:
+        planned = plan(found.experiments[name])
         identity = planned.identity
         return Description(planned.experiment, identity.hash, identity.content, planned.settings.precision)
     try:
@@ -64,7 +66,9 @@ def describe(name: str) -> Description:
     except AmbiguousRunError:
         raise
     except BadInputError:
-        if hint := did_you_mean(name, experiments):
+        if problem:
+            raise BadInputError(problem.message) from None
+        if hint := did_you_mean(name, found.experiments):
             raise BadInputError(f"there is no experiment '{name}'{hint}") from None
         raise BadInputError(
             f"there is no experiment or run '{name}'; `gptlab list` and `gptlab runs` list them"

@@ -73,7 +73,8 @@ def sha256_of(path: Path) -> str:
 def _user_file(source: str) -> Path:
     try:
         given = Path(source).expanduser()
-        path = next((path for path in (given.absolute(), project.root() / given) if path.exists()), None)
+        folders = [folder for folder in (Path.cwd(), project.find_root()) if folder]
+        path = next((folder / given for folder in folders if (folder / given).exists()), None)
     except (OSError, RuntimeError):  # a name that is too long, an unknown user's home
         path = None
     if path is None:

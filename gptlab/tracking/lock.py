@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from gptlab.errors import GptlabError
+from gptlab.files import NOT_SUPPORTED, no_locks
 from gptlab.untrusted import MAX_LINE_BYTES, Count, open_regular
 
 LOCK, HEARTBEAT = "lock", "heartbeat"
@@ -37,7 +39,7 @@ class RunLock:
     """A context manager that holds a run's lock.
 
     Raises:
-        GptlabError: Another process holds it; the message names the process.
+        GptlabError: Another process holds it (the message names the process), or the file system has no locks.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -45,6 +47,15 @@ class RunLock:
         self._lock = FileLock(directory / LOCK, timeout=0, fallback_to_soft=False)
 
     def __enter__(self) -> Self:
+        try:
+            self._acquire()
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+            raise no_locks(self._directory, error, "GPTLAB_RUNS") from error
+        return self
+
+    def _acquire(self) -> None:
         try:
             self._lock.acquire()
         except Timeout:
@@ -62,11 +73,11 @@ class RunLock:
         except BaseException:  # such as a full disk
             self._lock.release()
             raise
-        return self
 
     def beat(self) -> None:
         """Update the heartbeat's modification time, for users whose file system hides locks from other machines."""
-        os.utime(self._heartbeat.fileno())
+        with suppress(OSError):  # it is information for people; training does not depend on it
+            os.utime(self._heartbeat.fileno())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -78,6 +89,8 @@ class RunLock:
 def lock_holder(directory: Path) -> Holder | None:
     """Return the process that is training the run, or None. Never takes `lock`.
 
+    Where the file system has no locks, nothing is being trained: `RunLock` refuses to.
+
     Raises:
         GptlabError: `heartbeat` is not a regular file or cannot be read.
     """
@@ -87,6 +100,9 @@ def lock_holder(directory: Path) -> Holder | None:
                 fcntl.flock(heartbeat, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return _read_holder(heartbeat.read(MAX_LINE_BYTES))
+            except OSError as error:
+                if error.errno not in NOT_SUPPORTED:
+                    raise
     except FileNotFoundError:
         pass
     return None

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,31 @@ def test_changed_code_is_reported(train, micro, capfd, monkeypatch):
     train(micro, steps=6)
     assert any(name.startswith("source-") for name in contents(run.directory).keys() - before.keys())
     assert "bitwise equal results are not guaranteed" in capfd.readouterr().err
+
+
+def test_code_that_is_unknown_is_one_notice_at_each_start(train, micro, capfd, monkeypatch):
+    unknown = provenance.Source(None, None, "git says: no")
+    monkeypatch.setattr("gptlab.tracking.provenance.working_tree", lambda: unknown)
+    for steps in (2, 4):
+        run = train(micro, steps=steps).run
+        assert capfd.readouterr().err.count("note: the code of this attempt is not recorded: git says: no") == 1
+        assert run.history().starts[-1]["git_dirty"] is None
+    assert (run.directory / "log.txt").read_text().count("git says: no") == 2
+    train(micro, steps=4)
+    assert "whether the code has changed since then is unknown: git says: no" in capfd.readouterr().err
+
+
+def test_another_commit_of_the_same_code_is_not_a_change(project, train, micro, capfd):
+    train(micro, steps=2)
+    (project / "notes.md").write_text("Seen today.")
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "notes"], check=True)
+    run = train(micro, steps=2).run
+    train(micro, steps=4)
+    first, second = run.history().starts
+    assert first["git_commit"] != second["git_commit"]
+    assert "changed since" not in capfd.readouterr().err
 
 
 def test_another_number_of_threads_is_reported_and_recorded(train, micro, capfd, monkeypatch):

@@ -48,7 +48,7 @@ def test_text_has_the_size_and_hash_of_its_bytes(tmp_path: Path):
 
 def test_relative_path_is_resolved_here_then_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "pyproject.toml").write_text("[tool.gptlab]\n")
     (tmp_path / "analysis").mkdir()
     (tmp_path / "a.txt").write_text("root")
     monkeypatch.chdir(tmp_path / "analysis")

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -42,8 +44,6 @@ def test_a_query_for_the_holder_never_blocks_the_lock(tmp_path):
     with RunLock(tmp_path):
         pass
     with (tmp_path / "heartbeat").open() as heartbeat:
-        import fcntl
-
         fcntl.flock(heartbeat, fcntl.LOCK_SH)  # as a concurrent query does
         fcntl.flock(heartbeat, fcntl.LOCK_UN)
         with RunLock(tmp_path):
@@ -60,3 +60,32 @@ def test_a_beat_updates_the_time_of_the_heartbeat(tmp_path):
         os.utime(tmp_path / "heartbeat", (0, 0))
         lock.beat()
         assert (tmp_path / "heartbeat").stat().st_mtime > 0
+
+
+def without_locks(monkeypatch, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.ENOLCK, errno.ENOTTY],
+    ids=errno.errorcode.get,
+)
+def test_a_file_system_without_locks_is_an_error_that_names_the_directory_and_a_way_out(tmp_path, monkeypatch, number):
+    (tmp_path / "heartbeat").touch()
+    without_locks(monkeypatch, number)
+    with pytest.raises(GptlabError, match=rf"{tmp_path} is on a file system without file locks .* set GPTLAB_RUNS"):
+        RunLock(tmp_path).__enter__()
+    assert lock_holder(tmp_path) is None, "runs on such a file system can be listed"
+
+
+def test_a_heartbeat_whose_time_cannot_be_set_does_not_end_training(tmp_path, monkeypatch):
+    def utime(*arguments):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "utime", utime)
+    with RunLock(tmp_path) as lock:
+        lock.beat()
