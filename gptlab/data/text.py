@@ -7,16 +7,14 @@ they are.
 import hashlib
 import http.client
 import importlib.metadata
-import json
 import logging
-import os
-import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from gptlab import project
+from gptlab.checksums import file_digest
 from gptlab.data.pandas_docs import pandas_docs
 from gptlab.errors import BadInputError
 from gptlab.files import atomic_write
@@ -30,11 +28,6 @@ PANDAS_DOCS_SHA256 = "24d7b6578989cb289e5843917ff6daeba241ea1bc9d90391465ea1ace7
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_BYTES = 1_115_394
-
-HASH_CACHE_MIN_BYTES = 1 << 24
-"""Hashes of smaller files are not cached."""
-HASH_CACHE_MIN_AGE_NS = 2_000_000_000
-"""A file modified more recently could change again with the same mtime: file system clocks are coarse."""
 
 logger = logging.getLogger(__name__)
 
@@ -72,24 +65,9 @@ def locate(source: str) -> Text:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's sha256 in hexadecimal; that of a big file is cached until the file's size, mtime or ctime changes."""
+    """The file's sha256 in hexadecimal."""
     with path.open("rb") as file:
-        stat = os.fstat(file.fileno())
-        if stat.st_size < HASH_CACHE_MIN_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        entry = project.cache_directory() / "sha256" / f"{stat.st_dev}-{stat.st_ino}.json"
-        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-        try:
-            document = json.loads(entry.read_bytes())
-            if document["state"] == state:
-                return str(document["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # not cached
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time_ns() - max(state[1:]) > HASH_CACHE_MIN_AGE_NS:
-        with atomic_write(entry, make_parents=True) as file:
-            file.write(json.dumps({"state": state, "sha256": digest}).encode())
-    return digest
+        return file_digest(file, "sha256")
 
 
 def _user_file(source: str) -> Path:

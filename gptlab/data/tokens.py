@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gptlab import project
+from gptlab.checksums import forget_digests
 from gptlab.data import tokenizer
 from gptlab.data.pieces import PIECE_CHARACTERS, pieces, split_boundary
 from gptlab.data.text import Text
@@ -144,6 +145,7 @@ def _tokenize(text: Text, val_fraction: float, folder: Path) -> None:
                 "val": _write_split(val, staging / "val.u16", val_digest, text_digest, advance),
             }
         if text_digest.hexdigest() != text.sha256:
+            forget_digests(text.path)  # a remembered digest may be what is wrong
             raise BadInputError(f"'{text.source}' changed while it was read; try again")
         (staging / "meta.json").write_text(json.dumps({name: asdict(record) for name, record in records.items()}))
         staging.rename(folder)

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from gptlab import checksums
 from gptlab.data import text
 from gptlab.data.pandas_docs import pandas_docs
 from gptlab.data.text import locate
+from gptlab.data.tokens import prepare
 from gptlab.errors import BadInputError
 
 BODY = b"Speak, speak.\n" * 4_700  # a little more than one block
@@ -304,31 +306,25 @@ def test_shakespeare_in_the_cache_needs_no_network(own_cache: Path, shakespeare_
     assert locate("shakespeare").size == text.SHAKESPEARE_BYTES == 1_115_394
 
 
-# --- Hashes of big files ---
+# --- Remembered hashes ---
 
 
-def test_hash_of_a_big_file_is_cached_until_it_changes(
+def test_a_remembered_hash_that_proves_wrong_is_dropped_so_that_the_next_try_works(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(text, "HASH_CACHE_MIN_BYTES", 10)
-    monkeypatch.setattr(text, "HASH_CACHE_MIN_AGE_NS", -1)
-    path = tmp_path / "big.txt"
-    path.write_bytes(b"some words in a text")
-    first = text.sha256_of(path)
-    (entry,) = (own_cache / "sha256").iterdir()
-    entry.write_text(entry.read_text().replace(first, "cached"))
-    assert text.sha256_of(path) == "cached"
-    path.write_bytes(b"other words, as long")
-    assert text.sha256_of(path) == hashlib.sha256(b"other words, as long").hexdigest()
-    entry.write_text("{")
-    assert text.sha256_of(path) == hashlib.sha256(b"other words, as long").hexdigest()
-
-
-def test_hash_of_a_recently_modified_file_is_not_cached(
-    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(text, "HASH_CACHE_MIN_BYTES", 10)
-    path = tmp_path / "big.txt"
-    path.write_bytes(b"some words in a text")
-    text.sha256_of(path)
-    assert not (own_cache / "sha256").exists()
+    monkeypatch.setattr(checksums, "MIN_BYTES", 0)
+    monkeypatch.setattr(checksums, "MIN_AGE_NS", -1)
+    path = tmp_path / "a.txt"
+    path.write_bytes(BODY)
+    locate(str(path))
+    path_of_note = next((own_cache / "checksums").iterdir())
+    content = checksums._read(path_of_note)
+    assert content is not None
+    checksums._write(path_of_note, {**content, "checksum": "0" * 64})  # as if the file changed and kept its times
+    stale = locate(str(path))
+    assert stale.sha256 == "0" * 64
+    with pytest.raises(BadInputError, match="changed while it was read; try again"):
+        prepare(stale, 0.1)
+    found = locate(str(path))
+    assert found.sha256 == hashlib.sha256(BODY).hexdigest()
+    assert prepare(found, 0.1).train.size > 0
