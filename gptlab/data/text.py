@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from gptlab import project
 from gptlab.checksums import file_digest
+from gptlab.data.encoding import control_notice
 from gptlab.data.pandas_docs import pandas_docs
 from gptlab.errors import BadInputError
 from gptlab.files import atomic_write
@@ -59,6 +60,8 @@ def locate(source: str) -> Text:
     else:
         path = _user_file(source)
     try:
+        if source not in NAMED and (notice := control_notice(path)):
+            logger.warning(notice)
         return Text(source, path, path.stat().st_size, sha256_of(path))
     except OSError as error:
         raise BadInputError(f"'{source}' cannot be read: {error.strerror}") from error
