@@ -111,7 +111,8 @@ def control_notice(path: Path) -> str | None:
     if controls <= CONTROL_SHARE * len(sample):
         return None
     kind = "NUL" if nuls == controls else "NUL or control characters" if nuls else "control characters"
-    notice = f"{100 * controls / len(sample):.2g}% of the bytes of '{project.display_path(path)}' are {kind}; they are tokenized as they are"
+    shown, percent = project.display_path(path), 100 * controls / len(sample)
+    notice = f"{percent:.2g}% of the bytes of '{shown}' are {kind}; they are tokenized as they are"
     encoding = _wide_encoding(sample[:SAMPLE_BYTES]) or ("ISO-2022-JP" if b"\x1b$B" in sample else None)
     if encoding:
         return f"{notice}; it looks like {encoding}; to convert it: {_iconv(encoding, path)}"
