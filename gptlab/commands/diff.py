@@ -109,6 +109,7 @@ def current_side(run: Run) -> Side:
         BadInputError: The experiments cannot be read, or this machine does not support the precision.
     """
     from gptlab.data import tokenizer
+    from gptlab.training.capacity import limit_threads
     from gptlab.training.settings import Available, resolve_settings
     from gptlab.training.training_data import stored_text
 
@@ -122,6 +123,7 @@ def current_side(run: Run) -> Side:
     except BadInputError as error:
         notes.append(str(error))
     source = provenance.working_tree()
+    limit_threads()
     settings = resolve_settings("auto", experiment.train.precision, Available.here())
     environment = {**settings.environment(), **provenance.environment()}
     return Side(

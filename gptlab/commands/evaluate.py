@@ -17,6 +17,7 @@ from gptlab.data.windows import validation_starts
 from gptlab.files import atomic_write
 from gptlab.terminal.console import Console
 from gptlab.tracking.run import EVALUATIONS, Run
+from gptlab.training.capacity import limit_threads
 from gptlab.training.evaluate import Evaluation, evaluate
 from gptlab.training.memory import explain_out_of_memory, keep_freed_memory
 from gptlab.training.settings import Available, resolve_settings
@@ -67,6 +68,7 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
         BadInputError: There is no such checkpoint, text or device, or the text is too short or has changed.
         GptlabError: The checkpoint is damaged, or memory runs out.
     """
+    limit_threads()
     spec = run.record.spec
     checkpoint = select_checkpoint(run.directory, step)
     settings = resolve_settings(device, run.record.precision, Available.here())

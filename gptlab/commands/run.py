@@ -14,6 +14,7 @@ from gptlab.commands import run_messages as messages
 from gptlab.data import tokenizer
 from gptlab.errors import BadInputError, DivergedError
 from gptlab.files import remove_temporary_files
+from gptlab.limits import out_of_memory_kills
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
 from gptlab.spec import Experiment
@@ -25,6 +26,7 @@ from gptlab.tracking.lock import RunLock
 from gptlab.tracking.records import InitialWeights, TextRecord
 from gptlab.tracking.run import LOG, RECORD, History, Run, create_run, load_run
 from gptlab.training.attempt import Attempt
+from gptlab.training.capacity import limit_threads, memory_notice
 from gptlab.training.initial import check_initial_weights
 from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory
@@ -106,6 +108,7 @@ def run_experiment(
         DivergedError: The run diverges, or has diverged before.
         GptlabError: Another process is training the run, a file is damaged or cannot be written, or memory runs out.
     """
+    limit_threads()
     planned = plan(experiment, seed, options.device, initial_weights)
     if initial_weights:
         check_initial_weights(initial_weights, experiment.model)
@@ -131,6 +134,7 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
         DivergedError: See `run_experiment`.
         GptlabError: See `run_experiment`.
     """
+    limit_threads()
     record = run.record
     settings = resolve_settings(options.device, record.precision, Available.here())
     new_run = shell_command("run", record.spec.name, "--text", record.text.path)
@@ -172,6 +176,8 @@ class _Session:
             run = load_run(run.directory)  # another process may have written the record first
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
+            if notice := memory_notice(run.record.spec.model, self.settings.device, history.attempts):
+                self.console.notice(notice)
             saved = read_newest_state(run.directory, run.record.spec.model, self.console.notice)
             if saved and steps < saved.checkpoint.step:
                 messages.fewer_steps(run, history, steps, saved.checkpoint.step, self.console)
@@ -198,6 +204,7 @@ class _Session:
             **self.settings.environment(),
             **provenance.environment(),
             **source.facts(),
+            "out_of_memory_kills": out_of_memory_kills(),
             "tags": list(options.tags),
             "notes": options.notes,
             "artifacts": options.artifacts,
