@@ -176,7 +176,8 @@ class _Session:
             run = load_run(run.directory)  # another process may have written the record first
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
-            if notice := memory_notice(run.record.spec.model, self.settings.device, history.attempts):
+            spec, device, killed = run.record.spec, self.settings.device, lock.predecessor_was_killed
+            if notice := memory_notice(spec.model, device, history.attempts, killed=killed):
                 self.console.notice(notice)
             saved = read_newest_state(run.directory, run.record.spec.model, self.console.notice)
             if saved and steps < saved.checkpoint.step:

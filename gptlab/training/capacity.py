@@ -33,13 +33,14 @@ def describe_threads() -> str:
     return threads if found.quota is None else f"{threads} (CPU quota {found.quota:.3g} of {cores})"
 
 
-def memory_notice(model: ModelSpec, device: Device, attempts: list[Start | End]) -> str | None:
+def memory_notice(model: ModelSpec, device: Device, attempts: list[Start | End], *, killed: bool) -> str | None:
     """Say if a run needs more memory than it may use, and if this is why the last attempt was killed.
 
     Args:
         model: The model to train.
         device: The device to train on.
         attempts: The rows of earlier attempts.
+        killed: Whether the last attempt was killed, perhaps before it could record its start.
     """
     limit = memory_limit()
     if limit is None:
@@ -52,19 +53,17 @@ def memory_notice(model: ModelSpec, device: Device, attempts: list[Start | End])
         f"{_gib(limit.bytes)}"
     )
     remedy = "raise the limit, or start a run with a smaller model or batch"
-    if _was_killed(attempts, tight=needed > TIGHT * limit.bytes):
+    if killed and (needed > TIGHT * limit.bytes or _kernel_has_killed(attempts)):
         return f"the last attempt was killed, probably for its memory: {facts}; {remedy}"
     return f"memory may not suffice: {facts}; {remedy}" if needed > limit.bytes else None
 
 
-def _was_killed(attempts: list[Start | End], *, tight: bool) -> bool:
-    """Whether the last attempt has no end, and the kernel has killed since, or memory is `tight`."""
+def _kernel_has_killed(attempts: list[Start | End]) -> bool:
+    """Whether the kernel has killed a process of this control group since the last attempt started."""
     last = attempts[-1] if attempts else None
-    if last is None or last["event"] == "end":
-        return False
-    before: int | None = last.get("out_of_memory_kills")
+    before: int | None = last.get("out_of_memory_kills") if last and last["event"] == "start" else None
     now = out_of_memory_kills()
-    return tight or (before is not None and now is not None and now > before)
+    return before is not None and now is not None and now > before
 
 
 def _gib(size: int) -> str:

@@ -64,7 +64,7 @@ def limit_memory(monkeypatch, gib, in_use=0.25, kills=None):
 @pytest.mark.parametrize(("device", "gib", "noted"), [("cpu", 2.5, True), ("cpu", 3, False), ("cuda", 2.5, False)])
 def test_a_limit_below_what_the_state_needs_is_noted(monkeypatch, device, gib, noted):
     limit_memory(monkeypatch, gib)
-    notice = memory_notice(REFERENCE, device, [])
+    notice = memory_notice(REFERENCE, device, [], killed=False)
     assert bool(notice) == noted
     if notice:
         assert "memory may not suffice: the run needs at least 2.68 GiB (2.43 GiB of it for weights" in notice
@@ -72,21 +72,23 @@ def test_a_limit_below_what_the_state_needs_is_noted(monkeypatch, device, gib, n
 
 
 @pytest.mark.parametrize(
-    ("attempts", "gib", "kills", "killed"),
+    ("attempts", "killed", "gib", "kills", "said"),
     [
-        ([START], 3, None, True),  # tight
-        ([START], 64, None, False),
-        ([START], 64, 1, False),
-        ([START], 64, 2, True),
-        ([OLD_START], 64, 2, False),
-        ([START, END], 3, 2, False),
-        ([], 3, 2, False),
+        ([START], True, 3, None, True),  # tight
+        ([], True, 3, None, True),
+        ([START, END], True, 3, None, True),  # killed before it recorded its start
+        ([START, END], False, 3, 2, False),
+        ([START], True, 64, None, False),
+        ([START], True, 64, 1, False),
+        ([START], True, 64, 2, True),
+        ([OLD_START], True, 64, 2, False),
+        ([START, END], True, 64, 2, False),
     ],
 )
-def test_the_attempt_after_a_death_for_memory_says_so(monkeypatch, attempts, gib, kills, killed):
+def test_the_attempt_after_a_death_for_memory_says_so(monkeypatch, attempts, killed, gib, kills, said):
     limit_memory(monkeypatch, gib, kills=kills)
-    notice = memory_notice(REFERENCE, "cpu", attempts)
-    assert bool(notice) == killed
+    notice = memory_notice(REFERENCE, "cpu", attempts, killed=killed)
+    assert bool(notice) == said
     assert not notice or notice.startswith("the last attempt was killed, probably for its memory: the run needs")
 
 
@@ -95,10 +97,11 @@ def test_a_run_notes_a_tight_limit_before_it_starts_and_after_a_death(train, mic
     run = train(micro, steps=5).run
     printed = capfd.readouterr().err
     assert printed.index("memory may not suffice") < printed.index("starts")
-    path = run.directory / "attempts.jsonl"
-    path.write_text(path.read_text().splitlines()[0] + "\n")  # as if it was killed
+    (run.directory / "heartbeat").write_text('{"host": "h", "pid": 1, "since": "then"}')  # as if it was killed
     train(micro, steps=10)
     assert "the last attempt was killed, probably for its memory" in capfd.readouterr().err
+    train(micro, steps=15)
+    assert "memory may not suffice" in capfd.readouterr().err
 
 
 def test_an_unlimited_run_says_nothing_of_memory(train, micro, capfd):
