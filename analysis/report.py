@@ -13,6 +13,7 @@ from analysis.findings import analyze
 from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.files import write_durably
+from gptlab.permissions import keep_others_from_writing
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
 WEIGHT_EXPERIMENTS = 4
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command-line arguments; `sys.argv[1:]` by default.
     """
+    keep_others_from_writing()
     try:
         _write(arguments)
     except GptlabError as error:

@@ -16,6 +16,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all pa
 import typer
 
 from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, EXPECTED_OS_ERRORS, BadInputError, GptlabError
+from gptlab.permissions import keep_others_from_writing
 
 MAX_TAG_LENGTH = 64  # W&B's limit
 MAX_COUNT = 10_000
@@ -332,6 +333,7 @@ def gc(
 
 def main() -> None:
     """Run the command line. Expected errors are one line on stderr; `GPTLAB_DEBUG=1` adds the traceback."""
+    keep_others_from_writing()
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
