@@ -153,6 +153,7 @@ def run(
 def resume(
     run: RunArgument,
     steps: StepsOption = None,
+    text: Annotated[str | None, typer.Option(help="The run's text, if it has moved: the same bytes.")] = None,
     device: DeviceOption = "auto",
     deterministic: DeterministicOption = False,
     wandb: WandbOption = None,
@@ -168,7 +169,9 @@ def resume(
         from gptlab.commands.run import Options, resume_run
         from gptlab.terminal.console import Console
 
-    options = Options(steps=steps, device=device, deterministic=deterministic, wandb=wandb, artifacts=artifacts)
+    options = Options(
+        steps=steps, text=text, device=device, deterministic=deterministic, wandb=wandb, artifacts=artifacts
+    )
     _exit_with(resume_run(found, options, Console(stderr=as_json)), as_json)
 
 
@@ -216,7 +219,9 @@ def sample(
 @app.command("eval")
 def eval_(
     run: RunArgument,
-    text: Annotated[str | None, typer.Option(help="Another text to evaluate on, in full.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Another text to evaluate on, in full; or the run's own, if it has moved.")
+    ] = None,
     step: StepOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

@@ -110,8 +110,8 @@ def current_side(run: Run) -> Side:
     """
     from gptlab.data import tokenizer
     from gptlab.training.capacity import limit_threads
+    from gptlab.training.run_text import stored_text
     from gptlab.training.settings import Available, resolve_settings
-    from gptlab.training.training_data import stored_text
 
     notes = []
     experiment = catalog.experiments().get(run.record.spec.name)

@@ -4,6 +4,7 @@ The commands are idempotent. A complete run is left as it is; an interrupted one
 checkpoint; a larger number of steps extends it; a smaller one changes nothing.
 """
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -32,9 +33,10 @@ from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory
 from gptlab.training.plan import plan
 from gptlab.training.profiler import Profiler
+from gptlab.training.run_text import moved_text, remember_place, stored_text
 from gptlab.training.settings import Available, Settings, resolve_settings, use_deterministic_kernels
 from gptlab.training.signals import StopSignals
-from gptlab.training.training_data import TrainingData, load_training_data, stored_text
+from gptlab.training.training_data import TrainingData, load_training_data
 from gptlab.untrusted import check_no_hard_links
 
 
@@ -43,6 +45,8 @@ class Options:
     """How to run, as opposed to what to compute."""
 
     steps: int | None = None
+    text: str | None = None
+    """The new place of the text of a run that is resumed."""
     device: str = "auto"
     deterministic: bool = False
     wandb: Mode | None = None
@@ -122,6 +126,8 @@ def run_experiment(
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
     run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights)
     messages.kept_fields(run, experiment, console)
+    if not os.access(run.record.text.path, os.R_OK):
+        remember_place(run, text, console.notice)
     session = _Session(run, data, planned.settings, options, console, hooks or Hooks())
     return session.train_to(experiment.train.steps)
 
@@ -143,7 +149,10 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
             f"{run.id} was started with another tokenizer: sha256 {record.tokenizer_sha256}, now "
             f"{tokenizer.TOKENIZER_SHA256}; start a new run with: {new_run}"
         )
-    text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
+    if options.text:
+        text = moved_text(run, options.text, console.notice)
+    else:
+        text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
     data = load_training_data(record.spec, text, record.seed)
     return _Session(run, data, settings, options, console, hooks or Hooks()).train_to(options.steps)
 
