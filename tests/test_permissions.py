@@ -1,6 +1,7 @@
 """The permissions of what commands create, for umasks from careless to private, and caches that several users share."""
 
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 
 from analysis import report
 from gptlab import cli
+from gptlab.data import tokenizer
 from gptlab.data.text import locate
 from gptlab.data.tokens import prepare
 
@@ -114,3 +116,8 @@ def test_a_cache_that_cannot_be_written_is_named(shared: Path):
     error = as_user(12345, 0o022, lambda: locate("shakespeare"))
     assert f"{shared}/cache/texts cannot be written: no permission, or it is read-only; set GPTLAB_CACHE" in error
     assert as_user(12345, 0o022, lambda: locate(str(shared / "a.txt"))) == ""
+    load_vocabulary = tokenizer.gpt2.__wrapped__  # without this process's cache
+    load_vocabulary()
+    assert as_user(12345, 0o022, load_vocabulary) == ""
+    shutil.rmtree(shared / "cache" / "tiktoken")
+    assert as_user(12345, 0o022, load_vocabulary) == ""
