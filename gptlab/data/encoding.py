@@ -24,6 +24,8 @@ from gptlab import project
 WINDOW_BYTES = 1 << 20
 """How much of a file is looked at."""
 SAMPLE_BYTES, SAMPLES = 1 << 12, 64
+MAX_BAD_SHARE = 0.01
+"""Cuts between samples tear fewer characters than this."""
 CONTROL_SHARE = 0.001
 """Texts have fewer control characters than this, apart from tabs and line ends."""
 
@@ -104,8 +106,14 @@ def advice(path: Path, offset: int) -> str:
 
 
 def control_notice(path: Path) -> str | None:
-    """Say if a file, which may well be UTF-8, has too many NUL bytes or other control characters for a text."""
+    """Say if a file has too many NUL bytes or other control characters for a text.
+
+    Returns None if it is not UTF-8: there will be an error with `advice`.
+    """
     sample = _sample(path)
+    bad, _ = _count_characters(sample)
+    if bad and (bad > MAX_BAD_SHARE * len(sample) or _format_advice(path, sample)):
+        return None
     nuls = sample.count(0)
     controls = sum(map(sample.count, {*range(32), 127} - set(b"\t\n\f\r")))
     if controls <= CONTROL_SHARE * len(sample):

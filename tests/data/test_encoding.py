@@ -220,6 +220,15 @@ def test_a_text_full_of_nul_gets_a_notice_and_stays_as_it_is(
     assert (here / "a.txt").read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "content", [gzip.compress(random.Random(0).randbytes(900)), ENGLISH.encode("utf-16"), TEXTS["zh"].encode("utf-16-le")]
+)
+def test_what_will_be_an_error_gets_no_notice(here: Path, caplog: pytest.LogCaptureFixture, content: bytes):
+    (here / "a.txt").write_bytes(content)
+    locate("a.txt")
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("content", [ENGLISH.encode() + b"\0", b"\xef\xbb\xbfa\tb\r\n\f\n", TEXTS["zh"].encode()])
 def test_an_ordinary_text_gets_no_notice(here: Path, caplog: pytest.LogCaptureFixture, content: bytes):
     (here / "a.txt").write_bytes(content)
