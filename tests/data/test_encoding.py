@@ -221,7 +221,8 @@ def test_a_text_full_of_nul_gets_a_notice_and_stays_as_it_is(
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(random.Random(0).randbytes(900)), ENGLISH.encode("utf-16"), TEXTS["zh"].encode("utf-16-le")]
+    "content",
+    [gzip.compress(random.Random(0).randbytes(900)), ENGLISH.encode("utf-16"), TEXTS["zh"].encode("utf-16-le")],
 )
 def test_what_will_be_an_error_gets_no_notice(here: Path, caplog: pytest.LogCaptureFixture, content: bytes):
     (here / "a.txt").write_bytes(content)
