@@ -15,6 +15,7 @@ from analysis.findings import analyze
 from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.files import make_directory, write_durably
+from gptlab.permissions import keep_others_from_writing
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
 ONCE = ("analysis.cache", "gptlab.tracking.run")
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command-line arguments; `sys.argv[1:]` by default.
     """
+    keep_others_from_writing()
     once = _Once()
     for name in ONCE:
         logging.getLogger(name).addFilter(once)

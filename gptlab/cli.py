@@ -16,6 +16,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all pa
 import typer
 
 from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, EXPECTED_OS_ERRORS, BadInputError, GptlabError
+from gptlab.permissions import keep_others_from_writing
 
 MAX_TAG_LENGTH = 64  # W&B's limit
 MAX_COUNT = 10_000
@@ -152,6 +153,7 @@ def run(
 def resume(
     run: RunArgument,
     steps: StepsOption = None,
+    text: Annotated[str | None, typer.Option(help="The run's text, if it has moved: the same bytes.")] = None,
     device: DeviceOption = "auto",
     deterministic: DeterministicOption = False,
     wandb: WandbOption = None,
@@ -167,7 +169,9 @@ def resume(
         from gptlab.commands.run import Options, resume_run
         from gptlab.terminal.console import Console
 
-    options = Options(steps=steps, device=device, deterministic=deterministic, wandb=wandb, artifacts=artifacts)
+    options = Options(
+        steps=steps, text=text, device=device, deterministic=deterministic, wandb=wandb, artifacts=artifacts
+    )
     _exit_with(resume_run(found, options, Console(stderr=as_json)), as_json)
 
 
@@ -215,7 +219,9 @@ def sample(
 @app.command("eval")
 def eval_(
     run: RunArgument,
-    text: Annotated[str | None, typer.Option(help="Another text to evaluate on, in full.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Another text to evaluate on, in full; or the run's own, if it has moved.")
+    ] = None,
     step: StepOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -332,6 +338,7 @@ def gc(
 
 def main() -> None:
     """Run the command line. Expected errors are one line on stderr; `GPTLAB_DEBUG=1` adds the traceback."""
+    keep_others_from_writing()
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gptlab import project
 from gptlab.errors import GptlabError
 from gptlab.untrusted import torn_bytes
 
@@ -46,6 +47,23 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GptlabError(f"{path} cannot be created: {error.strerror}") from error
+
+
+def writable_cache(name: str) -> Path:
+    """Return a folder of the cache directory, which is created if it does not exist.
+
+    Raises:
+        GptlabError: It cannot be created or written to; the message names it.
+    """
+    folder = project.cache_directory() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "no permission, or it is read-only"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise GptlabError(f"{folder} cannot be written: {reason}; set GPTLAB_CACHE to a directory that can")
+    return folder
 
 
 @contextmanager

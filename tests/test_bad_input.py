@@ -80,6 +80,7 @@ COMMANDS = [
     (f"sample {HERE} --step 7", "keeps no checkpoint of step 7; available: 10, 20"),
     ("eval ./nowhere", "there is no run in './nowhere'"),
     (f"eval {HERE} --text missing.txt", "there is no file 'missing.txt'"),
+    (f"resume {HERE} --text missing.txt", "there is no file 'missing.txt'"),
     (f"eval {HERE} --step -1", "'--step': Input should be"),
     (f"eval {HERE} --device gpu", "choose auto, cpu, cuda or mps"),
     ("diff nothing", "there is no run 'nothing'"),

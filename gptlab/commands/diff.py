@@ -112,8 +112,9 @@ def current_side(run: Run) -> Side:
         BadInputError: The experiments cannot be read, or this machine does not support the precision.
     """
     from gptlab.data import tokenizer
+    from gptlab.training.capacity import limit_threads
+    from gptlab.training.run_text import stored_text
     from gptlab.training.settings import Available, resolve_settings
-    from gptlab.training.training_data import stored_text
 
     notes = []
     name, found = run.record.spec.name, catalog.load()
@@ -128,6 +129,7 @@ def current_side(run: Run) -> Side:
         notes.append(str(error))
     source = provenance.working_tree()
     notes += [source.unknown] if source.unknown else []
+    limit_threads()
     settings = resolve_settings("auto", experiment.train.precision, Available.here())
     environment = {**settings.environment(), **provenance.environment()}
     return Side(

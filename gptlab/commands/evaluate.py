@@ -11,16 +11,16 @@ from gptlab.checkpoints.manifest import select_checkpoint
 from gptlab.checkpoints.read import load_model
 from gptlab.data import text as texts
 from gptlab.data import tokens
-from gptlab.data.tokens import Split
 from gptlab.data.windows import validation_starts
 from gptlab.files import atomic_write
 from gptlab.terminal.console import Console
 from gptlab.tracking import evaluations
 from gptlab.tracking.run import EVALUATIONS, Run
+from gptlab.training.capacity import limit_threads
 from gptlab.training.evaluate import Evaluation, evaluate
 from gptlab.training.memory import explain_out_of_memory, keep_freed_memory
+from gptlab.training.run_text import is_moved_text_of, remember_place, stored_text
 from gptlab.training.settings import Available, resolve_settings
-from gptlab.training.training_data import stored_text
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class RunEvaluation:
     evaluation: Evaluation
     path: Path
     """The file with the per-window losses."""
+    not_stored: str | None = None
+    """Why that file could not be written; None if it was."""
 
     def document(self) -> dict[str, Any]:
         """Return what `gptlab eval --json` prints."""
@@ -54,12 +56,15 @@ class RunEvaluation:
 def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, console: Console) -> RunEvaluation:
     """Evaluate a checkpoint on every window of the run's validation split, or of another text.
 
-    The per-window losses are written to the run's `evaluations/`, in a file named by step and yardstick.
+    The per-window losses are written to the run's `evaluations/`, in a file named by step and yardstick. If this fails,
+    as in a read-only run, the result says why.
 
     Args:
         run: The run.
         step: The checkpoint's step; the newest for None.
-        text: A named text or a path; None for the run's validation split.
+        text: A named text or a path, to evaluate on in full; None for the run's validation split. If the run's text is
+            not where it was, a file with its sha256 is that text: the validation split is used, and the place is
+            remembered.
         device: `auto`, `cpu`, `cuda` or `mps`.
         console: Where to show progress.
 
@@ -67,10 +72,15 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
         BadInputError: There is no such checkpoint, text or device, or the text is too short or has changed.
         GptlabError: The checkpoint is damaged, or memory runs out.
     """
+    limit_threads()
     spec = run.record.spec
     checkpoint = select_checkpoint(run.directory, step)
     settings = resolve_settings(device, run.record.precision, Available.here())
-    held_out = _whole_text(text) if text else tokens.prepare(stored_text(run), spec.data.val_fraction).val
+    located = texts.locate(text) if text else stored_text(run)
+    if text and is_moved_text_of(run, located):
+        remember_place(run, located, console.notice)
+        text = None
+    held_out = tokens.prepare(located, 1.0 if text else spec.data.val_fraction).val
     starts = validation_starts(held_out, spec.train.sequence_length, None)
     keep_freed_memory()
     model = load_model(checkpoint, spec.model).to(settings.device)
@@ -84,12 +94,9 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
             settings=settings,
             advance=lambda windows: bar.update(task, advance=windows),
         )
-    folder = run.directory / EVALUATIONS
-    folder.mkdir(exist_ok=True)
-    path = folder / f"step-{checkpoint.step:08d}-{evaluation.yardstick}.safetensors"
-    with atomic_write(path) as file:
-        file.write(evaluations.to_bytes(starts, evaluation.window_losses))
-    return RunEvaluation(run.id, checkpoint.step, text, evaluation, path)
+    path = run.directory / EVALUATIONS / f"step-{checkpoint.step:08d}-{evaluation.yardstick}.safetensors"
+    not_stored = _store(path, evaluations.to_bytes(starts, evaluation.window_losses))
+    return RunEvaluation(run.id, checkpoint.step, text, evaluation, path, not_stored)
 
 
 def render(result: RunEvaluation, console: Console) -> None:
@@ -101,8 +108,18 @@ def render(result: RunEvaluation, console: Console) -> None:
     console.fact("bits/byte", f"{evaluation.bits_per_byte:.4f}")
     console.fact("perplexity", f"{evaluation.perplexity:.2f}")
     console.fact("evaluated", f"{windows:,} windows · {evaluation.tokens:,} tokens · {evaluation.bytes:,} bytes")
-    console.fact("per window", project.display_path(result.path))
+    if result.not_stored:
+        console.notice(f"the losses of the windows are not stored: {result.not_stored}")
+    else:
+        console.fact("per window", project.display_path(result.path))
 
 
-def _whole_text(source: str) -> Split:
-    return tokens.prepare(texts.locate(source), 1.0).val
+def _store(path: Path, content: bytes) -> str | None:
+    """Write the losses of the windows. Returns the reason if this fails: the result is worth more than its file."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(content)
+    except OSError as error:
+        return f"{project.display_path(path.parent)} cannot be written: {error.strerror}"
+    return None

@@ -4,6 +4,7 @@ The commands are idempotent. A complete run is left as it is; an interrupted one
 checkpoint; a larger number of steps extends it; a smaller one changes nothing.
 """
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from gptlab.commands import run_messages as messages
 from gptlab.data import tokenizer
 from gptlab.errors import BadInputError, DivergedError, GptlabError
 from gptlab.files import remove_temporary_files
+from gptlab.limits import out_of_memory_kills
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
 from gptlab.spec import Experiment
@@ -30,14 +32,16 @@ from gptlab.tracking.records import InitialWeights, TextRecord
 from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
+from gptlab.training.capacity import limit_threads, memory_notice
 from gptlab.training.initial import check_initial_weights
 from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory
 from gptlab.training.plan import plan
 from gptlab.training.profiler import Profiler
+from gptlab.training.run_text import moved_text, remember_place, stored_text
 from gptlab.training.settings import Available, Settings, resolve_settings, use_deterministic_kernels
 from gptlab.training.signals import StopSignals
-from gptlab.training.training_data import TrainingData, load_training_data, stored_text
+from gptlab.training.training_data import TrainingData, load_training_data
 from gptlab.untrusted import check_no_hard_links
 
 SAVED = ("complete", "interrupted")
@@ -49,6 +53,8 @@ class Options:
     """How to run, as opposed to what to compute."""
 
     steps: int | None = None
+    text: str | None = None
+    """The new place of the text of a run that is resumed."""
     device: str = "auto"
     deterministic: bool = False
     wandb: Mode | None = None
@@ -114,6 +120,7 @@ def run_experiment(
         DivergedError: The run diverges, or has diverged before.
         GptlabError: Another process is training the run, a file is damaged or cannot be written, or memory runs out.
     """
+    limit_threads()
     planned = plan(experiment, seed, options.device, initial_weights)
     if initial_weights:
         check_initial_weights(initial_weights, experiment.model)
@@ -127,6 +134,8 @@ def run_experiment(
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
     run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights)
     messages.kept_fields(run, experiment, console)
+    if not os.access(run.record.text.path, os.R_OK):
+        remember_place(run, text, console.notice)
     session = _Session(run, data, planned.settings, options, console, hooks or Hooks())
     return session.train_to(experiment.train.steps)
 
@@ -139,6 +148,7 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
         DivergedError: See `run_experiment`.
         GptlabError: See `run_experiment`.
     """
+    limit_threads()
     record = run.record
     settings = resolve_settings(options.device, record.precision, Available.here())
     new_run = shell_command("run", record.spec.name, "--text", record.text.path)
@@ -147,7 +157,10 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
             f"{run.id} was started with another tokenizer: sha256 {record.tokenizer_sha256}, now "
             f"{tokenizer.TOKENIZER_SHA256}; start a new run with: {new_run}"
         )
-    text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
+    if options.text:
+        text = moved_text(run, options.text, console.notice)
+    else:
+        text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
     data = load_training_data(record.spec, text, record.seed)
     return _Session(run, data, settings, options, console, hooks or Hooks()).train_to(options.steps)
 
@@ -180,8 +193,11 @@ class _Session:
             run = load_run(run.directory)  # another process may have written the record first
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
+            spec, device, killed = run.record.spec, self.settings.device, lock.predecessor_was_killed
+            if notice := memory_notice(spec.model, device, history.attempts, killed=killed):
+                self.console.notice(notice)
             find_problem = partial(find_rows_problem, run.directory)
-            saved = read_newest_state(run.directory, run.record.spec.model, self.console.notice, find_problem)
+            saved = read_newest_state(run.directory, spec.model, self.console.notice, find_problem)
             if saved is None:
                 _check_nothing_is_lost(run, history)
             if saved and steps < saved.checkpoint.step:
@@ -211,6 +227,7 @@ class _Session:
             **self.settings.environment(),
             **provenance.environment(),
             **source.facts(),
+            "out_of_memory_kills": out_of_memory_kills(),
             "tags": list(options.tags),
             "notes": options.notes,
             "artifacts": options.artifacts,

@@ -3,8 +3,6 @@
 import math
 from typing import Any
 
-import torch
-
 from gptlab import project
 from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.identity import Identity, identity_fields
@@ -16,6 +14,7 @@ from gptlab.tracking.history import History
 from gptlab.tracking.metrics import Row
 from gptlab.tracking.records import Outcome, Start
 from gptlab.tracking.run import Run, all_runs
+from gptlab.training.capacity import describe_threads
 from gptlab.training.settings import Settings
 from gptlab.training.training_data import TrainingData
 
@@ -111,7 +110,7 @@ def opening(
         f"{len(data.val.tokens):,} validation tokens",
     )
     chosen = " (chosen by auto; part of the id)" if train.precision == "auto" else ""
-    threads = f" · {torch.get_num_threads()} threads" if settings.device == "cpu" else ""
+    threads = f" · {describe_threads()}" if settings.device == "cpu" else ""
     console.fact("device", f"{settings.device_name()}{threads} · {settings.precision}{chosen}")
     epochs = steps * train.batch_size / windows.per_epoch
     console.fact(

@@ -9,6 +9,7 @@ from gptlab.checkpoints.read import load_model
 from gptlab.model.sample import samples
 from gptlab.terminal.text import printable
 from gptlab.tracking.run import Run
+from gptlab.training.capacity import limit_threads
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def sample(
         BadInputError: There is no such checkpoint, the prompt is empty, or prompt and new tokens do not fit.
         GptlabError: The checkpoint is damaged, or the model's output is not finite.
     """
+    limit_threads()
     spec = run.record.spec
     model = load_model(select_checkpoint(run.directory, step), spec.model)
     texts = samples(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from gptlab.data.encoding import advice
 from gptlab.data.text import Text
 from gptlab.errors import BadInputError
 
@@ -16,18 +17,6 @@ _PUNCTUATION = "!-/:-@\\[-`{-~\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f"
 SAFE_CUT = re.compile(rf"(?<=[{_WORD}])(?=[{_PUNCTUATION}])|(?<=\S)(?=[ \t\r\n])")
 CUT_SEARCH_CHARACTERS = 256
 """Characters searched at a time, backwards from the end: the first stretch nearly always has a cut."""
-
-FORMAT_HINTS = {
-    b"\x1f\x8b": "it is compressed with gzip; unpack it first: gunzip",
-    b"BZh": "it is compressed with bzip2; unpack it first: bunzip2",
-    b"\xfd7zXZ": "it is compressed with xz; unpack it first: unxz",
-    b"\x28\xb5\x2f\xfd": "it is compressed with zstd; unpack it first: unzstd",
-    b"PK\x03\x04": "it is a ZIP archive or an office document; unpack it, or save it as plain text",
-    b"%PDF": "it is a PDF; extract its text first: pdftotext",
-    b"\xff\xfe": "it looks like UTF-16; convert it first: iconv -f UTF-16 -t UTF-8",
-    b"\xfe\xff": "it looks like UTF-16; convert it first: iconv -f UTF-16 -t UTF-8",
-}
-"""By the first bytes of the file: its format, and how to make UTF-8 text of it."""
 
 
 def split_boundary(path: Path, target: int) -> int:
@@ -109,14 +98,5 @@ def _decode(raw: bytes, offset: int, text: Text, *, last: bool) -> tuple[str, by
             return raw[: error.start].decode(), raw[error.start :]
         raise BadInputError(
             f"'{text.source}' is not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start:,}; "
-            f"{_format_hint(text)}"
+            f"{advice(text.path, offset + error.start)}"
         ) from None
-
-
-def _format_hint(text: Text) -> str:
-    with text.path.open("rb") as file:
-        beginning = file.read(8)
-    for magic, hint in FORMAT_HINTS.items():
-        if beginning.startswith(magic):
-            return hint
-    return "convert it first, for example: iconv -f LATIN1 -t UTF-8"

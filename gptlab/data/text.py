@@ -15,9 +15,10 @@ from typing import BinaryIO
 
 from gptlab import project
 from gptlab.checksums import file_digest
+from gptlab.data.encoding import control_notice
 from gptlab.data.pandas_docs import pandas_docs
 from gptlab.errors import BadInputError
-from gptlab.files import atomic_write
+from gptlab.files import atomic_write, writable_cache
 from gptlab.validation import did_you_mean
 
 NAMED = ("pandas-docs", "shakespeare")
@@ -59,6 +60,8 @@ def locate(source: str) -> Text:
     else:
         path = _user_file(source)
     try:
+        if source not in NAMED and (notice := control_notice(path)):
+            logger.warning(notice)
         return Text(source, path, path.stat().st_size, sha256_of(path))
     except OSError as error:
         raise BadInputError(f"'{source}' cannot be read: {error.strerror}") from error
@@ -96,7 +99,7 @@ def _pandas_docs_file() -> Path:
     path = project.cache_directory() / "texts" / f"pandas-docs-{version}.txt"
     expected = PANDAS_DOCS_SHA256 if version == PANDAS_VERSION else None
     if not path.is_file() or (expected and sha256_of(path) != expected):
-        with atomic_write(path, make_parents=True) as file:
+        with atomic_write(writable_cache("texts") / path.name) as file:
             file.write(pandas_docs().encode())
         if expected and sha256_of(path) != expected:
             path.unlink()
@@ -117,8 +120,9 @@ def _shakespeare_file() -> Path:
     path = project.cache_directory() / "texts" / "shakespeare.txt"
     if path.is_file() and sha256_of(path) == SHAKESPEARE_SHA256:
         return path
+    writable_cache("texts")
     try:
-        with atomic_write(path, make_parents=True) as file:
+        with atomic_write(path) as file:
             if _download(SHAKESPEARE_URL, file) != SHAKESPEARE_SHA256:
                 raise BadInputError(
                     f"{SHAKESPEARE_URL} is not the expected text (its sha256 differs); "

@@ -13,15 +13,17 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptlab import project
-from gptlab.errors import BadInputError
+from gptlab.errors import BadInputError, GptlabError
+from gptlab.files import writable_cache
 
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -100,11 +102,23 @@ def _vocabulary_files() -> tuple[Path, Path] | None:
 def _private_tiktoken_cache() -> Iterator[None]:
     """Keep tiktoken's cache inside gptlab's: by default it is in a temporary directory that everyone can write to."""
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = before or str(project.cache_directory() / "tiktoken")
+    with ExitStack() as stack:
+        os.environ["TIKTOKEN_CACHE_DIR"] = before or _tiktoken_folder(stack)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["TIKTOKEN_CACHE_DIR"]
+            else:
+                os.environ["TIKTOKEN_CACHE_DIR"] = before
+
+
+def _tiktoken_folder(stack: ExitStack) -> str:
+    """A folder of the cache; a temporary one if that cannot be written and does not have the files already."""
+    folder = project.cache_directory() / "tiktoken"
     try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TIKTOKEN_CACHE_DIR"]
-        else:
-            os.environ["TIKTOKEN_CACHE_DIR"] = before
+        return str(writable_cache(folder.name))
+    except GptlabError:
+        if folder.is_dir() and not _vocabulary_files():
+            return str(folder)
+        return stack.enter_context(TemporaryDirectory(prefix="gptlab-tiktoken-"))

@@ -1,7 +1,8 @@
 """The lock that lets one process at a time train a run.
 
 There are two files. The training process holds `lock` exclusively; the kernel releases it however the process ends.
-`heartbeat` names that process and is locked as well. Queries look at `heartbeat` only, so they never compete with a
+`heartbeat` names that process and is locked as well; it is emptied when the process lets go, so a name in it without a
+lock is that of a process that was killed. Queries look at `heartbeat` only, so they never compete with a
 process that acquires `lock`.
 """
 
@@ -46,6 +47,9 @@ class RunLock:
         self._directory = directory
         self._lock = FileLock(directory / LOCK, timeout=0, fallback_to_soft=False)
 
+    predecessor_was_killed = False
+    """Whether the process that held the lock before was killed."""
+
     def __enter__(self) -> Self:
         try:
             self._acquire()
@@ -65,8 +69,10 @@ class RunLock:
                 f"{holder.since}; wait for it, or stop it with: kill {holder.pid}"
             ) from None
         try:
-            self._heartbeat = (self._directory / HEARTBEAT).open("w")
+            self._heartbeat = (self._directory / HEARTBEAT).open("a")
             fcntl.flock(self._heartbeat, fcntl.LOCK_EX)
+            self.predecessor_was_killed = self._heartbeat.tell() > 0
+            self._heartbeat.truncate(0)
             since = datetime.now(UTC).isoformat(timespec="seconds")
             json.dump(asdict(Holder(socket.gethostname(), os.getpid(), since)), self._heartbeat)
             self._heartbeat.flush()
@@ -82,6 +88,8 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with suppress(OSError):  # the disk failed
+            self._heartbeat.truncate(0)
         self._heartbeat.close()
         self._lock.release()
 

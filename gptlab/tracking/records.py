@@ -117,6 +117,7 @@ class Start(TypedDict, total=False):
     torch: str
     packages: dict[str, str | None]
     threads: Count
+    out_of_memory_kills: Count | None
     git_commit: Commit | None
     git_dirty: bool | None
     diff_sha256: Sha256 | None

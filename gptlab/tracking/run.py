@@ -2,6 +2,7 @@
 
 runs/baseline-1a2b3c4d-s0/
     run.json         written once: the resolved spec, the identity, the text
+    text.json        where the text is now, if it has moved; see `gptlab.training.run_text`
     attempts.jsonl   two rows per attempt, its start and its end
     metrics.jsonl    one row per logged step
     samples.jsonl    text that the model generated

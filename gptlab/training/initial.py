@@ -5,7 +5,7 @@ from pathlib import Path
 
 import xxhash
 
-from gptlab.checkpoints.manifest import MODEL, open_tensors, select_checkpoint
+from gptlab.checkpoints.manifest import MODEL, checkpoint_directory, open_tensors, select_checkpoint
 from gptlab.checkpoints.read import model_from, read_weights
 from gptlab.checkpoints.tensors import Tensors
 from gptlab.errors import BadInputError, GptlabError
@@ -13,7 +13,7 @@ from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec
 from gptlab.tracking.records import InitialWeights, RunRecord
-from gptlab.tracking.run import find_run
+from gptlab.tracking.run import find_run, run_directories
 
 
 def find_initial_weights(reference: str) -> InitialWeights:
@@ -61,7 +61,16 @@ def initial_model(record: RunRecord) -> GPT:
 
 
 def _read(weights: InitialWeights, spec: ModelSpec) -> Tensors:
-    try:
-        return read_weights(Path(weights.path), spec, hashlib.sha256(), weights.sha256)
-    except GptlabError as error:
-        raise BadInputError(f"{error}; the run starts from {weights.run} at step {weights.step}") from error
+    errors = []
+    for path in _places(weights):
+        try:
+            return read_weights(path, spec, hashlib.sha256(), weights.sha256)
+        except GptlabError as error:
+            errors.append(error)
+    raise BadInputError(f"{errors[0]}; the run starts from {weights.run} at step {weights.step}") from errors[0]
+
+
+def _places(weights: InitialWeights) -> list[Path]:
+    """Where the weights may be: where they were, else in the run of that id in the runs directory."""
+    moved = [directory for directory in run_directories() if directory.name == weights.run]
+    return [Path(weights.path), *(checkpoint_directory(directory, weights.step) / MODEL for directory in moved)]

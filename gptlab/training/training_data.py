@@ -1,19 +1,15 @@
 """The tokens that a run trains on and is validated on."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.data import text as texts
 from gptlab.data import tokens
 from gptlab.data.text import Text
 from gptlab.data.tokens import Split
 from gptlab.data.windows import Windows, validation_starts
-from gptlab.errors import BadInputError
 from gptlab.spec import Experiment
-from gptlab.tracking.run import Run
 
 
 @dataclass(frozen=True)
@@ -39,31 +35,3 @@ def load_training_data(experiment: Experiment, text: Text, seed: int) -> Trainin
         val=prepared.val,
         val_starts=validation_starts(prepared.val, train.sequence_length, experiment.data.val_windows),
     )
-
-
-def stored_text(run: Run, remedy: str = "restore it") -> Text:
-    """Return the run's text after checking that it has not changed since the run began.
-
-    Args:
-        run: The run.
-        remedy: What the error message proposes if the text has changed.
-
-    Raises:
-        BadInputError: The text is gone or has changed.
-    """
-    record = run.record.text
-    if record.source in texts.NAMED:
-        text = texts.locate(record.source)
-    else:
-        path = Path(record.path)
-        if path.is_file() and (size := path.stat().st_size) != record.bytes:  # no need to hash it
-            raise _changed(run, f"{record.bytes:,} bytes", f"{size:,}", remedy)
-        text = texts.locate(record.path)
-    if text.sha256 != record.sha256:
-        raise _changed(run, f"sha256 {record.sha256}", text.sha256, remedy)
-    return text
-
-
-def _changed(run: Run, before: str, now: str, remedy: str) -> BadInputError:
-    path = run.record.text.path
-    return BadInputError(f"the text of {run.id} has changed: {path} had {before} and now has {now}; {remedy}")

@@ -40,6 +40,15 @@ def test_the_lock_is_released_when_its_holder_dies(tmp_path, other_process):
         assert lock_holder(tmp_path).pid == os.getpid()
 
 
+def test_the_next_holder_knows_whether_the_last_one_was_killed(tmp_path, other_process):
+    other_process.send_signal(signal.SIGKILL)
+    other_process.wait()
+    with RunLock(tmp_path) as lock:
+        assert lock.predecessor_was_killed
+    with RunLock(tmp_path) as lock:
+        assert not lock.predecessor_was_killed
+
+
 def test_a_query_for_the_holder_never_blocks_the_lock(tmp_path):
     with RunLock(tmp_path):
         pass
