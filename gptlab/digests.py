@@ -27,12 +27,14 @@ def with_digest(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, DIGEST: document_digest(document)}
 
 
-def check_digest(document: Mapping[str, Any]) -> dict[str, Any]:
+def check_digest(document: Any) -> dict[str, Any]:
     """Return a parsed document without its digest.
 
     Raises:
-        ValueError: The digest is missing or does not match the other keys.
+        ValueError: It is not an object, or its digest is missing or does not match the other keys.
     """
+    if not isinstance(document, dict):
+        raise ValueError("damaged: not an object")
     content = {key: value for key, value in document.items() if key != DIGEST}
     if document.get(DIGEST) != document_digest(content):
         raise ValueError("damaged: its digest does not match")

@@ -1,5 +1,6 @@
 """The cached tokens are those of the text, and the cache repairs itself."""
 
+import errno
 import functools
 import hashlib
 import json
@@ -25,6 +26,7 @@ from gptlab.data.pieces import PIECE_CHARACTERS, pieces
 from gptlab.data.text import Text, locate
 from gptlab.data.tokens import TOKEN_DTYPE, Split, TokenFile, Tokens, prepare
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.limits import Processors
 
 ROOT = Path(__file__).resolve().parents[2]
 TextOf = Callable[[bytes], Text]
@@ -243,7 +245,7 @@ def test_no_two_threads_share_an_encoding(prepared: Callable[..., Tokens], monke
     gpt2 = tokenizer.gpt2()
     watched = Watched("gpt2", pat_str=gpt2._pat_str, mergeable_ranks=gpt2._mergeable_ranks, special_tokens={})
     monkeypatch.setattr(tokenizer, "gpt2", lambda: watched)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(tokens, "processors", lambda: Processors(2, None))
     prepared(b"some words, " * (3 * PIECE_CHARACTERS // 12))
     assert [len(threads) for threads in users.values()] == [1, 1]
 
@@ -418,6 +420,27 @@ def test_a_text_that_changes_while_it_is_read_is_refused(text_of: TextOf, own_ca
     with pytest.raises(BadInputError, match="changed while it was read"):
         prepare(text, 0.25)
     assert not list((own_cache / "tokens").glob("*/"))
+
+
+def test_a_cache_without_file_locks_is_named(
+    prepared: Callable[..., Tokens], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse_lock(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(FileLock, "acquire", refuse_lock)
+    with pytest.raises(
+        GptlabError, match=f"{own_cache / 'tokens'} is on a file system without file locks.*GPTLAB_CACHE"
+    ):
+        prepared(b"some words " * 10)
+
+
+def test_cached_tokens_are_read_from_a_cache_that_cannot_be_written(
+    prepared: Callable[..., Tokens], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected = contents(prepared(b"some words " * 10))
+    monkeypatch.setattr(tokens, "writable_cache", refuse)
+    assert contents(prepared(b"some words " * 10)) == expected
 
 
 def test_waiting_for_another_process_is_logged(

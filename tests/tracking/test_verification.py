@@ -83,7 +83,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_metrics_of_a_complete_run_are_named_and_none_of_their_losses_is_shown(
+def test_damaged_metrics_are_named_and_none_of_their_losses_is_shown(
     run, damage, caplog, capfd, train, micro
 ):
     edit(run.directory / METRICS, DAMAGE[damage])
@@ -142,7 +142,7 @@ def test_a_changed_record_is_reported_once(run, caplog):
     assert caplog.text.count(f"{run.directory / RECORD} has changed since it was written") == 1
 
 
-def test_a_run_whose_newest_rows_changed_resumes_from_the_checkpoint_before_them_and_heals(
+def test_a_run_resumes_from_the_checkpoint_before_changed_rows_and_heals(
     run, longer, train, micro, capfd
 ):
     change_loss(run, 35)
@@ -169,7 +169,7 @@ def test_a_run_without_intact_rows_goes_on_and_stays_marked_as_damaged(run, long
 
 @pytest.mark.parametrize("change", [-400, -1, 1, 400, 10**6, -(10**6)])
 @pytest.mark.parametrize("sealed", [True, False], ids=["with digest", "flat"])
-def test_a_wrong_length_of_the_metrics_in_a_manifest_does_not_change_the_rows(
+def test_a_wrong_length_in_a_manifest_does_not_change_the_rows(
     run, longer, train, micro, change, sealed
 ):
     path = checkpoint_directory(run.directory, 40) / MANIFEST
