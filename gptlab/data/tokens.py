@@ -31,7 +31,8 @@ from gptlab.data.pieces import PIECE_CHARACTERS, pieces, split_boundary
 from gptlab.data.text import Text
 from gptlab.digests import canonical_json, check_digest, with_digest
 from gptlab.errors import BadInputError, GptlabError
-from gptlab.files import make_directory
+from gptlab.files import writable_cache
+from gptlab.limits import processors
 
 MAX_THREADS = 16
 """The thread that reads and writes cannot keep more of them busy."""
@@ -147,7 +148,7 @@ def prepare(text: Text, val_fraction: float) -> Tokens:
 
 def _make_tokens(text: Text, val_fraction: float, folder: Path) -> Tokens:
     """Tokenize the text, unless another process does so first."""
-    make_directory(folder.parent)
+    writable_cache(folder.parent.name)
     with _locked(folder.with_suffix(".lock")):
         tokens = _open_tokens(folder)
         if tokens is None:
@@ -168,6 +169,8 @@ def _locked(path: Path) -> Iterator[None]:
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=1)
+    except PermissionError:
+        raise GptlabError(f"{path} belongs to another user; set GPTLAB_CACHE to a directory of your own") from None
     except Timeout:
         logger.warning("another process is tokenizing this text; waiting for it")
         lock.acquire()
@@ -254,12 +257,12 @@ def _write_split(
 
 @contextmanager
 def _encoder() -> Iterator[Callable[[Iterator[str]], Iterator[_EncodedPiece]]]:
-    """A function that tokenizes pieces on one thread per core and yields them in order.
+    """A function that tokenizes pieces on one thread per usable processor and yields them in order.
 
     At most a few pieces per thread are in memory at a time.
     """
     gpt2 = tokenizer.gpt2()  # loaded once, before the threads start
-    threads, local = min(os.cpu_count() or 1, MAX_THREADS), threading.local()
+    threads, local = min(processors().threads, MAX_THREADS), threading.local()
 
     def initialize() -> None:
         local.encoding = tokenizer.copy_encoding(gpt2)
