@@ -107,6 +107,21 @@ def test_a_group_shares_a_cache(shared: Path, tmp_path: Path, monkeypatch: pytes
     assert as_user(12346, 0o002, work) == ""
 
 
+def test_tokens_in_a_cache_that_cannot_be_written_are_used(shared: Path):
+    def work() -> None:
+        assert prepare(locate(str(shared / "a.txt")), 0.1).train.size
+
+    work()
+    for folder in (shared / "cache", shared / "cache" / "tokens"):
+        folder.chmod(0o755)
+    assert as_user(12345, 0o022, work) == ""
+    shutil.rmtree(next((shared / "cache" / "tokens").glob("*/")))
+    error = as_user(12345, 0o022, work)
+    assert f"{shared}/cache/tokens cannot be written: no permission, or it is read-only; set GPTLAB_CACHE" in error
+    (shared / "cache" / "tokens").chmod(0o777)
+    assert ".lock belongs to another user; set GPTLAB_CACHE to a directory of your own" in as_user(12345, 0o022, work)
+
+
 def test_a_cache_that_cannot_be_written_is_named(shared: Path):
     (shared / "cache").chmod(0o755)
     error = as_user(12345, 0o022, lambda: locate("pandas-docs"))

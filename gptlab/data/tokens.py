@@ -169,6 +169,8 @@ def _locked(path: Path) -> Iterator[None]:
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=1)
+    except PermissionError:
+        raise GptlabError(f"{path} belongs to another user; set GPTLAB_CACHE to a directory of your own") from None
     except Timeout:
         logger.warning("another process is tokenizing this text; waiting for it")
         lock.acquire()
@@ -259,7 +261,7 @@ def _write_split(
 
 @contextmanager
 def _encoder() -> Iterator[Callable[[Iterator[str]], Iterator[_EncodedPiece]]]:
-    """A function that tokenizes pieces on one thread per core and yields them in order.
+    """A function that tokenizes pieces on one thread per usable processor and yields them in order.
 
     At most a few pieces per thread are in memory at a time.
     """

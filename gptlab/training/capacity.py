@@ -28,8 +28,7 @@ def limit_threads() -> None:
 
 def describe_threads() -> str:
     """Return the number of threads, and the quota if there is one."""
-    found, number = processors(), torch.get_num_threads()
-    threads = f"{number} thread{'s' if number > 1 else ''}"
+    found, threads = processors(), f"{torch.get_num_threads()} threads"
     cores = f"{found.cores} core{'s' if found.cores > 1 else ''}"
     return threads if found.quota is None else f"{threads} (CPU quota {found.quota:.3g} of {cores})"
 
