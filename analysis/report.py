@@ -1,5 +1,10 @@
 """`python -m analysis.report`: compare runs in `report.html` and `report.md`, written to the runs directory."""
 
+if __name__ == "__main__":  # before the other imports, which take a second
+    from gptlab.entry import start
+
+    start("analysis.report", heavy="pandas")
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -11,8 +16,10 @@ from pandas import DataFrame
 from analysis import load, markdown, page
 from analysis.findings import analyze
 from gptlab import project
-from gptlab.errors import BadInputError, GptlabError
-from gptlab.files import write_durably
+from gptlab.entry import exit_code
+from gptlab.errors import BadInputError
+from gptlab.files import make_directory, write_durably
+from gptlab.terminal.text import one_line
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
 WEIGHT_EXPERIMENTS = 4
@@ -30,12 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command-line arguments; `sys.argv[1:]` by default.
     """
-    try:
-        _write(arguments)
-    except GptlabError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return error.exit_code
-    return 0
+    return exit_code(lambda: _write(arguments))
 
 
 def _write(arguments: Sequence[str] | None) -> None:
@@ -48,12 +50,12 @@ def _write(arguments: Sequence[str] | None) -> None:
     if runs.empty and filters:
         raise BadInputError(f"there is no run with {' and '.join(filters)}; `gptlab runs` lists them")
     directory = project.runs_directory()
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     if runs.empty:
         sys.stdout.write(f"{NO_RUNS}\n")
     for name, content in _reports(runs).items():
         write_durably(directory / name, content)
-        sys.stdout.write(f"{project.display_path(directory / name)}\n")
+        sys.stdout.write(f"{one_line(project.display_path(directory / name))}\n")
 
 
 def _reports(runs: DataFrame) -> dict[str, str]:
@@ -68,7 +70,3 @@ def _reports(runs: DataFrame) -> dict[str, str]:
         "report.md": markdown.to_markdown(findings, heading),
         "report.html": page.to_html(findings, load.checkpoints(best), heading),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,6 @@ Heavy modules are imported inside the commands, so that `--help` and `list` star
 import gc as garbage
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, NoReturn
@@ -15,7 +14,9 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all pa
 
 import typer
 
-from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, EXPECTED_OS_ERRORS, BadInputError, GptlabError
+from gptlab.entry import exit_code, importing
+from gptlab.errors import EXIT_FAILED, BadInputError
+from gptlab.terminal.text import printable
 
 MAX_TAG_LENGTH = 64  # W&B's limit
 MAX_COUNT = 10_000
@@ -257,7 +258,7 @@ def diff(
     else:
         diff.render(comparison)
     if patch:
-        typer.echo(comparison.printable_patch(), nl=False, err=as_json)
+        (sys.stderr if as_json else sys.stdout).write(comparison.printable_patch())
 
 
 @app.command()
@@ -275,12 +276,12 @@ def sync(
 
     results = []
     for result in sync.sync_runs([find_run(run) for run in runs] if runs else None):
-        typer.echo(sync.line(result), err=as_json or not result.synced)
+        _print_line(sync.line(result), stderr=as_json or not result.synced)
         results.append(result)
     if as_json:
         _print_json([asdict(result) for result in results])
     elif not results:
-        typer.echo("nothing to upload: all mirrored runs are complete in W&B")
+        _print_line("nothing to upload: all mirrored runs are complete in W&B")
     if not all(result.synced for result in results):
         raise typer.Exit(EXIT_FAILED)
 
@@ -294,7 +295,7 @@ def dashboard(
     from gptlab.tracking.run import find_run
 
     selected = [find_run(run) for run in runs]
-    raise typer.Exit(dashboard.show(selected, notice=lambda message: typer.echo(f"note: {message}", err=True)))
+    raise typer.Exit(dashboard.show(selected, notice=lambda message: _print_line(f"note: {message}", stderr=True)))
 
 
 @app.command()
@@ -303,7 +304,7 @@ def rm(run: RunArgument) -> None:
     from gptlab import project
     from gptlab.tracking.run import find_run
 
-    typer.echo(f"moved to {project.display_path(find_run(run).move_to_trash())}")
+    _print_line(f"moved to {project.display_path(find_run(run).move_to_trash())}")
 
 
 @app.command()
@@ -316,39 +317,35 @@ def gc(
 
     entries = trash.list_trash()
     for entry in entries:
-        typer.echo(entry.line(), err=as_json)
+        _print_line(entry.line(), stderr=as_json)
     if not entries:
-        typer.echo("the trash is empty", err=as_json)
+        _print_line("the trash is empty", stderr=as_json)
     elif not yes:
         if not sys.stdin.isatty():
             raise BadInputError("stdin is not a terminal; pass --yes to confirm: gptlab gc --yes")
         if not typer.confirm(trash.question(entries), err=as_json):
             entries = []
-    for entry in entries:
-        entry.remove()
+    removed, problems = trash.remove(entries)
     if as_json:
-        _print_json({"removed": [entry.path.name for entry in entries]})
+        _print_json({"removed": removed})
+    for problem in problems:
+        _print_line(f"error: {problem}", stderr=True)
+    if problems:
+        raise typer.Exit(EXIT_FAILED)
 
 
-def main() -> None:
-    """Run the command line. Expected errors are one line on stderr; `GPTLAB_DEBUG=1` adds the traceback."""
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    sys.exit(exit_code(_run_app))
+
+
+def _run_app() -> int:
     try:
-        code = app(standalone_mode=False)
+        return app(standalone_mode=False) or 0
     except typer.TyperException as error:
-        _fail(error.format_message(), EXIT_BAD_INPUT)
-    except GptlabError as error:
-        _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", EXIT_SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `gptlab runs | head` needs no message
-        sys.exit(EXIT_FAILED)
-    except OSError as error:
-        if error.errno not in EXPECTED_OS_ERRORS:
-            raise
-        where = f": {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror}{where}", EXIT_FAILED)
-    sys.exit(code or 0)
+        raise BadInputError(error.format_message()) from error
+    except typer.Abort:
+        raise KeyboardInterrupt from None
 
 
 @contextmanager
@@ -359,7 +356,8 @@ def _heavy_imports() -> Iterator[None]:
     """
     garbage.disable()
     try:
-        yield
+        with importing("torch"):
+            yield
     finally:
         garbage.freeze()
         garbage.enable()
@@ -378,8 +376,5 @@ def _print_json(document: Any) -> None:
     print_json(document)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    if os.environ.get("GPTLAB_DEBUG", "0") not in {"", "0"}:
-        traceback.print_exc()
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-    sys.exit(code)
+def _print_line(text: str, *, stderr: bool = False) -> None:
+    (sys.stderr if stderr else sys.stdout).write(printable(text).replace("\n", " ") + "\n")

@@ -1,10 +1,11 @@
 """Write files so that a crash leaves the old content or the new one, never a mixture."""
 
+import fcntl
 import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +23,18 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GptlabError(f"{path} cannot be created: {error.strerror}") from error
+
+
+@contextmanager
+def locked_directory(path: Path) -> Iterator[None]:
+    """Hold a lock on a directory, which adds no file to it. Waits until no other process holds it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # some network file systems can lock files only
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -31,8 +31,17 @@ def runs_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """Return `$GPTLAB_CACHE`, else the user's cache directory (`$XDG_CACHE_HOME/gptlab` on Linux)."""
-    return _directory_from("GPTLAB_CACHE") or Path(platformdirs.user_cache_dir("gptlab")).absolute()
+    """Return `$GPTLAB_CACHE`, else the user's cache directory (`$XDG_CACHE_HOME/gptlab` on Linux).
+
+    Raises:
+        BadInputError: There is no such directory, or the user has none.
+    """
+    if chosen := _directory_from("GPTLAB_CACHE"):
+        return chosen
+    path = Path(platformdirs.user_cache_dir("gptlab"))
+    if path.parts[0] == "~":
+        raise BadInputError("the cache's place is unknown, because the user has no home; set HOME or GPTLAB_CACHE")
+    return path.absolute()
 
 
 def display_path(path: Path) -> str:
