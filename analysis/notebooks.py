@@ -21,8 +21,8 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 
 from analysis.browser import headless
 from gptlab import project
-from gptlab.entry import exit_code
 from gptlab.errors import GptlabError
+from gptlab.failures import exit_code
 from gptlab.files import atomic_write
 
 PLOTLY = "application/vnd.plotly.v1+json"

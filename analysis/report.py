@@ -3,7 +3,7 @@
 if __name__ == "__main__":  # before the other imports, which take a second
     from gptlab.entry import start
 
-    start("analysis.report", heavy="pandas")
+    start("analysis.report", library="pandas")
 
 import argparse
 import sys
@@ -16,8 +16,8 @@ from pandas import DataFrame
 from analysis import load, markdown, page
 from analysis.findings import analyze
 from gptlab import project
-from gptlab.entry import exit_code
 from gptlab.errors import BadInputError
+from gptlab.failures import exit_code
 from gptlab.files import make_directory, write_durably
 from gptlab.terminal.text import one_line
 

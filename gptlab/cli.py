@@ -14,8 +14,9 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all pa
 
 import typer
 
-from gptlab.entry import exit_code, importing
 from gptlab.errors import EXIT_FAILED, BadInputError
+from gptlab.failures import exit_code
+from gptlab.imports import importing
 from gptlab.terminal.text import printable
 
 MAX_TAG_LENGTH = 64  # W&B's limit
@@ -63,7 +64,8 @@ StepOption = Annotated[int | None, typer.Option(min=0, help="Step of a checkpoin
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
     """List the experiments."""
-    from gptlab.commands import list_experiments
+    with importing():
+        from gptlab.commands import list_experiments
 
     experiments = list_experiments.list_experiments()
     if as_json:
@@ -119,8 +121,9 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Start, resume or extend the run of an experiment."""
-    from gptlab import catalog
-    from gptlab.spec import parse_settings
+    with importing():
+        from gptlab import catalog
+        from gptlab.spec import parse_settings
 
     for tag in tags or ():
         if not (0 < len(tag) <= MAX_TAG_LENGTH and tag.isprintable()):
@@ -160,7 +163,8 @@ def resume(
     as_json: JsonOption = False,
 ) -> None:
     """Resume or extend a run from its stored spec."""
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.tracking.run import find_run
 
     found = find_run(run)
 
@@ -175,7 +179,8 @@ def resume(
 @app.command()
 def runs(as_json: JsonOption = False) -> None:
     """List the runs with status, loss, age and training time."""
-    from gptlab.commands import list_runs
+    with importing():
+        from gptlab.commands import list_runs
 
     summaries = list_runs.list_runs()
     if as_json:
@@ -197,7 +202,8 @@ def sample(
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt with a run's model."""
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.tracking.run import find_run
 
     found = find_run(run)
 
@@ -222,7 +228,8 @@ def eval_(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a run on the full validation split."""
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.tracking.run import find_run
 
     found = find_run(run)
 
@@ -247,8 +254,9 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs between two runs."""
-    from gptlab.commands import diff
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.commands import diff
+        from gptlab.tracking.run import find_run
 
     found = find_run(run)
     other_side = diff.recorded_side(find_run(other)) if other else diff.current_side(found)
@@ -271,8 +279,9 @@ def sync(
     """Upload whatever W&B is missing."""
     from dataclasses import asdict
 
-    from gptlab.commands import sync
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.commands import sync
+        from gptlab.tracking.run import find_run
 
     results = []
     for result in sync.sync_runs([find_run(run) for run in runs] if runs else None):
@@ -291,8 +300,9 @@ def dashboard(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Ids, unique prefixes of ids, or directories.")],
 ) -> None:
     """Open W&B's terminal dashboard of one or more runs."""
-    from gptlab.commands import dashboard
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.commands import dashboard
+        from gptlab.tracking.run import find_run
 
     selected = [find_run(run) for run in runs]
     raise typer.Exit(dashboard.show(selected, notice=lambda message: _print_line(f"note: {message}", stderr=True)))
@@ -301,8 +311,9 @@ def dashboard(
 @app.command()
 def rm(run: RunArgument) -> None:
     """Move a run to the trash (runs/.trash)."""
-    from gptlab import project
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab import project
+        from gptlab.tracking.run import find_run
 
     _print_line(f"moved to {project.display_path(find_run(run).move_to_trash())}")
 
@@ -313,7 +324,8 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Empty the trash, after listing its entries."""
-    from gptlab.commands import trash
+    with importing():
+        from gptlab.commands import trash
 
     entries = trash.list_trash()
     for entry in entries:
@@ -340,12 +352,17 @@ def main() -> NoReturn:
 
 
 def _run_app() -> int:
+    command = typer.main.get_command(app)
     try:
-        return app(standalone_mode=False) or 0
+        with command.make_context("gptlab", sys.argv[1:]) as context:  # `app()` would swallow a KeyboardInterrupt
+            command.invoke(context)
+    except typer.Exit as exit_:
+        return exit_.exit_code
     except typer.TyperException as error:
         raise BadInputError(error.format_message()) from error
-    except typer.Abort:
+    except (typer.Abort, EOFError):  # Ctrl-C or Ctrl-D at a question
         raise KeyboardInterrupt from None
+    return 0
 
 
 @contextmanager

@@ -1,17 +1,19 @@
-"""Errors as one line on stderr, and what the exit code is."""
+"""The one door for errors: each with a cause outside of gptlab is one line on stderr; bugs keep their traceback."""
 
 import errno
 import logging
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from gptlab import project
 from gptlab.errors import EXIT_FAILED, EXIT_SIGINT, EXPECTED_OS_ERRORS, GptlabError, is_out_of_memory
-from gptlab.terminal.output import discard
+from gptlab.interrupts import on_interrupt
+from gptlab.terminal.output import discard, prepare_standard_streams
 from gptlab.terminal.text import one_line
 
 OWN_PACKAGES = ("gptlab", "analysis", "experiments")
@@ -19,8 +21,27 @@ OUT_OF_MEMORY = "out of memory; close other programs, or raise the limit (ulimit
 LOGGERS = ("gptlab", "analysis")
 
 
+def exit_code(work: Callable[[], int | None]) -> int:
+    """Do the work of a program and return its exit code. Errors are reported, and nothing is left in stdout's buffer.
+
+    Raises:
+        BaseException: A bug.
+    """
+    prepare_standard_streams()
+    try:
+        with on_interrupt(signal.default_int_handler), warnings_on_stderr():
+            code = work() or 0
+    except SystemExit as exit_:  # such as --help
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except BaseException as error:
+        code = report(error)
+    return flush_stdout(code)
+
+
 def report(error: BaseException) -> int:
     """Print an error with a cause outside of gptlab as one line, and return the exit code.
+
+    `GPTLAB_DEBUG=1` adds the traceback.
 
     Raises:
         BaseException: The error itself, if it is a bug.
@@ -29,6 +50,8 @@ def report(error: BaseException) -> int:
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):  # `gptlab runs | head` needs no message
         return EXIT_FAILED
+    if isinstance(error, OSError) and error.filename is None and (code := flush_stdout(0)):
+        return code
     message = describe(error)
     if message is None:
         raise error
