@@ -4,10 +4,14 @@ From the first line on, Ctrl-C ends the process without a traceback. This module
 early.
 """
 
-import signal
 import sys
 
-from gptlab.interrupts import end_at_once
+try:
+    import signal
+
+    from gptlab.interrupts import end_at_once
+except KeyboardInterrupt:
+    sys.exit("error: interrupted")
 
 TYPE_CHECKING = False  # importing `typing` takes longer than everything else here
 
