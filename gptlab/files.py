@@ -59,8 +59,11 @@ def atomic_write(path: Path, *, durable: bool = False, make_parents: bool = Fals
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in {None, str(temporary)}:
+            error.filename = str(path)  # the file that the user knows
         raise
     if durable:
         fsync_directory(path.parent)

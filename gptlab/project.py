@@ -38,10 +38,10 @@ def cache_directory() -> Path:
     """
     if chosen := _directory_from("GPTLAB_CACHE"):
         return chosen
-    path = Path(platformdirs.user_cache_dir("gptlab"))
-    if path.parts[0] == "~":
-        raise BadInputError("the cache's place is unknown, because the user has no home; set HOME or GPTLAB_CACHE")
-    return path.absolute()
+    try:
+        return Path(platformdirs.user_cache_dir("gptlab")).absolute()
+    except RuntimeError:
+        raise BadInputError("the user has no home directory for the cache; set HOME or GPTLAB_CACHE") from None
 
 
 def display_path(path: Path) -> str:
