@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from support import PATIENCE_S
-
 BUG = 99
 """The exit code of a child that ends with a traceback."""
 
@@ -49,10 +47,8 @@ def in_child(
         os.dup2(out if stdout is None else stdout, 1)
         os.dup2(err, 2)
         os.closerange(3, max(out, err, stdout or 0) + 1)
-        sys.stdout, sys.stderr = (
-            open(descriptor, "w", buffering, encoding=encoding, errors="strict", closefd=False)
-            for descriptor, buffering in ((1, -1), (2, 1))
-        )
+        sys.stdout = os.fdopen(1, "w", encoding=encoding, errors="strict", closefd=False)
+        sys.stderr = os.fdopen(2, "w", 1, encoding=encoding, errors="strict", closefd=False)
         os._exit(_exit_code(work))
     meanwhile(child)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -195,7 +195,9 @@ def test_imports_that_fail_with_little_memory_are_one_line(tmp_path, monkeypatch
 
     end = in_child(lambda: cli.exit_code(work), tmp_path)
     assert end == Ended(
-        1, "", "error: the memory limit of 1048576 MiB is too low to import a_library; raise it with: ulimit -v unlimited\n"
+        1,
+        "",
+        "error: the memory limit of 1048576 MiB is too low to import a_library; raise it with: ulimit -v unlimited\n",
     )
 
 

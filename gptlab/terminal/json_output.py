@@ -6,6 +6,8 @@ import re
 import sys
 from typing import Any
 
+from gptlab.terminal.text import printable
+
 
 def print_json(document: Any) -> None:
     r"""Print one JSON document on stdout. Non-finite numbers become null.
@@ -18,7 +20,7 @@ def print_json(document: Any) -> None:
 
 def _escaped(character: str) -> str:
     encodable = character.encode(sys.stdout.encoding or "utf-8", "ignore")
-    return character if encodable and character.isprintable() else json.dumps(character)[1:-1]
+    return character if encodable and printable(character) == character else json.dumps(character)[1:-1]
 
 
 def _finite(value: Any) -> Any:

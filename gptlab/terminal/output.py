@@ -19,8 +19,7 @@ def prepare_standard_streams() -> None:
         except OSError:
             _open_null(descriptor)
         if getattr(sys, name) is None:
-            # noqa: the stream stays open until the end.
-            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -45,8 +44,9 @@ class Output:
     What is written afterwards is dropped. While `surviving` is true, nothing is raised; else the error is.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        """Wrap a stream; None is a standard stream that was closed at start."""
+        self._stream = stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
         self.surviving = False
         self.error: OSError | None = None
 

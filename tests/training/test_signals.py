@@ -156,7 +156,7 @@ def test_a_terminal_that_closes_saves_or_is_ignored(trained, hangup_ignored):
         for descriptor in (1, 2):
             os.dup2(slave, descriptor)
         os.close(slave)
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - open until the child ends
+        sys.stdout = os.fdopen(1, "w", closefd=False)
         terminal.append(master)
         if hangup_ignored:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
