@@ -11,7 +11,8 @@ try:
 
     from gptlab.interrupts import end_at_once
 except KeyboardInterrupt:
-    sys.exit("error: interrupted")
+    sys.stderr.write("error: interrupted\n")
+    sys.exit(130)
 
 TYPE_CHECKING = False  # importing `typing` takes longer than everything else here
 

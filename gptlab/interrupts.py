@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 def end_at_once(number: int, frame: "FrameType | None") -> "NoReturn":
     """End the process without a traceback and without cleaning up."""
-    os.write(2, b"error: interrupted\n")
-    os._exit(128 + number)
+    try:
+        os.write(2, b"error: interrupted\n")
+    finally:  # also if stderr is closed
+        os._exit(128 + number)
 
 
 @contextmanager

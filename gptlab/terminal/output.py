@@ -33,7 +33,9 @@ def discard(stream: TextIO) -> None:
 
 def _open_null(descriptor: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
-    if null != descriptor:
+    if null == descriptor:
+        os.set_inheritable(descriptor, True)
+    else:
         os.dup2(null, descriptor)
         os.close(null)
 
