@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from selenium import webdriver
 from selenium.webdriver.chrome.webdriver import WebDriver
 
+from gptlab.errors import GptlabError
+
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 """Paths of the programs; None if not installed (Debian: chromium, chromium-driver)."""
 
@@ -19,7 +21,13 @@ FLAGS = (
 
 @contextmanager
 def headless() -> Iterator[WebDriver]:
-    """A browser with a temporary profile and a log of console messages. It quits when the context ends."""
+    """A browser with a temporary profile and a log of console messages. It quits when the context ends.
+
+    Raises:
+        GptlabError: Chromium or its driver is not installed.
+    """
+    if BROWSER is None or DRIVER is None:
+        raise GptlabError("Chromium and its driver are not installed (Debian: chromium, chromium-driver)")
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = str(BROWSER)

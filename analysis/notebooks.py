@@ -3,6 +3,11 @@
 Each figure is saved twice: as plotly data for JupyterLab, and as a PNG for code hosts.
 """
 
+if __name__ == "__main__":  # before the other imports, which take a second
+    from gptlab.entry import start
+
+    start("analysis.notebooks")
+
 import json
 import sys
 from pathlib import Path
@@ -11,10 +16,14 @@ from typing import Any
 import nbformat
 import plotly.offline
 from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal, DeadKernelError
 from selenium.webdriver.chrome.webdriver import WebDriver
 
 from analysis.browser import headless
 from gptlab import project
+from gptlab.errors import GptlabError
+from gptlab.failures import exit_code
+from gptlab.files import atomic_write
 
 PLOTLY = "application/vnd.plotly.v1+json"
 METADATA = {
@@ -30,21 +39,27 @@ Plotly.toImage(figure, {format: "png", width: 900, height: figure.layout.height 
 
 def main() -> int:
     """Execute and save all notebooks of the project; return the exit code."""
+    return exit_code(_execute_all)
+
+
+def _execute_all() -> None:
     with headless() as browser:
         browser.get("about:blank")
         browser.execute_script(plotly.offline.get_plotlyjs())
         for path in sorted((project.root() / "analysis").glob("*.ipynb")):
             execute(path, browser)
             sys.stdout.write(f"{project.display_path(path)}\n")
-    return 0
 
 
 def execute(path: Path, browser: WebDriver) -> None:
     """Execute a notebook from top to bottom in its own folder, and save it with PNGs of its figures."""
     notebook: Any = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
-    ).execute()
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}})
+    try:
+        client.execute()
+    except (CellControlSignal, DeadKernelError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise GptlabError(f"{project.display_path(path)} cannot be executed: {reason}") from error
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # execution times are noise in a diff
@@ -53,14 +68,11 @@ def execute(path: Path, browser: WebDriver) -> None:
             if PLOTLY in data:
                 data.pop("text/html", None)
                 data["image/png"] = render_png(data[PLOTLY], browser)
-    nbformat.write(notebook, path)
+    with atomic_write(path) as file:
+        file.write(nbformat.writes(notebook).encode() + b"\n")
 
 
 def render_png(figure: Any, browser: WebDriver) -> str:
     """Render a plotly figure as a PNG, encoded in base64."""
     plain = json.loads(json.dumps({"data": figure["data"], "layout": figure["layout"]}))
     return str(browser.execute_async_script(RENDER, plain)).partition(",")[2]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,10 @@
 """`python -m analysis.report`: compare runs in `report.html` and `report.md`, in the runs directory or elsewhere."""
 
+if __name__ == "__main__":  # before the other imports, which take a second
+    from gptlab.entry import start
+
+    start("analysis.report", library="pandas")
+
 import argparse
 import logging
 import sys
@@ -14,8 +19,9 @@ from analysis import load, markdown, page
 from analysis.findings import analyze
 from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.failures import exit_code
 from gptlab.files import make_directory, write_durably
-from gptlab.permissions import keep_others_from_writing
+from gptlab.terminal.text import one_line
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
 ONCE = ("analysis.cache", "gptlab.tracking.run")
@@ -53,19 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The command-line arguments; `sys.argv[1:]` by default.
     """
-    keep_others_from_writing()
     once = _Once()
     for name in ONCE:
         logging.getLogger(name).addFilter(once)
     try:
-        _write(arguments)
-    except GptlabError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return error.exit_code
+        return exit_code(lambda: _write(arguments))
     finally:
         for name in ONCE:
             logging.getLogger(name).removeFilter(once)
-    return 0
 
 
 def _write(arguments: Sequence[str] | None) -> None:
@@ -94,7 +95,7 @@ def _write(arguments: Sequence[str] | None) -> None:
             "python -m analysis.report --out DIR"
         ) from error
     for name in reports:
-        sys.stdout.write(f"{project.display_path(directory / name)}\n")
+        sys.stdout.write(f"{one_line(project.display_path(directory / name))}\n")
 
 
 def _directory(out: str | None) -> Path:
@@ -148,7 +149,3 @@ def _step(at: str | None, metrics: DataFrame) -> int | None:
     raise BadInputError(
         f"--at is '{at}', but no run was validated at that step; measured steps: {', '.join(map(str, shown))}"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

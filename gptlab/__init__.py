@@ -5,9 +5,11 @@ For notebooks: `load` a trained model, read `runs`, `metrics` and `samples` into
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # importing `typing` would triple the time in which Ctrl-C is not handled yet; see `entry`
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import tiktoken
 
     from analysis.load import metrics, runs, samples

@@ -1,5 +1,5 @@
 """Entry point of `python -m gptlab`."""
 
-from gptlab.cli import main
+from gptlab.entry import main
 
 main()

@@ -6,7 +6,6 @@ Heavy modules are imported inside the commands, so that `--help` and `list` star
 import gc as garbage
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, NoReturn
@@ -15,8 +14,10 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all pa
 
 import typer
 
-from gptlab.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_SIGINT, EXPECTED_OS_ERRORS, BadInputError, GptlabError
-from gptlab.permissions import keep_others_from_writing
+from gptlab.errors import EXIT_FAILED, BadInputError
+from gptlab.failures import exit_code
+from gptlab.imports import importing
+from gptlab.terminal.text import printable
 
 MAX_TAG_LENGTH = 64  # W&B's limit
 MAX_COUNT = 10_000
@@ -63,7 +64,8 @@ StepOption = Annotated[int | None, typer.Option(min=0, help="Step of a checkpoin
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
     """List the experiments."""
-    from gptlab.commands import list_experiments
+    with importing():
+        from gptlab.commands import list_experiments
 
     experiments = list_experiments.list_experiments()
     if as_json:
@@ -119,8 +121,9 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Start, resume or extend the run of an experiment."""
-    from gptlab import catalog
-    from gptlab.spec import parse_settings
+    with importing():
+        from gptlab import catalog
+        from gptlab.spec import parse_settings
 
     for tag in tags or ():
         if not (0 < len(tag) <= MAX_TAG_LENGTH and tag.isprintable()):
@@ -161,7 +164,8 @@ def resume(
     as_json: JsonOption = False,
 ) -> None:
     """Resume or extend a run from its stored spec."""
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.tracking.run import find_run
 
     found = find_run(run)
 
@@ -178,7 +182,8 @@ def resume(
 @app.command()
 def runs(as_json: JsonOption = False) -> None:
     """List the runs with status, loss, age and training time."""
-    from gptlab.commands import list_runs
+    with importing():
+        from gptlab.commands import list_runs
 
     summaries = list_runs.list_runs()
     if as_json:
@@ -200,7 +205,8 @@ def sample(
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt with a run's model."""
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.tracking.run import find_run
 
     found = find_run(run)
 
@@ -227,7 +233,8 @@ def eval_(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a run on the full validation split."""
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.tracking.run import find_run
 
     found = find_run(run)
 
@@ -252,8 +259,9 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs between two runs."""
-    from gptlab.commands import diff
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.commands import diff
+        from gptlab.tracking.run import find_run
 
     found = find_run(run)
     other_side = diff.recorded_side(find_run(other)) if other else diff.current_side(found)
@@ -263,7 +271,7 @@ def diff(
     else:
         diff.render(comparison)
     if patch:
-        typer.echo(comparison.printable_patch(), nl=False, err=as_json)
+        (sys.stderr if as_json else sys.stdout).write(comparison.printable_patch())
 
 
 @app.command()
@@ -276,17 +284,18 @@ def sync(
     """Upload whatever W&B is missing."""
     from dataclasses import asdict
 
-    from gptlab.commands import sync
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.commands import sync
+        from gptlab.tracking.run import find_run
 
     results = []
     for result in sync.sync_runs([find_run(run) for run in runs] if runs else None):
-        typer.echo(sync.line(result), err=as_json or not result.synced)
+        _print_line(sync.line(result), stderr=as_json or not result.synced)
         results.append(result)
     if as_json:
         _print_json([asdict(result) for result in results])
     elif not results:
-        typer.echo(sync.nothing_to_upload())
+        _print_line(sync.nothing_to_upload())
     if not all(result.synced for result in results):
         raise typer.Exit(EXIT_FAILED)
 
@@ -296,20 +305,22 @@ def dashboard(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Ids, unique prefixes of ids, or directories.")],
 ) -> None:
     """Open W&B's terminal dashboard of one or more runs."""
-    from gptlab.commands import dashboard
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab.commands import dashboard
+        from gptlab.tracking.run import find_run
 
     selected = [find_run(run) for run in runs]
-    raise typer.Exit(dashboard.show(selected, notice=lambda message: typer.echo(f"note: {message}", err=True)))
+    raise typer.Exit(dashboard.show(selected, notice=lambda message: _print_line(f"note: {message}", stderr=True)))
 
 
 @app.command()
 def rm(run: RunArgument) -> None:
     """Move a run to the trash (runs/.trash)."""
-    from gptlab import project
-    from gptlab.tracking.run import find_run
+    with importing():
+        from gptlab import project
+        from gptlab.tracking.run import find_run
 
-    typer.echo(f"moved to {project.display_path(find_run(run).move_to_trash())}")
+    _print_line(f"moved to {project.display_path(find_run(run).move_to_trash())}")
 
 
 @app.command()
@@ -318,44 +329,45 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Empty the trash, after listing its entries."""
-    from gptlab.commands import trash
+    with importing():
+        from gptlab.commands import trash
 
     entries = trash.list_trash()
     for entry in entries:
-        typer.echo(entry.line(), err=as_json)
+        _print_line(entry.line(), stderr=as_json)
     if not entries:
-        typer.echo("the trash is empty", err=as_json)
+        _print_line("the trash is empty", stderr=as_json)
     elif not yes:
         if not sys.stdin.isatty():
             raise BadInputError("stdin is not a terminal; pass --yes to confirm: gptlab gc --yes")
         if not typer.confirm(trash.question(entries), err=as_json):
             entries = []
-    for entry in entries:
-        entry.remove()
+    removed, problems = trash.remove(entries)
     if as_json:
-        _print_json({"removed": [entry.path.name for entry in entries]})
+        _print_json({"removed": removed})
+    for problem in problems:
+        _print_line(f"error: {problem}", stderr=True)
+    if problems:
+        raise typer.Exit(EXIT_FAILED)
 
 
-def main() -> None:
-    """Run the command line. Expected errors are one line on stderr; `GPTLAB_DEBUG=1` adds the traceback."""
-    keep_others_from_writing()
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    sys.exit(exit_code(_run_app))
+
+
+def _run_app() -> int:
+    command = typer.main.get_command(app)
     try:
-        code = app(standalone_mode=False)
+        with command.make_context("gptlab", sys.argv[1:]) as context:  # `app()` would swallow a KeyboardInterrupt
+            command.invoke(context)
+    except typer.Exit as exit_:
+        return exit_.exit_code
     except typer.TyperException as error:
-        _fail(error.format_message(), EXIT_BAD_INPUT)
-    except GptlabError as error:
-        _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", EXIT_SIGINT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `gptlab runs | head` needs no message
-        sys.exit(EXIT_FAILED)
-    except OSError as error:
-        if error.errno not in EXPECTED_OS_ERRORS:
-            raise
-        where = f": {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror}{where}", EXIT_FAILED)
-    sys.exit(code or 0)
+        raise BadInputError(error.format_message()) from error
+    except (typer.Abort, EOFError):  # Ctrl-C or Ctrl-D at a question
+        raise KeyboardInterrupt from None
+    return 0
 
 
 @contextmanager
@@ -366,7 +378,8 @@ def _heavy_imports() -> Iterator[None]:
     """
     garbage.disable()
     try:
-        yield
+        with importing("torch"):
+            yield
     finally:
         garbage.freeze()
         garbage.enable()
@@ -385,8 +398,5 @@ def _print_json(document: Any) -> None:
     print_json(document)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    if os.environ.get("GPTLAB_DEBUG", "0") not in {"", "0"}:
-        traceback.print_exc()
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-    sys.exit(code)
+def _print_line(text: str, *, stderr: bool = False) -> None:
+    (sys.stderr if stderr else sys.stdout).write(printable(text).replace("\n", " ") + "\n")

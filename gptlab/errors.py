@@ -14,18 +14,33 @@ EXIT_SIGINT = 130
 EXPECTED_OS_ERRORS = frozenset(
     {
         errno.EACCES,
+        errno.EAGAIN,
+        errno.EBUSY,
         errno.EDQUOT,
         errno.EFBIG,
         errno.EIO,
+        errno.EISDIR,
+        errno.ELOOP,
         errno.EMFILE,
+        errno.EMLINK,
+        errno.ENAMETOOLONG,
         errno.ENFILE,
         errno.ENODEV,
+        errno.ENOLCK,
+        errno.ENOMEM,
         errno.ENOSPC,
+        errno.ENOSYS,
         errno.ENOTCONN,
+        errno.ENOTDIR,
+        errno.ENOTSUP,
+        errno.ENXIO,
+        errno.EOPNOTSUPP,
         errno.EPERM,
         errno.EROFS,
         errno.ESTALE,
         errno.ETIMEDOUT,
+        errno.ETXTBSY,
+        errno.EXDEV,
     }
 )
 """Error numbers with a cause outside gptlab, such as a full disk or missing permissions. Others point to a bug."""
@@ -56,3 +71,24 @@ class DivergedError(GptlabError):
         """Keep `facts` for the attempt's row in `attempts.jsonl`."""
         super().__init__(message)
         self.facts = facts
+
+
+OUT_OF_MEMORY = (
+    "allocate memory",
+    "out of memory",
+    "failed to map segment",
+    "start new thread",
+    "launch worker thread",
+    "bad_alloc",
+)
+"""Parts of the messages of libraries that get no memory, not even for a thread's stack."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or the error behind it, says that there is no memory."""
+    cause = error.__cause__ or error.__context__
+    return (
+        isinstance(error, MemoryError)
+        or any(message in str(error).lower() for message in OUT_OF_MEMORY)
+        or (cause is not None and is_out_of_memory(cause))
+    )

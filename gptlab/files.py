@@ -4,12 +4,13 @@ Errors name the file. Python names it when a file is opened, but not when it is 
 """
 
 import errno
+import fcntl
 import json
 import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,6 +68,18 @@ def writable_cache(name: str) -> Path:
 
 
 @contextmanager
+def locked_directory(path: Path) -> Iterator[None]:
+    """Hold a lock on a directory, which adds no file to it. Waits until no other process holds it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # some network file systems can lock files only
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def atomic_write(path: Path, *, durable: bool = False, make_parents: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that replaces it when the context ends without an error.
 
@@ -88,8 +101,11 @@ def atomic_write(path: Path, *, durable: bool = False, make_parents: bool = Fals
             if durable:
                 _fsync(file.fileno(), path)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in {None, str(temporary)}:
+            error.filename = str(path)  # the file that the user knows
         raise
     if durable:
         fsync_directory(path.parent)

@@ -62,8 +62,17 @@ def runs_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """Return `$GPTLAB_CACHE`, else the user's cache directory (`$XDG_CACHE_HOME/gptlab` on Linux)."""
-    return _directory_from("GPTLAB_CACHE") or Path(platformdirs.user_cache_dir("gptlab")).absolute()
+    """Return `$GPTLAB_CACHE`, else the user's cache directory (`$XDG_CACHE_HOME/gptlab` on Linux).
+
+    Raises:
+        BadInputError: There is no such directory, or the user has none.
+    """
+    if chosen := _directory_from("GPTLAB_CACHE"):
+        return chosen
+    try:
+        return Path(platformdirs.user_cache_dir("gptlab")).absolute()
+    except RuntimeError:
+        raise BadInputError("the user has no home directory for the cache; set HOME or GPTLAB_CACHE") from None
 
 
 def display_path(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Where the project, its runs and its cache are found."""
 
+import pwd
 import sys
 from pathlib import Path
 
@@ -147,3 +148,16 @@ def test_path_below_the_working_directory_is_displayed_relative_to_it(tmp_path: 
     monkeypatch.chdir(tmp_path / "here")
     assert project.display_path(tmp_path / "here" / "experiments" / "a.py") == "experiments/a.py"
     assert project.display_path(tmp_path / "there" / "a.py") == str(tmp_path / "there" / "a.py")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with an arbitrary user id."""
+    for name in ("HOME", "XDG_CACHE_HOME", "GPTLAB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(BadInputError, match="set HOME or GPTLAB_CACHE"):
+        project.cache_directory()

@@ -84,7 +84,8 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
     starts = validation_starts(held_out, spec.train.sequence_length, None)
     keep_freed_memory()
     model = load_model(checkpoint, spec.model).to(settings.device)
-    with explain_out_of_memory(), Progress(console=console.rich, transient=True) as bar:
+    progress = Progress(console=console.rich, transient=True, disable=not console.rich.is_terminal)
+    with console.surviving(), explain_out_of_memory(), progress as bar:
         task = bar.add_task("  windows", total=len(starts))
         evaluation = evaluate(
             model,

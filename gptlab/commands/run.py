@@ -125,19 +125,19 @@ def run_experiment(
     if initial_weights:
         check_initial_weights(initial_weights, experiment.model)
     data = load_training_data(experiment, planned.text, seed)
-    directory = planned.run_directory
-    if options.fresh and (directory / RECORD).is_file():
-        console.print(f"moved the old run to {project.display_path(load_run(directory).move_to_trash())}")
-    if not directory.exists():
-        messages.new_identity(experiment, planned.identity, console)
-    text = planned.text
+    directory, text = planned.run_directory, planned.text
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
-    run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights)
-    messages.kept_fields(run, experiment, console)
-    if not os.access(run.record.text.path, os.R_OK):
-        remember_place(run, text, console.notice)
-    session = _Session(run, data, planned.settings, options, console, hooks or Hooks())
-    return session.train_to(experiment.train.steps)
+    with console.surviving():
+        if options.fresh and (directory / RECORD).is_file():
+            console.print(f"moved the old run to {project.display_path(load_run(directory).move_to_trash())}")
+        if not directory.exists():
+            messages.new_identity(experiment, planned.identity, console)
+        run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights)
+        messages.kept_fields(run, experiment, console)
+        if not os.access(run.record.text.path, os.R_OK):
+            remember_place(run, text, console.notice)
+        session = _Session(run, data, planned.settings, options, console, hooks or Hooks())
+        return session.train_to(experiment.train.steps)
 
 
 def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None = None) -> Result:
@@ -162,7 +162,8 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     else:
         text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
     data = load_training_data(record.spec, text, record.seed)
-    return _Session(run, data, settings, options, console, hooks or Hooks()).train_to(options.steps)
+    with console.surviving():
+        return _Session(run, data, settings, options, console, hooks or Hooks()).train_to(options.steps)
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,9 @@ class _Session:
 def _stop_requested(signals: StopSignals, console: Console) -> bool:
     if signals.received is None:
         return False
-    console.notice(f"{signals.received.name}: saving, then stopping; a second signal stops immediately without saving")
+    console.notice(
+        f"{signals.received.name}: saving, then stopping; a second Ctrl-C or SIGTERM stops immediately without saving"
+    )
     return True
 
 

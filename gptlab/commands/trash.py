@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,17 @@ class TrashEntry:
     bytes: int
 
     def remove(self) -> None:
-        """Delete the entry; for a symbolic link, only the link."""
-        if self.path.is_dir() and not self.path.is_symlink():
-            shutil.rmtree(self.path)
-        else:
-            self.path.unlink()
+        """Delete the entry; for a symbolic link, only the link. Another process may be deleting it as well.
+
+        Raises:
+            OSError: The entry, or something in it, cannot be deleted.
+        """
+        while os.path.lexists(self.path):
+            with suppress(FileNotFoundError):  # the other process was faster; what is left is tried again
+                if self.path.is_dir() and not self.path.is_symlink():
+                    shutil.rmtree(self.path)
+                else:
+                    self.path.unlink()
 
     def line(self) -> str:
         """Return size and name as one line."""
@@ -37,6 +44,18 @@ def list_trash() -> list[TrashEntry]:
     return [TrashEntry(path, _size(path)) for path in sorted(trash.iterdir())]
 
 
+def remove(entries: list[TrashEntry]) -> tuple[list[str], list[str]]:
+    """Delete entries. Returns the names of those that are gone, and one message for each that cannot be deleted."""
+    removed, problems = [], []
+    for entry in entries:
+        try:
+            entry.remove()
+            removed.append(entry.path.name)
+        except OSError as error:
+            problems.append(f"{entry.path} cannot be deleted: {error.strerror}")
+    return removed, problems
+
+
 def question(entries: list[TrashEntry]) -> str:
     """Return the question to ask before the entries are deleted."""
     total = sum(entry.bytes for entry in entries)
@@ -44,7 +63,14 @@ def question(entries: list[TrashEntry]) -> str:
 
 
 def _size(path: Path) -> int:
-    """Bytes of the files in a directory; symbolic links are not followed."""
+    """Bytes of the files in a directory, as far as it can be read; symbolic links are not followed."""
     if path.is_symlink() or not path.is_dir():
+        return _file_size(path)
+    return sum(_file_size(Path(folder) / name) for folder, _, names in os.walk(path) for name in names)
+
+
+def _file_size(path: Path) -> int:
+    try:
         return path.lstat().st_size
-    return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
+    except OSError:  # unreadable, or removed in the meantime
+        return 0

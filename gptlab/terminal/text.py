@@ -10,10 +10,19 @@ from typing import Any
 
 from gptlab import project
 
+INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\U000e0100-\U000e01ef]")
+"""Letters and marks without a shape, which `str.isprintable` accepts: they can make two names look alike."""
+
 
 def printable(text: str) -> str:
-    """Replace non-printable characters, which could control the terminal, by `�`; newlines and tabs stay."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
+    """Replace characters that could control the terminal or are invisible by `�`; newlines and tabs stay."""
+    visible = INVISIBLE.sub("�", text)
+    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in visible)
+
+
+def one_line(text: str) -> str:
+    """Return printable text on one line: each stretch of whitespace becomes a space."""
+    return printable(" ".join(text.split()))
 
 
 def abbreviate_hash(value: Any) -> str:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from gptlab import project
 from gptlab.digests import with_digest
 from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
-from gptlab.files import append_json_line, make_directory, write_durably
+from gptlab.files import append_json_line, locked_directory, make_directory, write_durably
 from gptlab.identity import Identity
 from gptlab.spec import Experiment, Precision
 from gptlab.tracking.history import ATTEMPTS, History, warn_altered
@@ -108,8 +108,11 @@ class Run:
         trash = self.directory.parent / TRASH
         if trash.is_symlink():
             raise GptlabError(f"{trash} is a symbolic link; remove it")
-        trash.mkdir(exist_ok=True)
-        return self.directory.rename(trash / f"{self.directory.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+        make_directory(trash)
+        try:
+            return self.directory.rename(trash / f"{self.directory.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
+        except FileNotFoundError:
+            raise GptlabError(f"{self.directory} is gone; another process has moved or removed it") from None
 
 
 def create_run(
@@ -125,6 +128,19 @@ def create_run(
     Raises:
         GptlabError: The directory is damaged or holds another run.
     """
+    make_directory(project.runs_directory())
+    with locked_directory(project.runs_directory()):  # of two processes that begin the same run, one creates it
+        return _create_or_load(experiment, identity, seed, precision, text, initial_weights)
+
+
+def _create_or_load(
+    experiment: Experiment,
+    identity: Identity,
+    seed: int,
+    precision: Precision,
+    text: TextRecord,
+    initial_weights: InitialWeights | None,
+) -> Run:
     run_id = identity.run_id(seed)
     directory = project.runs_directory() / run_id
     if (directory / RECORD).exists():

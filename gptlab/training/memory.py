@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, is_out_of_memory
 from gptlab.spec import TrainSpec
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -34,8 +34,7 @@ def explain_out_of_memory(train: TrainSpec | None = None) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        messages = ("can't allocate memory", "out of memory")
-        if not isinstance(error, MemoryError) and not any(message in str(error) for message in messages):
+        if not is_out_of_memory(error):
             raise
         if train is None:
             raise GptlabError("out of memory; close other programs, or try --device cpu") from error

@@ -1,19 +1,41 @@
-"""Handle Ctrl-C and SIGTERM during training: the first stops training after a save, the second ends the process."""
+"""Handle the signals that ask training to end: the first one stops it after a save.
+
+Who sends them: the keyboard SIGINT and SIGQUIT; `kill`, systems and schedulers SIGTERM; a closed terminal SIGHUP; Slurm
+and Grid Engine SIGUSR1 or SIGUSR2 before a time limit; the kernel SIGXCPU after a limit of CPU time; a power supply or
+a container's host SIGPWR. By default, each of them ends a process at once.
+"""
 
 import os
 import signal
 from types import FrameType, TracebackType
 from typing import Self
 
+INSISTENT = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+"""Signals of which a second one ends the process at once.
+
+The others may come in addition or repeatedly: the shell and the kernel both send SIGHUP when a terminal closes, the
+kernel sends SIGXCPU every second, Slurm sends SIGTERM some time after SIGUSR1.
+"""
+NAMES = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR")
+HANDLED = (*INSISTENT, *(signal.Signals[name] for name in NAMES if hasattr(signal, name)))  # macOS has no SIGPWR
+
 
 class StopSignals:
-    """A context manager that handles both signals; `received` is the first signal, or None."""
+    """A context manager that handles these signals; `received` is the first signal, or None.
+
+    A signal that was ignored when the context began, such as SIGHUP under `nohup`, stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._insisted = False
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in HANDLED}
+        ignored = (signal.SIG_IGN, None)  # None: a handler that Python did not install
+        self._before = {number: handler for number, handler in before.items() if handler not in ignored}
+        for number in self._before:
+            signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -23,6 +45,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            os._exit(128 + number)  # the next attempt removes what this leaves unfinished
-        self.received = signal.Signals(number)
+        if number in INSISTENT:
+            if self._insisted:
+                os._exit(128 + number)  # the next attempt removes what this leaves unfinished
+            self._insisted = True
+        if self.received is None:
+            self.received = signal.Signals(number)

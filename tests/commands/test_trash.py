@@ -1,13 +1,18 @@
 """`gptlab gc` empties the trash and removes nothing else."""
 
+import errno
 import io
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from faults import in_child
 
 from gptlab import cli
+from gptlab.commands.trash import list_trash
 
 
 @pytest.fixture
@@ -73,3 +78,50 @@ def test_gc_asks_on_a_terminal(trash, monkeypatch, answer, left):
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     assert gc(monkeypatch) == 0
     assert len(list(trash.iterdir())) == left
+
+
+def test_concurrent_commands_empty_the_trash_together(trash, tmp_path, monkeypatch):
+    for number in range(300):
+        (trash / "old-run" / f"file-{number}").touch()
+    monkeypatch.setattr(sys, "argv", ["gptlab", "gc", "--yes"])
+    children = []
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        children.append(os.fork())
+        if children[-1] == 0:
+            end = in_child(cli.main, tmp_path / str(number))
+            os._exit(end.code or len(end.err))
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert not list(trash.iterdir())
+
+
+@pytest.mark.parametrize("how", ["rmtree", "unlink"])
+def test_an_entry_that_another_command_removes_first_is_gone(trash, monkeypatch, capsys, how):
+    def remove_twice(remove):
+        def removed_before(path, *arguments, **options):
+            remove(path, *arguments, **options)
+            remove(path, *arguments, **options)
+
+        return removed_before
+
+    owner = {"rmtree": shutil, "unlink": Path}[how]
+    monkeypatch.setattr(owner, how, remove_twice(getattr(owner, how)))
+    assert gc(monkeypatch, "--yes") == 0
+    assert capsys.readouterr().err == ""
+    assert not list(trash.iterdir())
+
+
+def test_an_entry_that_vanishes_while_it_is_listed_has_no_size(trash, monkeypatch):
+    monkeypatch.setattr(os, "walk", lambda path: [(str(path), [], ["vanished"])])
+    assert [entry.bytes for entry in list_trash() if entry.path.name == "old-run"] == [0]
+
+
+def test_an_entry_that_cannot_be_deleted_is_one_line_and_the_others_are_deleted(trash, monkeypatch, capsys):
+    def fail(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        assert gc(monkeypatch, "--yes") == 1
+    assert capsys.readouterr().err == f"error: {trash / 'old-run'} cannot be deleted: Permission denied\n"
+    assert [path.name for path in trash.iterdir()] == ["old-run"]

@@ -1,5 +1,7 @@
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -47,6 +49,44 @@ def test_creating_a_run_in_the_directory_of_another_is_refused(new_run):
 
 def test_creating_a_run_again_returns_the_existing_one(new_run):
     assert new_run() == new_run()
+
+
+def test_of_two_processes_that_begin_the_same_run_one_creates_it(new_run, monkeypatch):
+    """The second one waits, and neither replaces the record nor removes a temporary file of the first one."""
+    from gptlab.tracking import run as runs
+
+    write, writes, started, go = runs.write_durably, [], threading.Event(), threading.Event()
+
+    def slow_write(path, content):
+        writes.append(path)
+        started.set()
+        assert go.wait(60)
+        write(path, content)
+
+    monkeypatch.setattr(runs, "write_durably", slow_write)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(new_run)
+        assert started.wait(60)
+        second = threads.submit(new_run)
+        with pytest.raises(TimeoutError):
+            second.result(0.05)
+        go.set()
+        assert first.result() == second.result()
+    assert len(writes) == 1
+
+
+def test_a_run_that_another_process_removed_is_one_line(new_run):
+    run = new_run()
+    run.move_to_trash()
+    with pytest.raises(GptlabError, match=f"{run.directory} is gone; another process has moved or removed it"):
+        run.move_to_trash()
+
+
+def test_a_trash_that_is_a_file_is_named(new_run, tmp_path):
+    run = new_run()
+    (tmp_path / "runs" / ".trash").touch()
+    with pytest.raises(GptlabError, match=r"\.trash cannot be created: File exists"):
+        run.move_to_trash()
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_metrics_are_named_and_none_of_their_losses_is_shown(
-    run, damage, caplog, capfd, train, micro
-):
+def test_damaged_metrics_are_named_and_none_of_their_losses_is_shown(run, damage, caplog, capfd, train, micro):
     edit(run.directory / METRICS, DAMAGE[damage])
     (summary,) = list_runs.list_runs()
     assert (summary.facts["metrics"], summary.facts["val_loss"], summary.losses) == ("damaged", None, [])
@@ -142,9 +140,7 @@ def test_a_changed_record_is_reported_once(run, caplog):
     assert caplog.text.count(f"{run.directory / RECORD} has changed since it was written") == 1
 
 
-def test_a_run_resumes_from_the_checkpoint_before_changed_rows_and_heals(
-    run, longer, train, micro, capfd
-):
+def test_a_run_resumes_from_the_checkpoint_before_changed_rows_and_heals(run, longer, train, micro, capfd):
     change_loss(run, 35)
     train(micro, steps=45)
     assert (
@@ -169,9 +165,7 @@ def test_a_run_without_intact_rows_goes_on_and_stays_marked_as_damaged(run, long
 
 @pytest.mark.parametrize("change", [-400, -1, 1, 400, 10**6, -(10**6)])
 @pytest.mark.parametrize("sealed", [True, False], ids=["with digest", "flat"])
-def test_a_wrong_length_in_a_manifest_does_not_change_the_rows(
-    run, longer, train, micro, change, sealed
-):
+def test_a_wrong_length_in_a_manifest_does_not_change_the_rows(run, longer, train, micro, change, sealed):
     path = checkpoint_directory(run.directory, 40) / MANIFEST
     document = json.loads(path.read_text())
     progress = document["content"]["progress"]

@@ -1,0 +1,45 @@
+"""What Ctrl-C does: it ends a program at once, or it raises a `KeyboardInterrupt`, but never ends in a traceback.
+
+The programs import this module first, so it imports little; see `gptlab.entry`.
+"""
+
+import os
+import signal
+import threading
+from contextlib import contextmanager
+
+TYPE_CHECKING = False  # importing `typing` takes longer than everything else here
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+    from typing import Any, NoReturn
+
+    Handler = Callable[[int, FrameType | None], Any] | int
+
+
+def end_at_once(number: int, frame: "FrameType | None") -> "NoReturn":
+    """End the process without a traceback and without cleaning up."""
+    try:
+        os.write(2, b"error: interrupted\n")
+    finally:  # also if stderr is closed
+        os._exit(128 + number)
+
+
+@contextmanager
+def on_interrupt(handler: "Handler") -> "Iterator[None]":
+    """Within this context, Ctrl-C calls the handler. If it is ignored, as in background jobs, it stays ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_IGN, None) or not _is_main_thread():  # None: a handler that Python did not install
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _is_main_thread() -> bool:
+    """Whether this thread is the one that signals interrupt, and the only one that can set handlers."""
+    return threading.current_thread() is threading.main_thread()
