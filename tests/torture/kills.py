@@ -1,0 +1,51 @@
+"""A process is asked to end, or killed, at any moment; the next attempts end with the undisturbed run's bytes."""
+
+import os
+import signal
+import time
+
+from torture import process
+from torture.place import EXPERIMENTS, TRAIN, Place, acts_at, check_checkpoints, check_finished
+from torture.process import Outcome, check_manners
+from torture.trial import Trial
+
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+BEGINNINGS = (None, "extended", "killed")
+MAX_OPERATIONS = {"micro": 120, "other": 320}
+"""A little more than an undisturbed run has."""
+MAX_S = 1.5
+"""A little longer than an undisturbed run lasts."""
+
+
+def attempt(place: Place, trial: Trial) -> None:
+    """Kill up to four attempts, then finish the run."""
+    random = trial.random()
+    name, beginning = random.choice(EXPERIMENTS), random.choice(BEGINNINGS)
+    run = place.ids[name]
+    copied = place.copy(beginning, trial.folder, only=f"{name}-*") if beginning else place.empty(trial.folder)
+    for _ in range(random.randint(1, 4)):
+        number, by_operation = random.choice(SIGNALS), random.random() < 0.7
+        begun = (copied / "runs" / run / "run.json").exists()
+        words = ["resume", run, "--steps", "40", *TRAIN] if begun and random.random() < 0.5 else ["run", name, *TRAIN]
+        at, delay, twice = random.randint(1, MAX_OPERATIONS[name]), random.uniform(0, MAX_S), random.random() < 0.2
+        if by_operation:
+            disturb = acts_at(at, lambda number=number: os.kill(os.getpid(), number))
+            outcome = process.run(trial.folder, *words, prepare=disturb)
+        else:
+            started = process.start(trial.folder, *words)
+            for _ in range(1 + twice):
+                time.sleep(delay)
+                started.send(number)
+            outcome = started.wait()
+        check(outcome, number)
+        check_checkpoints(copied / "runs")
+    for _ in range(2):  # the second one has nothing to do
+        check_manners(process.run(trial.folder, "run", name, *TRAIN), {0})
+    check_finished(copied / "runs" / run, place.root / "finished" / "runs" / run)
+
+
+def check(outcome: Outcome, number: signal.Signals) -> None:
+    """Check how a process ended that received this signal, or ended before it."""
+    if outcome.code == -number:  # at once, before or instead of saving
+        return
+    check_manners(outcome, {0} if number == signal.SIGKILL else {0, 128 + number})

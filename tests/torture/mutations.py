@@ -1,0 +1,158 @@
+"""A random file of a run or of the cache is damaged: every command says the right number, or names the damage."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from torture import claims, process
+from torture.place import STEPS, TRAIN, Place, check_finished
+from torture.process import check_manners
+from torture.trial import Failure, Trial, require
+
+NO_NUMBERS = ("samples.jsonl", "log.txt", "wandb", "profile", "lock", "heartbeat")
+"""Files of a run that hold no numbers: damage to them may go unnoticed."""
+PAGE = 4096
+
+
+def flip_a_bit(content: bytearray, random: Random) -> None:
+    """Flip one bit."""
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+
+
+def zero_a_page(content: bytearray, random: Random) -> None:
+    """Overwrite 4 KiB, or all of a smaller file, with zeros."""
+    start = random.randrange(max(len(content) - PAGE, 1))
+    content[start : start + PAGE] = bytes(len(content[start : start + PAGE]))
+
+
+def truncate(content: bytearray, random: Random) -> None:
+    """Cut the file anywhere."""
+    del content[random.randrange(len(content)) :]
+
+
+def append_garbage(content: bytearray, random: Random) -> None:
+    """Append up to a hundred bytes."""
+    content += random.randbytes(random.randint(1, 100))
+
+
+def cut_at_a_line(content: bytearray, random: Random) -> None:
+    """Cut the file after one of its lines, or before the first one."""
+    ends = [0, *(index + 1 for index, byte in enumerate(content[:-1]) if byte == ord("\n"))]
+    del content[random.choice(ends) :]
+
+
+def change_a_digit(content: bytearray, random: Random) -> None:
+    """Replace a digit by another one."""
+    digits = [index for index, byte in enumerate(content) if chr(byte) in "0123456789"]
+    if digits:
+        index = random.choice(digits)
+        content[index] = ord(random.choice([digit for digit in "0123456789" if digit != chr(content[index])]))
+
+
+def remove_a_line(content: bytearray, random: Random) -> None:
+    """Remove one line."""
+    lines = content.splitlines(keepends=True)
+    del lines[random.randrange(len(lines))]
+    content[:] = b"".join(lines)
+
+
+MUTATIONS: tuple[Callable[[bytearray, Random], None], ...] = (
+    flip_a_bit,
+    zero_a_page,
+    truncate,
+    append_garbage,
+    cut_at_a_line,
+    change_a_digit,
+    change_a_digit,
+    remove_a_line,
+)
+
+
+def attempt(place: Place, trial: Trial) -> None:
+    """Damage one file of a finished run, or of one that was killed, and run every reader or finish the run."""
+    if trial.random().random() < 0.6:
+        read_damaged(place, trial)
+    else:
+        resume_damaged(place, trial)
+
+
+def read_damaged(place: Place, trial: Trial) -> None:
+    """Damage a finished run or the cache; every reader tells the truth or names the damage."""
+    random = trial.random()
+    random.random()  # chose this function
+    copied = place.copy("finished", trial.folder)
+    readers = random.sample(list(claims.READERS), k=4)
+    true = claims.read(place, trial.folder, copied, readers)
+    path, done = damage(copied, random, place.ids["micro"])
+    found = claims.read(place, trial.folder, copied, readers)
+    try:
+        for name in readers:
+            if not is_without_numbers(path, copied):
+                claims.compare(name, found[name], true[name], names_of(path, copied))
+    except Failure as failure:
+        raise Failure(f"{done}\n{failure}") from None
+
+
+def resume_damaged(place: Place, trial: Trial) -> None:
+    """Damage a killed run or the cache; the run ends with the undisturbed bytes, or the damage is named."""
+    random = trial.random()
+    random.random()  # chose this function
+    name = random.choice(("micro", "other"))
+    run = place.ids[name]
+    copied = place.copy(random.choice(("killed", "extended")), trial.folder, only=f"{name}-*")
+    path, done = damage(copied, random, run)
+    words = ["run", name, *TRAIN] if random.random() < 0.5 else ["resume", run, "--steps", str(STEPS), *TRAIN]
+    outcome = process.run(trial.folder, *words)
+    try:
+        check_manners(outcome, {0, 1, 2})
+        said = outcome.out + outcome.err
+        named = any(word in said.replace(f"{run} resumes", "").replace(str(copied / "runs" / run), "") for word in names_of(path, copied) - {run})
+        if outcome.code:
+            require(any(word in outcome.err for word in names_of(path, copied)), f"the damage is not named: {outcome}")
+            return
+        try:
+            check_finished(copied / "runs" / run, place.root / "finished" / "runs" / run)
+        except Failure:
+            if not (named or is_without_numbers(path, copied)):
+                raise
+        again = process.run(trial.folder, "run", name, *TRAIN)
+        check_manners(again, {0, 1, 2})
+    except Failure as failure:
+        raise Failure(f"{done}\n{failure}\n{outcome}") from None
+
+
+def damage(copied: Path, random: Random, run: str) -> tuple[Path, str]:
+    """Damage one file; return it, and what was done to it in words.
+
+    Half of the time the file keeps its time of modification, as when a disk forgets a bit.
+    """
+    files = sorted(
+        path
+        for path in [*(copied / "runs" / run).rglob("*"), *(copied / "cache").rglob("*")]
+        if path.is_file() and path.stat().st_size and path.suffix != ".lock"
+    )
+    kinds = sorted({(path.parent.parent.name, path.name) for path in files})
+    chosen = random.choice(kinds)  # otherwise most of the files would be those of checkpoints
+    path = random.choice([path for path in files if (path.parent.parent.name, path.name) == chosen])
+    mutation, status = random.choice(MUTATIONS), path.stat()
+    content = bytearray(path.read_bytes())
+    mutation(content, random)
+    path.write_bytes(content)
+    if kept := random.random() < 0.5:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return path, f"{mutation.__name__} in {path.relative_to(copied)}{', same mtime' if kept else ''}"
+
+
+def is_without_numbers(path: Path, copied: Path) -> bool:
+    """Whether damage to a file may go unnoticed."""
+    parts = path.relative_to(copied).parts
+    return parts[0] == "runs" and (parts[2] in NO_NUMBERS or path.suffix == ".patch")
+
+
+def names_of(path: Path, copied: Path) -> set[str]:
+    """Return words of which a message about a damaged file has one."""
+    parts = path.relative_to(copied).parts
+    if parts[0] == "cache":
+        return {path.name, "cached tokens", parts[1]}
+    return {path.name, parts[1], path.parent.name}

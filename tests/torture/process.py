@@ -1,0 +1,213 @@
+"""Commands in forked children of this warm process, which start at once, or in fresh processes.
+
+Both kinds have a file each for stdout and stderr, and no stdin.
+"""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from torture.trial import Failure, require
+
+PATIENCE_S = 150
+"""Seconds after which a command hangs."""
+MAX_LINES = 8
+"""Lines on stderr that a user may be expected to read."""
+ERROR_CODES = {1, 2}
+
+REPORT = "report"
+"""Stands for `python -m analysis.report`; all other commands are gptlab's."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    words: tuple[str, ...]
+    code: int
+    """The exit code; minus the signal's number if a signal ended the process."""
+    out: str
+    err: str
+
+    def __str__(self) -> str:
+        text = f"{' '.join(self.words)} → {self.code}"
+        for name, content in (("stdout", self.out), ("stderr", self.err)):
+            text += f"\n--- {name}\n{content[-4000:]}" if content else ""
+        return text
+
+
+@dataclass(frozen=True)
+class Started:
+    """A command that may still run."""
+
+    words: tuple[str, ...]
+    pid: int
+    out: Path
+    err: Path
+
+    def send(self, number: int) -> None:
+        """Send a signal. The process is there until it is waited for, so no other can have its number."""
+        os.kill(self.pid, number)
+
+    def wait(self) -> Outcome:
+        """Wait until it ends; kill it if it hangs."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                out, err = (path.read_bytes().decode(errors="replace") for path in (self.out, self.err))
+                return Outcome(self.words, os.waitstatus_to_exitcode(status), out, err)
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise Failure(f"{' '.join(self.words)} did not end within {PATIENCE_S} s\n{self.err.read_text()}")
+            time.sleep(0.005)  # polled, because a wait has no bound
+
+
+def _nothing() -> None:
+    pass
+
+
+def start(
+    folder: Path, *words: str, prepare: Callable[[], object] = _nothing, at_end: Callable[[], object] = _nothing
+) -> Started:
+    """Start a command in a forked child, which calls `prepare` first and `at_end` last."""
+    out, err = _files(folder)
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            _take_streams(out, err)
+            prepare()
+            code = _run_module(words)
+            at_end()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return Started(words, child, out, err)
+
+
+def run(
+    folder: Path, *words: str, prepare: Callable[[], object] = _nothing, at_end: Callable[[], object] = _nothing
+) -> Outcome:
+    """Run a command in a forked child, which calls `prepare` first and `at_end` last."""
+    return start(folder, *words, prepare=prepare, at_end=at_end).wait()
+
+
+def start_fresh(
+    folder: Path,
+    *words: str,
+    environment: Mapping[str, str | None] | None = None,
+    shell: str = 'exec "$@"',
+) -> Started:
+    """Start a command in a fresh process.
+
+    Args:
+        folder: Where the files for stdout and stderr are made.
+        words: The command.
+        environment: Variables to set, or to remove for None.
+        shell: A script that starts the command, `"$@"`.
+    """
+    out, err = _files(folder)
+    changes = environment or {}
+    variables = {**os.environ, **{name: value for name, value in changes.items() if value is not None}}
+    variables = {name: value for name, value in variables.items() if changes.get(name, "") is not None}
+    module = ["analysis.report", *words[1:]] if words[0] == REPORT else ["gptlab", *words]
+    command = ["bash", "-c", shell, "bash", sys.executable, "-m", *module]
+    with out.open("wb") as stdout, err.open("wb") as stderr:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=variables)
+    process.returncode = 0  # `Started.wait` waits for it
+    return Started(words, process.pid, out, err)
+
+
+def check_manners(outcome: Outcome, codes: set[int], *, silent: bool = False) -> None:
+    """Check what every command owes its user: an exit code that fits, an error in one line, no traceback.
+
+    Args:
+        outcome: How the command ended.
+        codes: The exit codes that fit.
+        silent: Whether an error may be silent, because stderr cannot be written.
+    """
+    both = outcome.out + outcome.err
+    for phrase in ("Traceback (most recent call last)", "Exception ignored", "Fatal Python error"):
+        require(phrase not in both, f"{phrase!r}: {outcome}")
+    raw = {character for character in both if (character < " " or "\x7f" <= character < "\xa0") and character not in "\n\t"}
+    require(not raw, f"control characters {sorted(raw)}: {outcome}")
+    require(outcome.code in codes, f"exit code {outcome.code}, not one of {sorted(codes)}: {outcome}")
+    require(outcome.err.count("\n") <= MAX_LINES, f"more than {MAX_LINES} lines on stderr: {outcome}")
+    if outcome.code in ERROR_CODES and not silent:
+        errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+        require(len(errors) == 1, f"{len(errors)} lines with 'error: ' on stderr: {outcome}")
+
+
+def _files(folder: Path) -> tuple[Path, Path]:
+    """The files for stdout and stderr of the next command. They lie outside of what a trial damages."""
+    number = sum(1 for _ in folder.glob("command-*.out"))
+    out, err = folder / f"command-{number:03d}.out", folder / f"command-{number:03d}.err"
+    out.touch()
+    err.touch()
+    return out, err
+
+
+def _take_streams(out: Path, err: Path) -> None:
+    """Give this process stdin, stdout and stderr as a fresh one has them, and Python's own signal handlers."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for path, flags, descriptor in (
+        (os.devnull, os.O_RDONLY, 0),
+        (out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 1),
+        (err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 2),
+    ):
+        opened = os.open(path, flags)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    open_streams()
+
+
+def open_streams(encoding: str = "utf-8") -> None:
+    """Make `sys.stdout` and `sys.stderr` anew, as Python does when it starts; None for a descriptor that is closed."""
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = _stream(1, encoding, "strict", -1)
+    sys.stderr = _stream(2, encoding, "backslashreplace", 1)
+
+
+def _stream(descriptor: int, encoding: str, errors: str, buffering: int) -> TextIO | None:
+    try:
+        return os.fdopen(descriptor, "w", buffering, encoding=encoding, errors=errors, closefd=False)
+    except OSError:
+        return None
+
+
+def _run_module(words: Sequence[str]) -> int:
+    """Do what `python -m` does, and return the exit code."""
+    module = "analysis.report" if words[0] == REPORT else "gptlab"
+    sys.argv = [module, *(words[1:] if words[0] == REPORT else words)]
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        sys.stderr.write("Exception ignored in: stdout\n")
+        code = 120
+    return code
