@@ -16,10 +16,10 @@ for name in [name for name in os.environ if name.startswith(("WANDB_", "GPTLAB_"
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: results depend on it
 os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own reserves memory that a limit would count
 
-from torture.campaign import KINDS, NICENESS, Campaign, kind_of, remove
-from torture.place import make_place
-from torture.system import can_mount
-from torture.warm import warm_up
+from torture.campaign import KINDS, NICENESS, Campaign, kind_of, remove  # noqa: E402 — the variables come first
+from torture.place import make_place  # noqa: E402
+from torture.system import can_mount  # noqa: E402
+from torture.warm import warm_up  # noqa: E402
 
 
 class _Parser(argparse.ArgumentParser):

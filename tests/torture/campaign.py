@@ -1,5 +1,6 @@
 """Runs trials, two at a time, until the time is over, and reports those that failed."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from torture import concurrency, full_disk, kills, matrix, mutations, startup
 from torture.place import Place
-from torture.trial import Failure, Skip, Trial
+from torture.trial import PromiseBrokenError, SkipError, Trial
 
 KINDS: dict[str, Callable[[Place, Trial], None]] = {
     "kills": kills.attempt,
@@ -24,8 +25,10 @@ KINDS: dict[str, Callable[[Place, Trial], None]] = {
     "matrix": matrix.attempt,
     "startup": startup.attempt,
 }
-ROUND = ("matrix", "mutations", "startup", "matrix", "kills", "matrix", "mutations", "full_disk", "matrix", "concurrency",
-         "matrix", "mutations", "startup", "matrix", "kills")  # fmt: skip
+ROUND = (
+    *("matrix", "mutations", "matrix", "startup", "matrix", "kills", "matrix", "mutations", "matrix", "full_disk"),
+    *("matrix", "concurrency", "matrix", "mutations", "matrix", "startup", "matrix", "kills", "matrix"),
+)
 """The kinds of successive trials, over and over."""
 
 PROCESSES = 2
@@ -137,7 +140,9 @@ class Campaign:
     def summary(self) -> Iterator[str]:
         """Yield a line per kind, and one per reason why trials were skipped."""
         for kind, tally in self.tallies.items():
-            covered = f", {min(tally.trials, len(matrix.CELLS))} of {len(matrix.CELLS)} cells" if kind == "matrix" else ""
+            covered = (
+                f", {min(tally.trials, len(matrix.CELLS))} of {len(matrix.CELLS)} cells" if kind == "matrix" else ""
+            )
             yield f"{kind:12} {tally.trials:6} trials {tally.failures:6} failures {tally.seconds:8.0f} s{covered}"
             for reason, count in tally.skipped.items():
                 yield f"{'':12} {count:6} of them skipped: {reason}"
@@ -167,10 +172,10 @@ def remove(folder: Path) -> None:
 def _run_trial(attempt: Callable[[Place, Trial], None], place: Place, trial: Trial) -> int:
     try:
         attempt(place, trial)
-    except Skip as skip:
+    except SkipError as skip:
         _note(trial).write_text(str(skip))
         return SKIPPED
-    except Failure as failure:
+    except PromiseBrokenError as failure:
         _note(trial).write_text(str(failure))
         return 1
     except BaseException:
@@ -185,10 +190,8 @@ def _note(trial: Trial) -> Path:
 
 
 def _kill_leftovers(group: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _without_numbers(text: str) -> str:

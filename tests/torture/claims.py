@@ -1,7 +1,8 @@
 """What commands say about runs: the numbers that somebody might believe.
 
 A damaged file must not change a claim silently. `read` runs commands that only read and returns what each of them says,
-without what may differ between two copies of the same run: times and places.
+without what may differ between two copies of the same run: times and places. Facts about code and machines are no
+numbers.
 """
 
 import json
@@ -41,19 +42,19 @@ class Claim:
     """Its document, table or report."""
 
 
-def read(place: Place, folder: Path, copied: Path, readers: Iterable[str]) -> dict[str, Claim]:
+def read(place: Place, copied: Path, readers: Iterable[str]) -> dict[str, Claim]:
     """Run these readers on a copy of the finished runs and return what each says."""
     claims = {}
     for name in readers:
         for report in REPORTS:
             (copied / "runs" / report).unlink(missing_ok=True)
-        outcome = process.run(folder, *(word.format(**place.ids) for word in READERS[name]))
+        outcome = process.run(*(word.format(**place.ids) for word in READERS[name]))
         check_manners(outcome, READ_CODES)
         text = outcome.out
         if name == "report" and outcome.code == 0:
             text = "\n".join((copied / "runs" / report).read_text() for report in REPORTS)
-        if "--json" in READERS[name] and outcome.code == 0:
-            text = json.dumps(json.loads(text), indent=1)
+        if name == "diff" and outcome.code == 0:
+            text = json.dumps({key: json.loads(text)[key] for key in ("results", "notes")}, indent=1)
         claims[name] = Claim(outcome, VOLATILE.sub("…", text.replace(str(copied), "COPY")))
     return claims
 

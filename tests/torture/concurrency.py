@@ -42,14 +42,14 @@ def attempt(place: Place, trial: Trial) -> None:
     began, started = time.monotonic(), []
     for delay, index in starts:
         time.sleep(max(0.0, began + delay - time.monotonic()))
-        started.append(process.start(trial.folder, *commands[index]))
+        started.append(process.start(*commands[index]))
     outcomes = [one.wait() for one in started]
     for outcome in outcomes:
         check_manners(outcome, {0, 1, 2})
     for attempts in (copied / "runs").rglob(ATTEMPTS):
         check_one_trainer(attempts, killed=beginning == "killed")
     check_checkpoints(copied / "runs")
-    check_manners(process.run(trial.folder, *train), {0})
+    check_manners(process.run(*train), {0})
     check_finished(copied / "runs" / run, place.root / "finished" / "runs" / run)
 
 

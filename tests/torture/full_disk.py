@@ -31,10 +31,10 @@ def attempt(place: Place, trial: Trial) -> None:
         else:
             limit = int(10 ** random.uniform(0, 6.7))
             prepare = lambda limit=limit: system.limit_file_size(limit)  # noqa: E731 — a value like the one above
-        check_manners(process.run(trial.folder, "run", name, *TRAIN, prepare=prepare), {0, 1})
+        check_manners(process.run("run", name, *TRAIN, prepare=prepare), {0, 1})
         check_checkpoints(copied / "runs")
         filler.unlink(missing_ok=True)
-    check_manners(process.run(trial.folder, "run", name, *TRAIN), {0})
+    check_manners(process.run("run", name, *TRAIN), {0})
     check_finished(copied / "runs" / run, place.root / "finished" / "runs" / run)
 
 

@@ -30,9 +30,9 @@ def attempt(place: Place, trial: Trial) -> None:
         at, delay, twice = random.randint(1, MAX_OPERATIONS[name]), random.uniform(0, MAX_S), random.random() < 0.2
         if by_operation:
             disturb = acts_at(at, lambda number=number: os.kill(os.getpid(), number))
-            outcome = process.run(trial.folder, *words, prepare=disturb)
+            outcome = process.run(*words, prepare=disturb)
         else:
-            started = process.start(trial.folder, *words)
+            started = process.start(*words)
             for _ in range(1 + twice):
                 time.sleep(delay)
                 started.send(number)
@@ -40,7 +40,7 @@ def attempt(place: Place, trial: Trial) -> None:
         check(outcome, number)
         check_checkpoints(copied / "runs")
     for _ in range(2):  # the second one has nothing to do
-        check_manners(process.run(trial.folder, "run", name, *TRAIN), {0})
+        check_manners(process.run("run", name, *TRAIN), {0})
     check_finished(copied / "runs" / run, place.root / "finished" / "runs" / run)
 
 

@@ -11,7 +11,7 @@ from random import Random
 from torture import full_disk, process, system
 from torture.place import TRAIN, Place
 from torture.process import REPORT, Outcome, check_manners, open_streams
-from torture.trial import Failure, Skip, Trial, require
+from torture.trial import PromiseBrokenError, SkipError, Trial, require
 
 COMMANDS: dict[str, list[str]] = {
     "list": ["list"],
@@ -58,7 +58,7 @@ class Condition:
         name: What it is called.
         arrange: Changes the copy of the runs, and this process's environment, before the child is forked.
         enter: Changes the child itself.
-        shell: A script that starts a fresh process instead of a forked one, for what only that can show.
+        script: A shell script that starts a fresh process instead of a forked one, for what only that can show.
         needs_mounts: Whether a file system is mounted.
         silent: Whether an error may be silent, because stderr cannot be written.
         reads: Whether commands that only read must succeed and say the same as without the condition.
@@ -70,7 +70,7 @@ class Condition:
     name: str
     arrange: Change = _no_change
     enter: Change = _no_change
-    shell: str | None = None
+    script: str | None = None
     needs_mounts: bool = False
     silent: bool = False
     reads: bool = True
@@ -190,8 +190,8 @@ CONDITIONS = [
     Condition("a damaged run among good ones", _damaged, names="other-*-s1"),
     Condition("a renamed copy of a run", _renamed_copy, names="backup"),
     Condition("terminal codes in a run", _terminal_codes, names="other-*-s1"),
-    Condition("C locale", shell='LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0 exec "$@"'),
-    Condition("`| head -c 1`", shell='"$@" | head -c 1; exit "${PIPESTATUS[0]}"', silent=True, reads=False),
+    Condition("C locale", script='LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0 exec "$@"'),
+    Condition("`| head -c 1`", script='"$@" | head -c 1; exit "${PIPESTATUS[0]}"', silent=True, reads=False),
 ]
 
 CELLS = [(command, condition) for command in COMMANDS for condition in CONDITIONS]
@@ -206,17 +206,17 @@ def attempt(place: Place, trial: Trial) -> None:
 def run_cell(place: Place, trial: Trial, name: str, condition: Condition) -> None:
     """Run one command under one condition."""
     if condition.needs_mounts and not place.mounts:
-        raise Skip("a file system cannot be mounted here (unshare -rm)")
+        raise SkipError("a file system cannot be mounted here (unshare -rm)")
     random, words = trial.random(), [word.format(**place.ids) for word in COMMANDS[name]]
     copied = place.copy("finished", trial.folder)
     prepare(name, place, copied)
-    true = process.run(trial.folder, *words) if condition.reads and name in READ_ONLY else None
+    true = process.run(*words) if condition.reads and name in READ_ONLY else None
     listed = next((copied / "runs").glob(condition.names)).name if condition.names not in {None, "backup"} else "backup"
     condition.arrange(copied, random)
-    if condition.shell:
-        outcome = process.start_fresh(trial.folder, *words, shell=condition.shell).wait()
+    if condition.script:
+        outcome = process.start_fresh(*words, script=condition.script).wait()
     else:
-        outcome = process.run(trial.folder, *words, prepare=lambda: condition.enter(copied, random))
+        outcome = process.run(*words, prepare=lambda: condition.enter(copied, random))
     try:
         check_manners(outcome, set(condition.codes), silent=condition.silent)
         if true or condition.name == "nothing special":
@@ -228,8 +228,8 @@ def run_cell(place: Place, trial: Trial, name: str, condition: Condition) -> Non
         if condition.trains and name in LAST_STEPS:
             step = f"*/checkpoints/step-{LAST_STEPS[name]:08d}/manifest.json"
             require(list((copied / "runs").glob(step)), f"no checkpoint of the last step: {outcome}")
-    except Failure as failure:
-        raise Failure(f"{name}, {condition.name}: {failure}") from None
+    except PromiseBrokenError as failure:
+        raise PromiseBrokenError(f"{name}, {condition.name}: {failure}") from None
 
 
 def prepare(name: str, place: Place, copied: Path) -> None:
@@ -247,6 +247,10 @@ def _check_document(outcome: Outcome, true: Outcome) -> None:
     try:
         ours, theirs = json.loads(outcome.out), json.loads(true.out)
     except ValueError:
-        raise Failure(f"stdout is not one JSON document: {outcome}") from None
-    same = all(item in ours for item in theirs if item.get("run", "").startswith("micro")) if isinstance(theirs, list) else ours == theirs
+        raise PromiseBrokenError(f"stdout is not one JSON document: {outcome}") from None
+    same = (
+        all(item in ours for item in theirs if item.get("run", "").startswith("micro"))
+        if isinstance(theirs, list)
+        else ours == theirs
+    )
     require(same, f"the document is not the same: {outcome}\n--- without the condition\n{true.out}")

@@ -8,7 +8,7 @@ from random import Random
 from torture import claims, process
 from torture.place import STEPS, TRAIN, Place, check_finished
 from torture.process import check_manners
-from torture.trial import Failure, Trial, require
+from torture.trial import PromiseBrokenError, Trial, require
 
 NO_NUMBERS = ("samples.jsonl", "log.txt", "wandb", "profile", "lock", "heartbeat")
 """Files of a run that hold no numbers: damage to them may go unnoticed."""
@@ -83,15 +83,15 @@ def read_damaged(place: Place, trial: Trial) -> None:
     random.random()  # chose this function
     copied = place.copy("finished", trial.folder)
     readers = random.sample(list(claims.READERS), k=4)
-    true = claims.read(place, trial.folder, copied, readers)
+    true = claims.read(place, copied, readers)
     path, done = damage(copied, random, place.ids["micro"])
-    found = claims.read(place, trial.folder, copied, readers)
+    found = claims.read(place, copied, readers)
     try:
         for name in readers:
             if not is_without_numbers(path, copied):
                 claims.compare(name, found[name], true[name], names_of(path, copied))
-    except Failure as failure:
-        raise Failure(f"{done}\n{failure}") from None
+    except PromiseBrokenError as failure:
+        raise PromiseBrokenError(f"{done}\n{failure}") from None
 
 
 def resume_damaged(place: Place, trial: Trial) -> None:
@@ -103,23 +103,26 @@ def resume_damaged(place: Place, trial: Trial) -> None:
     copied = place.copy(random.choice(("killed", "extended")), trial.folder, only=f"{name}-*")
     path, done = damage(copied, random, run)
     words = ["run", name, *TRAIN] if random.random() < 0.5 else ["resume", run, "--steps", str(STEPS), *TRAIN]
-    outcome = process.run(trial.folder, *words)
+    outcome = process.run(*words)
     try:
         check_manners(outcome, {0, 1, 2})
         said = outcome.out + outcome.err
-        named = any(word in said.replace(f"{run} resumes", "").replace(str(copied / "runs" / run), "") for word in names_of(path, copied) - {run})
+        named = any(
+            word in said.replace(f"{run} resumes", "").replace(str(copied / "runs" / run), "")
+            for word in names_of(path, copied) - {run}
+        )
         if outcome.code:
             require(any(word in outcome.err for word in names_of(path, copied)), f"the damage is not named: {outcome}")
             return
         try:
             check_finished(copied / "runs" / run, place.root / "finished" / "runs" / run)
-        except Failure:
+        except PromiseBrokenError:
             if not (named or is_without_numbers(path, copied)):
                 raise
-        again = process.run(trial.folder, "run", name, *TRAIN)
+        again = process.run("run", name, *TRAIN)
         check_manners(again, {0, 1, 2})
-    except Failure as failure:
-        raise Failure(f"{done}\n{failure}\n{outcome}") from None
+    except PromiseBrokenError as failure:
+        raise PromiseBrokenError(f"{done}\n{failure}\n{outcome}") from None
 
 
 def damage(copied: Path, random: Random, run: str) -> tuple[Path, str]:

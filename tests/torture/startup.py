@@ -1,18 +1,17 @@
 """A fresh process is asked to end at any moment of its start: it ends without a traceback, and the next one works."""
 
-import re
 import signal
 import time
 from random import Random
 
 from torture import matrix, process
 from torture.place import Place
-from torture.process import ERROR_CODES, Outcome, check_manners
-from torture.trial import Trial, require
+from torture.process import Outcome, check_manners
+from torture.trial import PromiseBrokenError, Trial, require
 
 SIGNALS = (signal.SIGINT, signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COMMANDS = ["list", "show", "runs", "sample", "eval", "diff", "sync", "rm", "gc", "report", "run", "resume json"]
-LONGEST_S = {name: 1.2 for name in ("list", "runs", "sync", "rm", "gc")}
+LONGEST_S = dict.fromkeys(("list", "runs", "sync", "rm", "gc"), 1.2)
 DEFAULT_LONGEST_S = 6.0
 """About as long as a command that imports torch takes on a busy machine."""
 
@@ -25,21 +24,22 @@ def attempt(place: Place, trial: Trial) -> None:
     delay = LONGEST_S.get(name, DEFAULT_LONGEST_S) * random.random() ** 1.5  # the beginning is the least explored
     copied = place.copy("finished", trial.folder)
     matrix.prepare(name, place, copied)
-    started = process.start_fresh(trial.folder, *(word.format(**place.ids) for word in matrix.COMMANDS[name]))
+    started = process.start_fresh(*(word.format(**place.ids) for word in matrix.COMMANDS[name]))
     time.sleep(delay)
     started.send(number)
     check(started.wait(), number, delay)
-    again = process.run(trial.folder, *(word.format(**place.ids) for word in matrix.COMMANDS[name]))
+    again = process.run(*(word.format(**place.ids) for word in matrix.COMMANDS[name]))
     check_manners(again, {0, 2} if name == "rm" else {0})
 
 
 def check(outcome: Outcome, number: signal.Signals, delay: float) -> None:
-    """Check how the process ended: as if nothing had happened, by the signal, or with its exit code."""
-    if outcome.code == -number:
-        require("gptlab/" not in outcome.err, f"{number.name} after {delay:.3f} s: a traceback: {outcome}")
-        return
-    quiet = Outcome(outcome.words, outcome.code, outcome.out, re.sub(r"^error: .*\n", "", outcome.err))
-    check_manners(quiet if outcome.code not in ERROR_CODES else outcome, {0, 128 + number})
+    """Check how the process ended: as if nothing had happened, by the signal, or with the exit code that stands for it.
 
-
-_ = re
+    Python itself ends with a traceback of its own if it is interrupted before it starts the first line of gptlab.
+    """
+    try:
+        if outcome.code != -number:
+            check_manners(outcome, {0, 128 + number})
+        require("gptlab/" not in outcome.err or "Traceback" not in outcome.err, f"a traceback: {outcome}")
+    except PromiseBrokenError as failure:
+        raise PromiseBrokenError(f"{outcome.words[0]}, {number.name} after {delay:.3f} s: {failure}") from None

@@ -5,11 +5,11 @@ from pathlib import Path
 from random import Random
 
 
-class Failure(Exception):
+class PromiseBrokenError(Exception):
     """A promise was broken."""
 
 
-class Skip(Exception):
+class SkipError(Exception):
     """The trial needs what this machine does not have; the text says what."""
 
 
@@ -31,4 +31,4 @@ class Trial:
 def require(condition: object, message: str) -> None:
     """Fail with a message unless a condition holds."""
     if not condition:
-        raise Failure(message)
+        raise PromiseBrokenError(message)

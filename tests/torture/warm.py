@@ -1,7 +1,11 @@
 """Import everything that a command may import, so that forked children need not."""
 
+import contextlib
 import importlib
 import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import analysis
 import gptlab
@@ -16,3 +20,16 @@ def warm_up() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if module.name not in NOT_IMPORTED:
                 importlib.import_module(module.name)
+
+
+def learn(path: Path) -> Callable[[], None]:
+    """Return what a child calls last, so that it writes the names of all modules that its command imported."""
+    return lambda: path.write_text("\n".join(name for name in sys.modules if name not in NOT_IMPORTED))
+
+
+def import_learnt(path: Path) -> None:
+    """Import the modules that a child imported."""
+    for name in path.read_text().split("\n"):
+        if name != "__main__" and name not in sys.modules and not name.startswith("experiments"):
+            with contextlib.suppress(ImportError):  # a module that only exists in memory
+                importlib.import_module(name)
