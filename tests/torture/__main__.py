@@ -8,18 +8,14 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-for name in [name for name in os.environ if name.startswith(("WANDB_", "GPTLAB_"))]:
-    del os.environ[name]
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: results depend on it
-os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own reserves memory that a limit would count
+from torture.system import can_mount
+from torture.trial import KINDS
 
-from torture.campaign import KINDS, NICENESS, Campaign, kind_of, remove  # noqa: E402 — the variables come first
-from torture.place import make_place  # noqa: E402
-from torture.system import can_mount  # noqa: E402
-from torture.warm import warm_up  # noqa: E402
+NICENESS = 10
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +31,7 @@ def main() -> int:
     parser.add_argument("--trial", type=int, help="Run only this trial.")
     parser.add_argument("--name", nargs="*", help="Run only trials of these kinds.")
     options = parser.parse_args()
-    kinds = options.name or list(KINDS)
+    kinds = options.name or KINDS
     for kind in kinds:
         if kind not in KINDS:
             return _fail(f"there is no kind {kind}; the kinds are: {', '.join(KINDS)}")
@@ -47,17 +43,22 @@ def main() -> int:
     return _run(seed, options.trial, kinds, options.minutes)
 
 
-def _run(seed: int, only: int | None, kinds: list[str], minutes: float) -> int:
+def _run(seed: int, only: int | None, kinds: Sequence[str], minutes: float) -> int:
     began = time.monotonic()
     print(f"seed {seed}; repeat this campaign with: make torture SEED={seed} MINUTES={minutes:g}", flush=True)
     os.nice(NICENESS)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     root = Path(tempfile.mkdtemp(prefix="gptlab-torture-"))
-    _keep_away_from_the_user(root)
+    _set_environment(root)
     mounts = can_mount()
     if not mounts:
         print("a file system cannot be mounted here (unshare -rm): some trials are skipped")
+
+    from torture.campaign import Campaign, kind_of, remove  # torch reads the environment, and takes seconds
+    from torture.place import make_place
+    from torture.warm import warm_up
+
     warm_up()
     failed, interrupted = True, False
     try:
@@ -81,11 +82,16 @@ def _run(seed: int, only: int | None, kinds: list[str], minutes: float) -> int:
     return 130 if interrupted else int(failed)
 
 
-def _keep_away_from_the_user(root: Path) -> None:
+def _set_environment(root: Path) -> None:
     """Let no command see the user's settings, temporary files or W&B account."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "GPTLAB_"))]:
+        del os.environ[name]
+    os.environ["OMP_NUM_THREADS"] = "1"  # results depend on it
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own reserves memory that a limit would count
     for variable, name in (("HOME", "home"), ("TMPDIR", "tmp"), ("WANDB_CONFIG_DIR", "wandb-config")):
         (root / name).mkdir()
         os.environ[variable] = str(root / name)
+    tempfile.tempdir = None  # it was read from the old TMPDIR
     os.environ["NETRC"] = str(root / "netrc")
     os.environ["XDG_CACHE_HOME"] = str(root / "home")
 

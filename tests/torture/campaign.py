@@ -15,9 +15,9 @@ from pathlib import Path
 
 from torture import concurrency, full_disk, kills, matrix, mutations, startup
 from torture.place import Place
-from torture.trial import PromiseBrokenError, SkipError, Trial
+from torture.trial import KINDS, PromiseBrokenError, SkipError, Trial
 
-KINDS: dict[str, Callable[[Place, Trial], None]] = {
+ATTEMPTS: dict[str, Callable[[Place, Trial], None]] = {
     "kills": kills.attempt,
     "mutations": mutations.attempt,
     "full_disk": full_disk.attempt,
@@ -34,7 +34,6 @@ ROUND = (
 PROCESSES = 2
 TRIAL_S = 400
 """Seconds after which a trial hangs."""
-NICENESS = 10
 SKIPPED = 77
 
 
@@ -95,7 +94,7 @@ class Campaign:
         child = os.fork()
         if child == 0:
             os.setsid()
-            os._exit(_run_trial(KINDS[kind], self.place, trial))
+            os._exit(_run_trial(ATTEMPTS[kind], self.place, trial))
         self._running[child] = _Running(trial, kind, time.monotonic())
 
     def _wait_for_fewer_than(self, count: int) -> None:

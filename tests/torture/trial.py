@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+KINDS = ("kills", "mutations", "full_disk", "concurrency", "matrix", "startup")
+"""The kinds of faults; each has a module."""
+
 
 class PromiseBrokenError(Exception):
     """A promise was broken."""
