@@ -193,6 +193,7 @@ def _run_module(words: Sequence[str]) -> int:
     """Do what `python -m` does, and return the exit code."""
     module = "analysis.report" if words[0] == REPORT else "gptlab"
     sys.argv = [module, *(words[1:] if words[0] == REPORT else words)]
+    sys.modules.pop(module if words[0] == REPORT else "", None)  # runpy warns of a module that was imported before
     code = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

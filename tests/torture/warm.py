@@ -10,26 +10,26 @@ from pathlib import Path
 import analysis
 import gptlab
 
-NOT_IMPORTED = {"gptlab.__main__", "analysis.report"}
-"""`python -m` runs them; runpy warns of a module that was imported before."""
+ENTRY = "gptlab.__main__"
+"""It runs a command when it is imported."""
 
 
 def warm_up() -> None:
     """Import all modules of gptlab and analysis, without a thread or a computation."""
     for package in (gptlab, analysis):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if module.name not in NOT_IMPORTED:
+            if module.name != ENTRY:
                 importlib.import_module(module.name)
 
 
 def learn(path: Path) -> Callable[[], None]:
     """Return what a child calls last, so that it writes the names of all modules that its command imported."""
-    return lambda: path.write_text("\n".join(name for name in sys.modules if name not in NOT_IMPORTED))
+    return lambda: path.write_text("\n".join(sys.modules))
 
 
 def import_learnt(path: Path) -> None:
     """Import the modules that a child imported."""
     for name in path.read_text().split("\n"):
-        if name != "__main__" and name not in sys.modules and not name.startswith("experiments"):
+        if name not in {"__main__", ENTRY, *sys.modules} and not name.startswith("experiments"):
             with contextlib.suppress(ImportError):  # a module that only exists in memory
                 importlib.import_module(name)
