@@ -31,7 +31,7 @@ def test_a_few_trials_of_each_cheap_kind_run_clean(tmp_path, monkeypatch, capfd)
     monkeypatch.chdir(tmp_path)
     for name in ("GPTLAB_RUNS", "GPTLAB_CACHE"):
         monkeypatch.setenv(name, os.environ[name])  # restores what the campaign changes
-    place = make_place(tmp_path, mounts=can_mount())
+    place = make_place(tmp_path, mounts=can_mount(), experiments=["micro"])
     trials = Campaign(place, SEED)
     trials.run(numbers(TRIALS), KINDS, math.inf)
     assert {kind: tally.trials for kind, tally in trials.tallies.items() if tally.trials} == TRIALS

@@ -57,12 +57,14 @@ def _run(seed: int, only: int | None, kinds: Sequence[str], minutes: float) -> i
 
     from torture.campaign import Campaign, kind_of, remove  # torch reads the environment, and takes seconds
     from torture.place import make_place
-    from torture.warm import warm_up
+    from torture.warm import learn_commands, warm_up
 
     warm_up()
     failed, interrupted = True, False
     try:
-        campaign = Campaign(make_place(root, mounts=mounts), seed)
+        place = make_place(root, mounts=mounts)
+        learn_commands(place)
+        campaign = Campaign(place, seed)
         print(f"prepared in {time.monotonic() - began:.0f} s, in {root}", flush=True)
         try:
             if only is None:

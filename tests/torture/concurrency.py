@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from torture import process
-from torture.place import EXPERIMENTS, TRAIN, Place, check_checkpoints, check_finished
+from torture.place import TRAIN, Place, check_checkpoints, check_finished
 from torture.process import check_manners
 from torture.trial import Trial, require
 
@@ -18,7 +18,7 @@ ATTEMPTS = "attempts.jsonl"
 def attempt(place: Place, trial: Trial) -> None:
     """Start two to six commands within a second or so, then finish the run."""
     random = trial.random()
-    name, beginning = random.choice(EXPERIMENTS), random.choice((None, "extended", "killed"))
+    name, beginning = random.choice(place.experiments), random.choice((None, "extended", "killed"))
     run = place.ids[name]
     copied = place.copy(beginning, trial.folder) if beginning else place.empty(trial.folder)
     if random.random() < 0.3:

@@ -6,19 +6,17 @@ import shutil
 from pathlib import Path
 
 from torture import process, system
-from torture.place import EXPERIMENTS, TRAIN, Place, acts_at, check_checkpoints, check_finished, use
+from torture.place import TRAIN, Place, acts_at, check_checkpoints, check_finished, use
 from torture.process import check_manners
 from torture.trial import Trial
 
-MAX_OPERATIONS = {"micro": 120, "other": 320}
 DISK_BYTES = 64 << 20
-LARGEST_FILE = 5 << 20
 
 
 def attempt(place: Place, trial: Trial) -> None:
     """Fill the disk during one or two attempts, then finish the run."""
     random = trial.random()
-    name, beginning = random.choice(EXPERIMENTS), random.choice((None, "extended", "killed"))
+    name, beginning = random.choice(place.experiments), random.choice((None, "extended", "killed"))
     run, real = place.ids[name], place.mounts and random.random() < 0.6
     copied = place.copy(beginning, trial.folder, only=f"{name}-*") if beginning else place.empty(trial.folder)
     if real:
@@ -26,7 +24,7 @@ def attempt(place: Place, trial: Trial) -> None:
     filler = copied / "filler"
     for _ in range(random.randint(1, 2)):
         if real:
-            at, left = random.randint(1, MAX_OPERATIONS[name]), int(10 ** random.uniform(0, 6.5))
+            at, left = random.randint(1, place.operations[name]), int(10 ** random.uniform(0, 6.5))
             prepare = acts_at(at, lambda left=left: fill(filler, left))
         else:
             limit = int(10 ** random.uniform(0, 6.7))

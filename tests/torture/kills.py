@@ -5,14 +5,12 @@ import signal
 import time
 
 from torture import process
-from torture.place import EXPERIMENTS, TRAIN, Place, acts_at, check_checkpoints, check_finished
+from torture.place import TRAIN, Place, acts_at, check_checkpoints, check_finished
 from torture.process import Outcome, check_manners
 from torture.trial import Trial
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 BEGINNINGS = (None, "extended", "killed")
-MAX_OPERATIONS = {"micro": 120, "other": 320}
-"""A little more than an undisturbed run has."""
 MAX_S = 1.5
 """A little longer than an undisturbed run lasts."""
 
@@ -20,14 +18,14 @@ MAX_S = 1.5
 def attempt(place: Place, trial: Trial) -> None:
     """Kill up to four attempts, then finish the run."""
     random = trial.random()
-    name, beginning = random.choice(EXPERIMENTS), random.choice(BEGINNINGS)
+    name, beginning = random.choice(place.experiments), random.choice(BEGINNINGS)
     run = place.ids[name]
     copied = place.copy(beginning, trial.folder, only=f"{name}-*") if beginning else place.empty(trial.folder)
     for _ in range(random.randint(1, 4)):
         number, by_operation = random.choice(SIGNALS), random.random() < 0.7
         begun = (copied / "runs" / run / "run.json").exists()
         words = ["resume", run, "--steps", "40", *TRAIN] if begun and random.random() < 0.5 else ["run", name, *TRAIN]
-        at, delay, twice = random.randint(1, MAX_OPERATIONS[name]), random.uniform(0, MAX_S), random.random() < 0.2
+        at, delay, twice = random.randint(1, place.operations[name]), random.uniform(0, MAX_S), random.random() < 0.2
         if by_operation:
             disturb = acts_at(at, lambda number=number: os.kill(os.getpid(), number))
             outcome = process.run(*words, prepare=disturb)

@@ -12,6 +12,8 @@ from torture.trial import PromiseBrokenError, Trial, require
 
 NO_NUMBERS = ("samples.jsonl", "log.txt", "wandb", "profile", "lock", "heartbeat")
 """Files of a run that hold no numbers: damage to them may go unnoticed."""
+WEIGHTS = {"metrics.jsonl": 6, "manifest.json": 6, "attempts.jsonl": 3, "run.json": 3, ".u16": 4, ".parquet": 3}
+"""How much more often than others files with this name or suffix are damaged."""
 PAGE = 4096
 
 
@@ -98,7 +100,7 @@ def resume_damaged(place: Place, trial: Trial) -> None:
     """Damage a killed run or the cache; the run ends with the undisturbed bytes, or the damage is named."""
     random = trial.random()
     random.random()  # chose this function
-    name = random.choice(("micro", "other"))
+    name = random.choice(place.experiments)
     run = place.ids[name]
     copied = place.copy(random.choice(("killed", "extended")), trial.folder, only=f"{name}-*")
     path, done = damage(copied, random, run)
@@ -135,9 +137,9 @@ def damage(copied: Path, random: Random, run: str) -> tuple[Path, str]:
         for path in [*(copied / "runs" / run).rglob("*"), *(copied / "cache").rglob("*")]
         if path.is_file() and path.stat().st_size and path.suffix != ".lock"
     )
-    kinds = sorted({(path.parent.parent.name, path.name) for path in files})
-    chosen = random.choice(kinds)  # otherwise most of the files would be those of checkpoints
-    path = random.choice([path for path in files if (path.parent.parent.name, path.name) == chosen])
+    kinds = sorted({path.name for path in files})  # otherwise most of the files would be those of checkpoints
+    chosen = random.choices(kinds, [WEIGHTS.get(name, WEIGHTS.get(Path(name).suffix, 1)) for name in kinds])[0]
+    path = random.choice([path for path in files if path.name == chosen])
     mutation, status = random.choice(MUTATIONS), path.stat()
     content = bytearray(path.read_bytes())
     mutation(content, random)

@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -16,8 +16,8 @@ from gptlab.checkpoints.manifest import CHECKPOINTS, MODEL, OPTIMIZER, compute_d
 from gptlab.spec import Experiment
 from gptlab.tracking.metrics import DETERMINISTIC, METRICS
 from gptlab.tracking.run import SAMPLES
-from torture import process, warm
-from torture.process import REPORT, check_manners
+from torture import process
+from torture.process import check_manners
 from torture.trial import require
 
 SENTENCE = "the a model learns to read one token after another and so it writes what it has read"
@@ -44,6 +44,8 @@ OTHER = {
     "train": {**MICRO["train"], "checkpoint_every": 3, "log_every": 2, "snapshots": True},
 }
 STEPS = 40
+KILLED = 77
+"""Exit code of a process that dies on purpose."""
 EXPERIMENTS = ("micro", "other")
 TRAIN = ("--wandb", "off")
 
@@ -55,6 +57,8 @@ class Place:
     Attributes:
         root: Everything is below it.
         mounts: Whether file systems can be mounted.
+        experiments: The names of the experiments.
+        operations: The number of file operations of an undisturbed run of each.
 
     project/    experiments/{micro,other}.py; the working directory
     words.txt   the text
@@ -65,6 +69,8 @@ class Place:
 
     root: Path
     mounts: bool
+    experiments: tuple[str, ...] = ()
+    operations: dict[str, int] = field(default_factory=dict)
 
     def copy(self, name: str, folder: Path, *, only: str = "*") -> Path:
         """Copy runs and the cache of that name into a trial's folder, and let this process use them.
@@ -95,7 +101,8 @@ class Place:
     def ids(self) -> dict[str, str]:
         """The runs' ids by experiment and seed, if that is not 0: `micro`, `micro 1`, `other`, `other 1`."""
         found = sorted(path.name for path in (self.root / "finished" / "runs").glob("*-s*"))
-        return dict(zip(("micro", "micro 1", "other", "other 1"), found, strict=True))
+        names = [name for experiment in self.experiments for name in (experiment, f"{experiment} 1")]
+        return dict(zip(names, found, strict=True))
 
 
 def use(folder: Path) -> None:
@@ -103,55 +110,62 @@ def use(folder: Path) -> None:
     os.environ["GPTLAB_RUNS"], os.environ["GPTLAB_CACHE"] = str(folder / "runs"), str(folder / "cache")
 
 
-def make_place(root: Path, *, mounts: bool) -> Place:
+def _nothing() -> None:
+    pass
+
+
+def make_place(root: Path, *, mounts: bool, experiments: Sequence[str] = EXPERIMENTS) -> Place:
     """Make the project and the undisturbed runs. The working directory changes to the project."""
     _make_project(root)
     os.chdir(root / "project")
-    place = Place(root, mounts)
-
-    def must(*words: str, code: int = 0, prepare: Callable[[], object] = lambda: None) -> None:
-        outcome = process.run(*words, prepare=prepare, at_end=warm.learn(root / "modules"))
-        require(outcome.code == code, f"an undisturbed command failed: {outcome}")
-        check_manners(outcome, {code})
-        warm.import_learnt(root / "modules")
-
+    place = Place(root, mounts, tuple(experiments))
     for name in ("finished", "extended", "killed"):
         (root / name / "runs").mkdir(parents=True)
         (root / name / "cache").mkdir()
+    for name in experiments:
+        use(root / "finished")
+        place.operations[name] = count_operations("run", name, *TRAIN)
+        must("run", name, "--seed", "1", *TRAIN)
+        use(root / "extended")
+        must("run", name, "--steps", "20", *TRAIN)
+        use(root / "killed")
+        dies = acts_at(int(0.7 * place.operations[name]), lambda: os._exit(KILLED))
+        must("run", name, *TRAIN, code=KILLED, prepare=dies)
     use(root / "finished")
-    for arguments in (["micro"], ["micro", "--seed", "1"], ["other"], ["other", "--seed", "1"]):
-        must("run", *arguments, *TRAIN)
     for run in place.ids.values():
         must("eval", run)
-    must("show", "micro")
-    must("sample", place.ids["micro"])
-    must(REPORT)
-    use(root / "extended")
-    for name in EXPERIMENTS:
-        must("run", name, "--steps", "20", *TRAIN)
-    use(root / "killed")
-    for name in EXPERIMENTS:
-        counted = count_operations(root / "killed", "run", name, *TRAIN)
-        shutil.rmtree(next((root / "killed" / "runs").glob(f"{name}-*")))
-        must("run", name, *TRAIN, code=77, prepare=acts_at(int(0.7 * counted), lambda: os._exit(77)))
     return place
 
 
-def count_operations(folder: Path, *words: str) -> int:
-    """Run a command undisturbed and return the number of its operations on the files below a folder."""
-    operations, counted = Operations(0, lambda: None), folder / "counted"
-    outcome = process.run(
+def must(
+    *words: str, code: int = 0, prepare: Callable[[], object] = _nothing, at_end: Callable[[], object] = _nothing
+) -> None:
+    """Run a command that is not disturbed, or dies in a way that is known."""
+    outcome = process.run(*words, prepare=prepare, at_end=at_end)
+    require(outcome.code == code, f"an undisturbed command failed: {outcome}")
+    check_manners(outcome, {code})
+
+
+def count_operations(*words: str) -> int:
+    """Run a command and return the number of its operations on files."""
+    operations, counted = Operations(0, _nothing), _folder_of_runs() / "counted"
+    must(
         *words,
-        prepare=lambda: operations.watch(folder),
+        prepare=lambda: operations.watch(_folder_of_runs()),
         at_end=lambda: counted.write_text(str(operations.count)),
     )
-    require(outcome.code == 0, f"an undisturbed command failed: {outcome}")
-    return int(counted.read_text())
+    number = int(counted.read_text())
+    counted.unlink()
+    return number
+
+
+def _folder_of_runs() -> Path:
+    return Path(os.environ["GPTLAB_RUNS"]).parent
 
 
 def acts_at(number: int, act: Callable[[], None]) -> Callable[[], None]:
     """Return what a child calls first, so that it calls `act` at its N-th operation on its runs and its cache."""
-    return lambda: Operations(number, act).watch(Path(os.environ["GPTLAB_RUNS"]).parent)
+    return lambda: Operations(number, act).watch(_folder_of_runs())
 
 
 def check_checkpoints(runs: Path) -> None:
@@ -169,8 +183,7 @@ def check_finished(run: Path, undisturbed: Path) -> None:
         ours, theirs = (one / CHECKPOINTS / f"step-{STEPS:08d}" / name for one in (run, undisturbed))
         require(ours.is_file(), f"{ours} is missing")
         require(ours.read_bytes() == theirs.read_bytes(), f"{ours} has not the bytes of the undisturbed run")
-    ours, theirs = (sorted(path.name for path in (one / CHECKPOINTS).iterdir()) for one in (run, undisturbed))
-    require(ours == theirs, f"{run} keeps {ours}, the undisturbed run {theirs}")
+    check_kept(run, undisturbed)
     ours, theirs = deterministic_rows(run), deterministic_rows(undisturbed)
     require(ours == theirs, f"{run / METRICS} has not the numbers of the undisturbed run:\n{ours}\n{theirs}")
     ours, theirs = (
@@ -180,6 +193,16 @@ def check_finished(run: Path, undisturbed: Path) -> None:
         all(row in ours for row in theirs), f"{run / SAMPLES} lacks samples of the undisturbed run:\n{ours}\n{theirs}"
     )
     require(len(ours) == len({row["step"] for row in ours}), f"{run / SAMPLES} has a sample twice: {ours}")
+
+
+def check_kept(run: Path, undisturbed: Path) -> None:
+    """Check that a run keeps what the undisturbed one keeps, except that a checkpoint to resume from may be another."""
+    ours, theirs = ({c.step: c for c in list_checkpoints(one)} for one in (run, undisturbed))
+    lost = [step for step, one in theirs.items() if step not in ours and not one.resumable]
+    require(not lost, f"{run} lacks the checkpoints of steps {lost}")
+    for step in ours.keys() & theirs.keys():
+        ours_, theirs_ = ((found[step].directory / MODEL).read_bytes() for found in (ours, theirs))
+        require(ours_ == theirs_, f"the weights of step {step} in {run} are not those of the undisturbed run")
 
 
 def deterministic_rows(run: Path) -> list[dict[str, object]]:

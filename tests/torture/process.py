@@ -177,14 +177,14 @@ def _take_streams(out: int, err: int) -> None:
 
 def open_streams(encoding: str = "utf-8") -> None:
     """Make `sys.stdout` and `sys.stderr` anew, as Python does when it starts; None for a descriptor that is closed."""
-    sys.stdin = os.fdopen(0, closefd=False)
-    sys.stdout = _stream(1, encoding, "strict", -1)
-    sys.stderr = _stream(2, encoding, "backslashreplace", 1)
+    sys.stdin = _stream(0, "r", encoding, "strict", -1)
+    sys.stdout = _stream(1, "w", encoding, "strict", -1)
+    sys.stderr = _stream(2, "w", encoding, "backslashreplace", 1)
 
 
-def _stream(descriptor: int, encoding: str, errors: str, buffering: int) -> TextIO | None:
+def _stream(descriptor: int, mode: str, encoding: str, errors: str, buffering: int) -> TextIO | None:
     try:
-        return os.fdopen(descriptor, "w", buffering, encoding=encoding, errors=errors, closefd=False)
+        return os.fdopen(descriptor, mode, buffering, encoding=encoding, errors=errors, closefd=False)
     except OSError:
         return None
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import analysis
 import gptlab
+from torture.place import Place, must, use
+from torture.process import REPORT
 
 ENTRY = "gptlab.__main__"
 """It runs a command when it is imported."""
@@ -20,6 +22,14 @@ def warm_up() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if module.name != ENTRY:
                 importlib.import_module(module.name)
+
+
+def learn_commands(place: Place) -> None:
+    """Run the commands that import the most, and import here what they imported."""
+    use(place.root / "finished")
+    for words in (["show", "micro"], ["sample", place.ids["micro"]], [REPORT]):
+        must(*words, at_end=learn(place.root / "modules"))
+        import_learnt(place.root / "modules")
 
 
 def learn(path: Path) -> Callable[[], None]:
