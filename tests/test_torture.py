@@ -4,14 +4,26 @@ import math
 import os
 
 import pytest
-from torture import campaign
+import typer
+from torture import campaign, matrix
 from torture.campaign import ATTEMPTS, ROUND, Campaign, kind_of, turn_of
 from torture.place import make_place
+from torture.process import REPORT
 from torture.system import can_mount
 from torture.trial import KINDS, PromiseBrokenError, Trial
 
-SEED = 0
-TRIALS = {"matrix": 6, "kills": 1, "mutations": 2, "full_disk": 1, "concurrency": 1}
+from gptlab import cli
+
+SEED = 5
+CELLS = {
+    "list json": "read-only disk with the runs",
+    "show": "cache without permission to write",
+    "runs json": "a damaged run among good ones",
+    "rm": "runs without permission to write",
+    "run complete": "full disk with the cache",
+    "gc": "closed stderr",
+}
+TRIALS = {"matrix": len(CELLS), "kills": 1, "mutations": 2, "full_disk": 1, "concurrency": 1}
 """How many of each kind; `startup` needs fresh processes."""
 
 
@@ -31,6 +43,8 @@ def test_a_few_trials_of_each_cheap_kind_run_clean(tmp_path, monkeypatch, capfd)
     monkeypatch.chdir(tmp_path)
     for name in ("GPTLAB_RUNS", "GPTLAB_CACHE"):
         monkeypatch.setenv(name, os.environ[name])  # restores what the campaign changes
+    cells = [(name, one) for name, wanted in CELLS.items() for one in matrix.CONDITIONS if one.name == wanted]
+    monkeypatch.setitem(ATTEMPTS, "matrix", lambda place, trial: matrix.run_cell(place, trial, *cells[trial.turn]))
     place = make_place(tmp_path, mounts=can_mount(), experiments=["micro"])
     trials = Campaign(place, SEED)
     trials.run(numbers(TRIALS), KINDS, math.inf)
@@ -47,7 +61,7 @@ def test_a_broken_promise_is_reported_with_what_repeats_it(empty, monkeypatch, c
     empty.run([0, 2], KINDS, math.inf)
     assert empty.failed
     out = capfd.readouterr().out
-    assert "FAILED trial 0 (matrix): it is broken\nrepeat it with: make torture SEED=0 TRIAL=0\n" in out
+    assert "FAILED trial 0 (matrix): it is broken\nrepeat it with: make torture SEED=5 TRIAL=0\n" in out
     assert "FAILED trial 2 (matrix), as before: it is broken" in out
     assert [line.split()[:5] for line in empty.summary() if "matrix" in line] == [
         ["matrix", "2", "trials", "2", "failures"]
@@ -69,3 +83,8 @@ def test_a_trial_follows_from_seed_and_number(tmp_path):
     for kind in KINDS:
         assert [turn_of(number) for number in range(100) if kind_of(number) == kind][:4] == [0, 1, 2, 3]
     assert set(ROUND) == set(KINDS) == set(ATTEMPTS)
+
+
+def test_every_command_is_in_the_matrix():
+    commands = set(typer.main.get_command(cli.app).commands)
+    assert {words[0] for words in matrix.COMMANDS.values()} == commands - {"dashboard"} | {REPORT}

@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 from torture import claims, process
-from torture.place import STEPS, TRAIN, Place, check_finished
+from torture.place import STEPS, TRAIN, Place, check_end
 from torture.process import check_manners
 from torture.trial import PromiseBrokenError, Trial, require
 
@@ -14,6 +14,8 @@ NO_NUMBERS = ("samples.jsonl", "log.txt", "wandb", "profile", "lock", "heartbeat
 """Files of a run that hold no numbers: damage to them may go unnoticed."""
 WEIGHTS = {"metrics.jsonl": 6, "manifest.json": 6, "attempts.jsonl": 3, "run.json": 3, ".u16": 4, ".parquet": 3}
 """How much more often than others files with this name or suffix are damaged."""
+ATTEMPTS = "attempts.jsonl"
+"""If its end is missing, that is what a crash leaves, and means that the run was interrupted."""
 PAGE = 4096
 
 
@@ -86,12 +88,15 @@ def read_damaged(place: Place, trial: Trial) -> None:
     copied = place.copy("finished", trial.folder)
     readers = random.sample(list(claims.READERS), k=4)
     true = claims.read(place, copied, readers)
+    before = (copied / "runs" / place.ids["micro"] / ATTEMPTS).read_bytes()
     path, done = damage(copied, random, place.ids["micro"])
+    cut_short = path.name == ATTEMPTS and before.startswith(path.read_bytes().rpartition(b"\n")[0])
     found = claims.read(place, copied, readers)
     try:
         for name in readers:
-            if not is_without_numbers(path, copied):
-                claims.compare(name, found[name], true[name], names_of(path, copied))
+            if is_without_numbers(path, copied) or (cut_short and name not in claims.WITHOUT_ATTEMPTS):
+                continue
+            claims.compare(name, found[name], true[name], names_of(path, copied), status=not cut_short)
     except PromiseBrokenError as failure:
         raise PromiseBrokenError(f"{done}\n{failure}") from None
 
@@ -117,7 +122,7 @@ def resume_damaged(place: Place, trial: Trial) -> None:
             require(any(word in outcome.err for word in names_of(path, copied)), f"the damage is not named: {outcome}")
             return
         try:
-            check_finished(copied / "runs" / run, place.root / "finished" / "runs" / run)
+            check_end(copied / "runs" / run, place.root / "finished" / "runs" / run)
         except PromiseBrokenError:
             if not (named or is_without_numbers(path, copied)):
                 raise

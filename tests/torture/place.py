@@ -177,13 +177,18 @@ def check_checkpoints(runs: Path) -> None:
 
 
 def check_finished(run: Path, undisturbed: Path) -> None:
+    """Check that a run ended like the undisturbed one, and kept what that one keeps."""
+    check_end(run, undisturbed)
+    check_kept(run, undisturbed)
+
+
+def check_end(run: Path, undisturbed: Path) -> None:
     """Check that a run ended with the bytes of the undisturbed one: tensors, metrics, samples."""
     require(run.is_dir(), f"{run} is gone")
     for name in (MODEL, OPTIMIZER):
         ours, theirs = (one / CHECKPOINTS / f"step-{STEPS:08d}" / name for one in (run, undisturbed))
         require(ours.is_file(), f"{ours} is missing")
         require(ours.read_bytes() == theirs.read_bytes(), f"{ours} has not the bytes of the undisturbed run")
-    check_kept(run, undisturbed)
     ours, theirs = deterministic_rows(run), deterministic_rows(undisturbed)
     require(ours == theirs, f"{run / METRICS} has not the numbers of the undisturbed run:\n{ours}\n{theirs}")
     ours, theirs = (
