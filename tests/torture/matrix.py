@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,8 @@ class Condition:
         name: What it is called.
         arrange: Changes the copy of the runs, and this process's environment, before the child is forked.
         enter: Changes the child itself.
-        script: A shell script that starts a fresh process instead of a forked one, for what only that can show.
+        script: A shell script that starts a fresh process instead of a forked one, for what only that can show. `KIB`
+            stands for a random number of KiB.
         needs_mounts: Whether a file system is mounted.
         silent: Whether an error may be silent, because stderr cannot be written.
         reads: Whether commands that only read must succeed and say the same as without the condition.
@@ -143,6 +145,10 @@ def _little_memory(copied: Path, random: Random) -> None:
     system.limit_memory(int(2 ** random.uniform(20, 29)))
 
 
+def _few_kib(random: Random) -> str:
+    return str(int(2 ** random.uniform(17, 23)))  # 128 MiB to 8 GiB: from too little for Python to enough
+
+
 def _unreadable(part: str) -> Change:
     return lambda copied, random: (_another(copied) / part).chmod(0)
 
@@ -183,7 +189,9 @@ CONDITIONS = [
     Condition("ASCII", enter=_encoding("ascii")),
     Condition("Latin-1", enter=_encoding("latin-1")),
     Condition("a Japanese encoding", enter=_encoding("shift_jis")),
-    Condition("little memory", enter=_little_memory, reads=False, trains=False, codes=frozenset({0, 1, 2, -6})),
+    Condition(
+        "little memory", enter=_little_memory, reads=False, trains=False, codes=frozenset({0, 1, 2, -signal.SIGABRT})
+    ),
     Condition("an unreadable run", _unreadable("."), _unprivileged, names=ANOTHER),
     Condition("an unreadable record", _unreadable("run.json"), _unprivileged, names=ANOTHER),
     Condition("unreadable metrics", _unreadable("metrics.jsonl"), _unprivileged, names=ANOTHER),
@@ -191,6 +199,13 @@ CONDITIONS = [
     Condition("a damaged run among good ones", _damaged, names=ANOTHER),
     Condition("a renamed copy of a run", _renamed_copy, names="backup"),
     Condition("terminal codes in a run", _terminal_codes, names=ANOTHER),
+    Condition(
+        "little memory from the start",
+        script='ulimit -v KIB; exec "$@"',
+        reads=False,
+        trains=False,
+        codes=frozenset({0, 1, 2, -signal.SIGABRT}),
+    ),
     Condition("C locale", script='LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0 exec "$@"'),
     Condition("`| head -c 1`", script='"$@" | head -c 1; exit "${PIPESTATUS[0]}"', silent=True, reads=False),
 ]
@@ -215,7 +230,7 @@ def run_cell(place: Place, trial: Trial, name: str, condition: Condition) -> Non
     listed = _another(copied).name if condition.names == ANOTHER else condition.names
     condition.arrange(copied, random)
     if condition.script:
-        outcome = process.start_fresh(*words, script=condition.script).wait()
+        outcome = process.start_fresh(*words, script=condition.script.replace("KIB", _few_kib(random))).wait()
     else:
         outcome = process.run(*words, prepare=lambda: condition.enter(copied, random))
     try:

@@ -5,6 +5,7 @@ Both kinds have a pipe each for stdout and stderr, because limits on files must 
 
 import contextlib
 import fcntl
+import logging
 import os
 import runpy  # noqa: TID251 — this is how `python -m` starts a module
 import signal
@@ -173,6 +174,8 @@ def _take_streams(out: int, err: int) -> None:
         os.dup2(source, descriptor)
         os.close(source)
     open_streams()
+    for name in ("", "gptlab"):
+        logging.getLogger(name).handlers.clear()  # those of pytest, or of a console of this process
 
 
 def open_streams(encoding: str = "utf-8") -> None:
