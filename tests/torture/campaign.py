@@ -139,9 +139,10 @@ class Campaign:
     def summary(self) -> Iterator[str]:
         """Yield a line per kind, and one per reason why trials were skipped."""
         for kind, tally in self.tallies.items():
-            covered = (
-                f", {min(tally.trials, len(matrix.CELLS))} of {len(matrix.CELLS)} cells" if kind == "matrix" else ""
-            )
+            covered = {
+                "matrix": f", {min(tally.trials, len(matrix.CELLS))} of {len(matrix.CELLS)} cells",
+                "startup": f", {tally.trials // len(startup.COMMANDS)} per command",
+            }.get(kind, "")
             yield f"{kind:12} {tally.trials:6} trials {tally.failures:6} failures {tally.seconds:8.0f} s{covered}"
             for reason, count in tally.skipped.items():
                 yield f"{'':12} {count:6} of them skipped: {reason}"
