@@ -26,8 +26,8 @@ READERS: dict[str, list[str]] = {
     "diff": ["diff", "{micro}", "{micro 1}", "--json"],
     "report": [REPORT],
 }
-WITHOUT_ATTEMPTS = {"runs", "eval", "sample", "diff"}
-"""Readers whose numbers do not depend on what is known of the attempts."""
+RESULTS = {"runs", "eval", "sample", "diff"}
+"""Readers that say what training led to, and little else."""
 REPORTS = ("report.md", "report.html")
 READ_CODES = {0, 1, 2}
 
@@ -56,7 +56,9 @@ def read(place: Place, copied: Path, readers: Iterable[str]) -> dict[str, Claim]
         if name == "report" and outcome.code == 0:
             text = "\n".join((copied / "runs" / report).read_text() for report in REPORTS)
         if name == "diff" and outcome.code == 0:
-            text = json.dumps({key: json.loads(text)[key] for key in ("results", "notes")}, indent=1)
+            document = json.loads(text)
+            results = {key: value for key, value in document["results"].items() if key not in {"status", "step"}}
+            text = json.dumps([results, document["notes"]], indent=1)
         claims[name] = Claim(outcome, VOLATILE.sub("…", text.replace(str(copied), "COPY")))
     return claims
 

@@ -178,25 +178,29 @@ def check_checkpoints(runs: Path) -> None:
 
 def check_finished(run: Path, undisturbed: Path) -> None:
     """Check that a run ended like the undisturbed one, and kept what that one keeps."""
-    check_end(run, undisturbed)
+    check_tensors(run, undisturbed)
+    check_rows(run, undisturbed)
     check_kept(run, undisturbed)
 
 
-def check_end(run: Path, undisturbed: Path) -> None:
-    """Check that a run ended with the bytes of the undisturbed one: tensors, metrics, samples."""
+def check_tensors(run: Path, undisturbed: Path) -> None:
+    """Check that a run ended with the weights and moments of the undisturbed one."""
     require(run.is_dir(), f"{run} is gone")
     for name in (MODEL, OPTIMIZER):
         ours, theirs = (one / CHECKPOINTS / f"step-{STEPS:08d}" / name for one in (run, undisturbed))
         require(ours.is_file(), f"{ours} is missing")
         require(ours.read_bytes() == theirs.read_bytes(), f"{ours} has not the bytes of the undisturbed run")
+
+
+def check_rows(run: Path, undisturbed: Path) -> None:
+    """Check that a run has the metrics of the undisturbed one, and its samples."""
     ours, theirs = deterministic_rows(run), deterministic_rows(undisturbed)
     require(ours == theirs, f"{run / METRICS} has not the numbers of the undisturbed run:\n{ours}\n{theirs}")
     ours, theirs = (
         [json.loads(line) for line in (one / SAMPLES).read_bytes().splitlines()] for one in (run, undisturbed)
     )
-    require(
-        all(row in ours for row in theirs), f"{run / SAMPLES} lacks samples of the undisturbed run:\n{ours}\n{theirs}"
-    )
+    lacking = [row for row in theirs if row not in ours]
+    require(not lacking, f"{run / SAMPLES} lacks samples of the undisturbed run: {lacking}")
     require(len(ours) == len({row["step"] for row in ours}), f"{run / SAMPLES} has a sample twice: {ours}")
 
 
@@ -212,7 +216,7 @@ def check_kept(run: Path, undisturbed: Path) -> None:
 
 def deterministic_rows(run: Path) -> list[dict[str, object]]:
     """Return the rows of metrics with the columns that training again reproduces."""
-    rows = [json.loads(line) for line in (run / METRICS).read_bytes().splitlines()]
+    rows = [json.loads(line) for line in (run / METRICS).read_bytes().split(b"\n")[:-1]]
     return [{key: row[key] for key in DETERMINISTIC if key in row} for row in rows]
 
 
