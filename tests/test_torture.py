@@ -13,6 +13,7 @@ from torture.system import can_mount
 from torture.trial import KINDS, PromiseBrokenError, Trial
 
 from gptlab import cli
+from gptlab.data import tokenizer
 
 SEED = 5
 CELLS = {
@@ -23,7 +24,7 @@ CELLS = {
     "run complete": "full disk with the cache",
     "gc": "closed stderr",
 }
-TRIALS = {"matrix": len(CELLS), "kills": 1, "mutations": 2, "full_disk": 1, "concurrency": 1}
+TRIALS = {"matrix": len(CELLS), "kills": 1, "mutations": 1, "full_disk": 1, "concurrency": 1}
 """How many of each kind; `startup` needs fresh processes."""
 
 
@@ -45,6 +46,7 @@ def test_a_few_trials_of_each_cheap_kind_run_clean(tmp_path, monkeypatch, capfd)
         monkeypatch.setenv(name, os.environ[name])  # restores what the campaign changes
     cells = [(name, one) for name, wanted in CELLS.items() for one in matrix.CONDITIONS if one.name == wanted]
     monkeypatch.setitem(ATTEMPTS, "matrix", lambda place, trial: matrix.run_cell(place, trial, *cells[trial.turn]))
+    tokenizer.token_bytes()  # loads the vocabulary; forked children have it then
     place = make_place(tmp_path, mounts=can_mount(), experiments=["micro"])
     trials = Campaign(place, SEED)
     trials.run(numbers(TRIALS), KINDS, math.inf)
