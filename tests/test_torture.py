@@ -47,7 +47,7 @@ def test_a_few_trials_of_each_cheap_kind_run_clean(tmp_path, monkeypatch, capfd)
     cells = [(name, one) for name, wanted in CELLS.items() for one in matrix.CONDITIONS if one.name == wanted]
     monkeypatch.setitem(ATTEMPTS, "matrix", lambda place, trial: matrix.run_cell(place, trial, *cells[trial.turn]))
     tokenizer.token_bytes()  # loads the vocabulary; forked children have it then
-    place = make_place(tmp_path, mounts=can_mount(), experiments=["micro"])
+    place = make_place(tmp_path, mounts=can_mount(tmp_path), experiments=["micro"])
     trials = Campaign(place, SEED)
     trials.run(numbers(TRIALS), KINDS, math.inf)
     assert {kind: tally.trials for kind, tally in trials.tallies.items() if tally.trials} == TRIALS

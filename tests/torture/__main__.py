@@ -51,7 +51,7 @@ def _run(seed: int, only: int | None, kinds: Sequence[str], minutes: float) -> i
         signal.signal(number, _interrupt)
     root = Path(tempfile.mkdtemp(prefix="gptlab-torture-"))
     _set_environment(root)
-    mounts = can_mount()
+    mounts = can_mount(root)
     if not mounts:
         print("a file system cannot be mounted here (unshare -rm): some trials are skipped")
 

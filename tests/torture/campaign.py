@@ -84,7 +84,7 @@ class Campaign:
             self._wait_for_fewer_than(1)
         finally:
             for pid in self._running:
-                os.killpg(pid, signal.SIGKILL)
+                _kill(pid)
                 os.waitpid(pid, 0)
 
     def _start(self, number: int) -> None:
@@ -93,8 +93,10 @@ class Campaign:
         trial.folder.mkdir()
         child = os.fork()
         if child == 0:
-            os.setsid()
+            os.setpgid(0, 0)  # so that all of it can be killed, and Ctrl-C reaches the campaign only
             os._exit(_run_trial(ATTEMPTS[kind], self.place, trial))
+        with contextlib.suppress(OSError):  # the child has been faster, or has ended
+            os.setpgid(child, child)
         self._running[child] = _Running(trial, kind, time.monotonic())
 
     def _wait_for_fewer_than(self, count: int) -> None:
@@ -102,11 +104,11 @@ class Campaign:
             for pid, running in list(self._running.items()):
                 if time.monotonic() - running.began > TRIAL_S:
                     _note(running.trial).write_text(f"it did not end within {TRIAL_S} s")
-                    os.killpg(pid, signal.SIGKILL)
+                    _kill(pid)
                 ended, status = os.waitpid(pid, os.WNOHANG)
                 if ended:
                     del self._running[pid]
-                    _kill_leftovers(pid)
+                    _kill(pid)
                     self._account(running, os.waitstatus_to_exitcode(status))
             time.sleep(0.01)  # polled, because a wait has no bound
 
@@ -189,7 +191,8 @@ def _note(trial: Trial) -> Path:
     return trial.folder / "failure.txt"
 
 
-def _kill_leftovers(group: int) -> None:
+def _kill(group: int) -> None:
+    """Kill a trial's process and what it started, or what it left."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
 

@@ -17,12 +17,13 @@ _CAPABILITIES_VERSION = 0x20080522
 _NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
 
 
-def can_mount() -> bool:
-    """Whether an ordinary process may mount file systems here, in a namespace of its own."""
+def can_mount(folder: Path) -> bool:
+    """Whether this process may mount file systems on a folder, in a namespace of its own."""
     child = os.fork()
     if child == 0:
         try:
             enter_namespace()
+            mount_small_disk(folder, 1 << 20)
         except OSError:
             os._exit(1)
         os._exit(0)
