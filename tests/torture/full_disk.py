@@ -11,6 +11,7 @@ from torture.process import check_manners
 from torture.trial import Trial
 
 DISK_BYTES = 64 << 20
+SPARE_BYTES = 4 << 20
 
 
 def attempt(place: Place, trial: Trial) -> None:

@@ -40,6 +40,7 @@ COMMANDS: dict[str, list[str]] = {
 READ_ONLY = {"list", "list json", "show", "show experiment", "runs", "runs json", "sample", "eval", "diff", "diff now"}
 """Commands that need to write nothing to say what they have to say."""
 
+PAGE = 4096
 ANOTHER = "*-s1"
 LISTS = {"runs", "runs json", "report"}
 LAST_STEPS = {"run": 21, "resume": 40, "resume json": 40, "fresh": 11}
@@ -108,7 +109,8 @@ def _full(part: str) -> Change:
         shutil.move(copied / part, kept)
         (copied / part).mkdir()
         system.enter_namespace()
-        system.mount_small_disk(copied / part, full_disk.DISK_BYTES)
+        files = [path.stat().st_size for path in kept.rglob("*") if path.is_file()]
+        system.mount_small_disk(copied / part, sum(files) + PAGE * len(files) + full_disk.SPARE_BYTES)
         shutil.copytree(kept, copied / part, dirs_exist_ok=True)
         full_disk.fill(copied / part / ".filler", 0)
 
@@ -177,8 +179,8 @@ CONDITIONS = [
     Condition("nothing special"),
     Condition("read-only disk with the runs", _read_only_disk("runs"), needs_mounts=True, trains=False),
     Condition("runs without permission to write", _no_permission("runs"), _unprivileged, trains=False),
-    Condition("read-only disk with the cache", _read_only_disk("cache"), needs_mounts=True, trains=False),
-    Condition("cache without permission to write", _no_permission("cache"), _unprivileged, trains=False),
+    Condition("read-only disk with the cache", _read_only_disk("cache"), needs_mounts=True, reads=False, trains=False),
+    Condition("cache without permission to write", _no_permission("cache"), _unprivileged, reads=False, trains=False),
     Condition("full disk with the runs", _full("runs"), needs_mounts=True, trains=False),
     Condition("full disk with the cache", _full("cache"), needs_mounts=True, trains=False),
     Condition("closed stdout", enter=_close(1), reads=False),
