@@ -9,13 +9,13 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(2),$(1) $(call quote,$(2)))
 
 # make would silently ignore a misspelled variable.
-VARIABLES := NAME SEED STEPS TEXT SET RUN TAG AT OUT EXAMPLES PYTHON VENV
+VARIABLES := NAME SEED STEPS TEXT SET RUN TAG AT OUT EXAMPLES MINUTES TRIAL PYTHON VENV
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(VARIABLES),$(given))
 $(if $(unknown),$(error there is no variable $(firstword $(unknown)); available: $(VARIABLES)))
 
 .DEFAULT_GOAL := help
-.PHONY: help exp test test-fast fuzz bench audit lint report notebook dashboard sync
+.PHONY: help exp test test-fast fuzz torture bench audit lint report notebook dashboard sync
 
 help:
 	@echo 'make exp NAME=baseline   start, resume or extend the run of an experiment'
@@ -35,6 +35,10 @@ help:
 	@echo 'make test-fast           run the fast tests, in less than a minute'
 	@echo 'make fuzz                run the property tests with many more examples'
 	@echo '         EXAMPLES=100000   examples per test'
+	@echo 'make torture             break things at random: kills, damage, full disks, concurrent commands'
+	@echo '         MINUTES=10        how long'
+	@echo '         SEED=1 TRIAL=37   repeat one trial, or the campaign with this seed'
+	@echo '         NAME="kills"      only these kinds of faults'
 	@echo 'make bench               benchmark each part against a reference implementation'
 	@echo '         NAME="training"   only these parts'
 	@echo 'make audit               check every pinned package for known vulnerabilities'
@@ -66,6 +70,10 @@ test-fast: $(READY)
 fuzz: $(READY)
 	@case $(call quote,$(EXAMPLES)) in *[!0-9]*) echo 'error: EXAMPLES must be a number such as 100000' >&2; exit 2;; esac
 	@EXAMPLES=$(or $(EXAMPLES),10000) $(VENV)/bin/pytest -n auto -m hypothesis --hypothesis-profile=fuzz
+
+torture: $(READY)
+	@PYTHONPATH=tests $(VENV)/bin/python -m torture $(call option,--minutes,$(MINUTES)) $(call option,--seed,$(SEED)) \
+		$(call option,--trial,$(TRIAL)) $(if $(NAME),--name $(foreach kind,$(NAME),$(call quote,$(kind))))
 
 $(VENV)/.bench: $(READY)
 	@echo 'installing the reference implementations'

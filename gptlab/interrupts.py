@@ -1,5 +1,6 @@
-"""What Ctrl-C does: it ends a program at once, or it raises a `KeyboardInterrupt`, but never ends in a traceback.
+"""Signals that ask a program to end, and what Ctrl-C does.
 
+Ctrl-C ends a program at once, or it raises a `KeyboardInterrupt`, but never ends in a traceback.
 The programs import this module first, so it imports little; see `gptlab.entry`.
 """
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     Handler = Callable[[int, FrameType | None], Any] | int
+
+
+STOP_SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR")
+    if name in signal.Signals.__members__  # macOS has no SIGPWR
+)
+"""Signals that ask a process to end; see `gptlab.training.signals`."""
 
 
 def end_at_once(number: int, frame: "FrameType | None") -> "NoReturn":

@@ -136,6 +136,11 @@ MAKE = [
     (["dashboard", "RUN=nothing"], "there is no run 'nothing'"),
     (["sync", "RUN=nothing"], "there is no run 'nothing'"),
     (["fuzz", "EXAMPLES=many"], "EXAMPLES must be a number"),
+    (["torture", "MINUTES=long"], "--minutes: invalid float value: 'long'"),
+    (["torture", "MINUTES=-1"], "MINUTES must be more than 0"),
+    (["torture", "TRIAL=-1"], "TRIAL must be 0 or more"),
+    (["torture", "SEED=one"], "--seed: invalid int value: 'one'"),
+    (["torture", "NAME=earthquakes"], "there is no kind earthquakes; the kinds are: kills"),
     (["exp", "PYTHON=python0", "VENV={empty}"], "there is no Python at python0"),
 ]
 

@@ -72,7 +72,7 @@ def _mirror(runs: list[Run], wandb_parent: Path, notice: Callable[[str], None]) 
 def _open_leet(path: Path) -> subprocess.Popen[bytes]:
     # wandb reads settings in its working directory: never in a run, which may be untrusted.
     command = [sys.executable, "-m", "wandb", "leet", str(path)]
-    return subprocess.Popen(command, cwd=project.root(), env=wandb_environment())
+    return subprocess.Popen(command, cwd=project.find_root() or "/", env=wandb_environment())
 
 
 def _is_open(process: subprocess.Popen[bytes]) -> bool:

@@ -61,7 +61,7 @@ def start(arguments: list[str]) -> Child:
             [sys.executable, str(Path(__file__).with_name("__main__.py")), str(writing), *arguments],
             env=wandb_environment(),
             # wandb reads settings in its working directory: never in a run, which may be untrusted.
-            cwd=project.root(),
+            cwd=project.find_root() or "/",
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,

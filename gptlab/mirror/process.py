@@ -24,6 +24,8 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 
 from gptlab.errors import EXIT_FAILED, GptlabError
+from gptlab.files import NOT_SUPPORTED, no_locks
+from gptlab.interrupts import STOP_SIGNALS
 from gptlab.mirror.mirror import total_timeout_s, upload_timeout_s
 from gptlab.mirror.modes import AUTO, SYNC, Mode
 from gptlab.mirror.sync import SyncedSizes
@@ -40,7 +42,7 @@ MAX_SOCKET_FOLDER_BYTES = 40
 def main() -> None:
     """Mirror a run until standard input ends."""
     reports, directory, wandb_parent, requested, finish_timeout_s = sys.argv[1:]
-    for received in (signal.SIGINT, signal.SIGTERM):  # the training process handles them and closes standard input
+    for received in STOP_SIGNALS:  # the training process handles them and closes standard input
         signal.signal(received, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -117,6 +119,10 @@ def _lock(path: Path, patience_s: float) -> Iterator[None]:
         lock.acquire(patience_s)
     except Timeout:
         raise GptlabError("another process is still uploading it; sync it again when that has ended") from None
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        raise no_locks(path.parent, error, "GPTLAB_RUNS") from error
     try:
         yield
     finally:

@@ -10,14 +10,14 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
+from gptlab.interrupts import STOP_SIGNALS
+
 INSISTENT = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 """Signals of which a second one ends the process at once.
 
 The others may come in addition or repeatedly: the shell and the kernel both send SIGHUP when a terminal closes, the
 kernel sends SIGXCPU every second, Slurm sends SIGTERM some time after SIGUSR1.
 """
-NAMES = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR")
-HANDLED = (*INSISTENT, *(signal.Signals[name] for name in NAMES if hasattr(signal, name)))  # macOS has no SIGPWR
 
 
 class StopSignals:
@@ -31,7 +31,7 @@ class StopSignals:
         self._insisted = False
 
     def __enter__(self) -> Self:
-        before = {number: signal.getsignal(number) for number in HANDLED}
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         ignored = (signal.SIG_IGN, None)  # None: a handler that Python did not install
         self._before = {number: handler for number, handler in before.items() if handler not in ignored}
         for number in self._before:

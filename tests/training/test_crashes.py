@@ -9,7 +9,6 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from operations import Operations
 from support import PATIENCE_S
 
 from gptlab.checkpoints import write
@@ -24,7 +24,6 @@ from gptlab.checkpoints.manifest import (
     CHECKPOINTS,
     MODEL,
     OPTIMIZER,
-    FileDigest,
     checkpoint_directory,
     compute_digest,
     list_checkpoints,
@@ -86,50 +85,6 @@ def in_child(work: Callable[[], object]) -> int:
             code = 99
         os._exit(code)
     return os.waitpid(child, 0)[1]
-
-
-class Operations:
-    """Counts file operations (open for writing, fsync, rename, remove, mkdir) of all threads, and calls `act` at one.
-
-    A tensor file counts once more: when half of it is written.
-    """
-
-    def __init__(self, act_at: int, act: Callable[[], None]) -> None:
-        self.count, self._act_at, self._act = 0, act_at, act
-        self._lock = threading.Lock()
-
-    def watch(self, folder: Path) -> None:
-        """Start to count, in this process, the operations on files below `folder`."""
-        self._folder = str(folder)
-        sys.addaudithook(self._hear)
-        fsync, write_tensors = os.fsync, write.write_tensors
-
-        def counted_fsync(descriptor: int) -> None:
-            self._done()
-            fsync(descriptor)
-
-        def torn_write(path: Path, files: dict, metadata: dict) -> FileDigest:
-            digest, whole = write_tensors(path, files, metadata), path.read_bytes()
-            os.truncate(path, digest.bytes // 2)
-            self._done()
-            path.write_bytes(whole)
-            return digest
-
-        os.fsync, write.write_tensors = counted_fsync, torn_write
-
-    def _hear(self, event: str, arguments: tuple) -> None:
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if writes or event in {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}:
-            path = os.fspath(arguments[0]) if isinstance(arguments[0], (str, Path)) else ""
-            if path.startswith(self._folder) or not path.startswith("/"):  # rmtree passes relative names
-                self._done()
-
-    def _done(self) -> None:
-        with self._lock:
-            self.count += 1
-            due = self.count == self._act_at
-        if due:
-            self._act()
 
 
 def goes_on(small, runs: Path, act_at: int, act: Callable[[], None], count_to: Path | None = None) -> int:

@@ -12,11 +12,12 @@ import pytest
 from faults import Ended, in_child
 
 from gptlab.commands.run import Options, run_experiment
+from gptlab.interrupts import STOP_SIGNALS
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.tracking.run import LOG, all_runs
 from gptlab.training.loop import Hooks
-from gptlab.training.signals import HANDLED, StopSignals
+from gptlab.training.signals import StopSignals
 
 
 def send(*numbers: int) -> None:
@@ -25,11 +26,11 @@ def send(*numbers: int) -> None:
 
 
 def test_every_signal_that_asks_a_process_to_end_is_handled():
-    names = {number.name for number in HANDLED}
+    names = {number.name for number in STOP_SIGNALS}
     assert names >= {"SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
 
 
-@pytest.mark.parametrize("number", HANDLED)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_first_signal_is_remembered_and_the_handler_restored(number):
     before = signal.getsignal(number)
     with StopSignals() as signals:

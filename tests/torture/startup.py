@@ -1,0 +1,50 @@
+"""A fresh process is asked to end at any moment of its start: it ends without a traceback, and the next one works."""
+
+import re
+import signal
+import time
+from random import Random
+
+from torture import matrix, process
+from torture.place import Place
+from torture.process import Outcome, check_manners
+from torture.trial import PromiseBrokenError, Trial, require
+
+SIGNALS = (signal.SIGINT, signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+COMMANDS = ["list", "show", "runs", "sample", "eval", "diff", "sync", "rm", "gc", "report", "run", "resume json"]
+LONGEST_S = dict.fromkeys(("list", "runs", "sync", "rm", "gc"), 1.2)
+OWN_FILE = re.compile(r'File ".*/(gptlab|analysis)/')
+
+DEFAULT_LONGEST_S = 6.0
+"""About as long as a command that imports torch takes on a busy machine."""
+
+
+def attempt(place: Place, trial: Trial) -> None:
+    """Send a signal to one command; successive trials go through all commands."""
+    random = trial.random()
+    order = Random(trial.seed).sample(COMMANDS, len(COMMANDS))
+    name, number = order[trial.turn % len(order)], random.choice(SIGNALS)
+    delay = LONGEST_S.get(name, DEFAULT_LONGEST_S) * random.random() ** 1.5  # the beginning is the least explored
+    copied = place.copy("finished", trial.folder)
+    matrix.prepare(name, place, copied)
+    started = process.start_fresh(*(word.format(**place.ids) for word in matrix.COMMANDS[name]))
+    time.sleep(delay)
+    started.send(number)
+    check(started.wait(), number, delay)
+    again = process.run(*(word.format(**place.ids) for word in matrix.COMMANDS[name]))
+    check_manners(again, {0, 2} if name == "rm" else {0})
+
+
+def check(outcome: Outcome, number: signal.Signals, delay: float) -> None:
+    """Check how the process ended: as if nothing had happened, by the signal, or with the exit code that stands for it.
+
+    Before the first line of gptlab runs, Python itself ends with a traceback, which names no file of gptlab.
+    """
+    if not OWN_FILE.search(outcome.err) and "Traceback" in outcome.err:
+        return
+    try:
+        require("Traceback" not in outcome.err, f"a traceback: {outcome}")
+        if outcome.code != -number:
+            check_manners(outcome, {0, 128 + number})
+    except PromiseBrokenError as failure:
+        raise PromiseBrokenError(f"{outcome.words[0]}, {number.name} after {delay:.3f} s: {failure}") from None
