@@ -140,7 +140,7 @@ def check_manners(outcome: Outcome, codes: set[int], *, silent: bool = False) ->
     }
     require(not raw, f"control characters {sorted(raw)}: {outcome}")
     require(outcome.code in codes, f"exit code {outcome.code}, not one of {sorted(codes)}: {outcome}")
-    if outcome.code or "--json" not in outcome.words:  # which moves everything but the document to stderr
+    if "--json" not in outcome.words:  # which moves everything but the document to stderr
         require(outcome.err.count("\n") <= MAX_LINES, f"more than {MAX_LINES} lines on stderr: {outcome}")
     if outcome.code in ERROR_CODES and not silent:
         errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]

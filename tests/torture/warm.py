@@ -12,15 +12,15 @@ import gptlab
 from torture.place import Place, must, use
 from torture.process import REPORT
 
-ENTRY = "gptlab.__main__"
-"""It runs a command when it is imported."""
+ENTRY = "__main__"
+"""The last part of the names of modules that run a command when they are imported."""
 
 
 def warm_up() -> None:
     """Import all modules of gptlab and analysis, without a thread or a computation."""
     for package in (gptlab, analysis):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if module.name != ENTRY:
+            if not module.name.endswith(ENTRY):
                 importlib.import_module(module.name)
 
 
@@ -40,6 +40,6 @@ def learn(path: Path) -> Callable[[], None]:
 def import_learnt(path: Path) -> None:
     """Import the modules that a child imported."""
     for name in path.read_text().split("\n"):
-        if name not in {"__main__", ENTRY, *sys.modules} and not name.startswith("experiments"):
+        if name not in sys.modules and not name.endswith(ENTRY) and not name.startswith("experiments"):
             with contextlib.suppress(ImportError):  # a module that only exists in memory
                 importlib.import_module(name)
