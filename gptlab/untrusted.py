@@ -216,11 +216,21 @@ def torn_bytes(path: Path) -> int:
     """
     try:
         with open_regular(path) as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - MAX_LINE_BYTES - 1, 0))
-            tail = file.read(MAX_LINE_BYTES + 1)
+            return file.seek(0, os.SEEK_END) - complete_bytes(file)
     except FileNotFoundError:
         return 0
+
+
+def complete_bytes(file: BufferedReader) -> int:
+    """Return the length of an open file up to the end of its last complete line.
+
+    Raises:
+        GptlabError: More than `MAX_LINE_BYTES` follow.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - MAX_LINE_BYTES - 1, 0))
+    tail = file.read(MAX_LINE_BYTES + 1)
     torn = len(tail) - (tail.rfind(b"\n") + 1)
     if torn > MAX_LINE_BYTES:
-        raise GptlabError(f"{path} ends with a line that is too long to read")
-    return torn
+        raise GptlabError(f"{file.name} ends with a line that is too long to read")
+    return size - torn

@@ -56,12 +56,12 @@ def summarize(run: Run) -> RunSummary:
         "step": history.step,
         "steps": history.target,
         "val_loss": history.last("val/loss"),
-        "metrics": history.metrics_state,
         "directory": str(run.directory),
     }
     elapsed = history.last("elapsed_s")
     if history.damage:
         logger.warning("%s; its losses are not shown", history.damage)
+        facts["damage"] = history.damage
     return RunSummary(
         facts,
         resample(losses, SPARKLINE_WIDTH),
@@ -87,7 +87,7 @@ def render(summaries: list[RunSummary]) -> None:
             printable(facts["run"]),
             Text(facts["status"], STYLES[facts["status"]]),
             step,
-            DAMAGED if facts.get("metrics") == "damaged" else _format_loss(facts["val_loss"]),
+            DAMAGED if "damage" in facts else _format_loss(facts["val_loss"]),
             bars(summary.losses),
             format_age(datetime.now(UTC) - summary.created),
             format_duration(summary.elapsed_s) if summary.elapsed_s < MAX_SHOWN else "–",

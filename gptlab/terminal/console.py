@@ -5,7 +5,6 @@ Everything goes to stdout, or to stderr where stdout is reserved for one JSON do
 
 import io
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ class Console:
 
     def __init__(self, *, stderr: bool = False) -> None:
         """Create the console and route the warnings of gptlab's loggers to it."""
-        self._output = Output(sys.stderr if stderr else sys.stdout)
+        self._output = Output("stderr" if stderr else "stdout")
         file = cast(IO[str], self._output)
         self.rich = RichConsole(file=file, highlight=False, markup=False, emoji=False, soft_wrap=True)
         if not self.rich.is_terminal:

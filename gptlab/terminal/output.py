@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TextIO
+from typing import Literal, TextIO
 
 
 def prepare_standard_streams() -> None:
@@ -46,11 +46,16 @@ class Output:
     What is written afterwards is dropped. While `surviving` is true, nothing is raised; else the error is.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
-        """Wrap a stream; None is a standard stream that was closed at start."""
-        self._stream = stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    def __init__(self, name: Literal["stdout", "stderr"]) -> None:
+        """Wrap a standard stream of `sys`, whichever it is when something is written."""
+        self._name = name
         self.surviving = False
         self.error: OSError | None = None
+
+    @property
+    def _stream(self) -> TextIO:
+        stream: TextIO = getattr(sys, self._name)
+        return stream
 
     @property
     def encoding(self) -> str:

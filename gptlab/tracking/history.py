@@ -18,7 +18,6 @@ ATTEMPTS = "attempts.jsonl"
 logger = logging.getLogger(__name__)
 
 Status = Literal["running", "complete", "interrupted", "diverged", "failed"]
-MetricsState = Literal["verified", "unverified", "damaged"]
 REPORTED = ("train/loss", "val/loss", "val/loss_se", "val/bpb", "elapsed_s", "perf/tokens_per_s")
 """Columns whose newest values the commands print."""
 
@@ -77,17 +76,6 @@ class History:
     def target(self) -> int:
         """The total number of steps that the last attempt was asked for; before the first attempt, the spec's."""
         return self.starts[-1]["steps"] if self.starts else self._record.spec.train.steps
-
-    @cached_property
-    def metrics_state(self) -> MetricsState:
-        """`verified` if all rows are as they were written, `damaged` if not, `unverified` if nothing vouches for some.
-
-        The rows after the newest checkpoint of a run that is training or was killed are unverified.
-        """
-        if self.damage:
-            return "damaged"
-        recorded = self._recorded_rows()
-        return "verified" if recorded and recorded.complete else "unverified"
 
     @cached_property
     def damage(self) -> str | None:

@@ -5,13 +5,16 @@ A run that was killed has rows after the newest checkpoint that nothing vouches 
 
 import os
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 from gptlab.checkpoints.manifest import LoopState, Manifest
 from gptlab.checksums import file_digest
 from gptlab.errors import GptlabError
 from gptlab.tracking.metrics import METRICS, ROW
-from gptlab.untrusted import MAX_LINE_BYTES, open_regular, parse_row, torn_bytes
+from gptlab.untrusted import MAX_LINE_BYTES, complete_bytes, open_regular, parse_row
+
+MISSING = "has lost rows: it is missing"
 
 
 @dataclass(frozen=True)
@@ -37,26 +40,34 @@ def find_damage(directory: Path, recorded: RecordedRows) -> str | None:
         GptlabError: The file cannot be read.
     """
     path = directory / METRICS
-    problem = _find_change(path, recorded.bytes, recorded.xxh3_128)
-    if problem is None and recorded.complete and _complete_bytes(path) > recorded.bytes:
-        problem = f"{path} is damaged: rows were added after the end of the last attempt"
-    if problem is None and recorded.step not in (None, _step_before(path, recorded.bytes)):
-        problem = f"{path} does not end at step {recorded.step}, as recorded at the end of the last attempt"
+    try:
+        with open_regular(path) as file:
+            problem = _find_change(file, recorded.bytes, recorded.xxh3_128)
+            if problem is None and recorded.complete and complete_bytes(file) > recorded.bytes:
+                problem = "is damaged: rows were added after the end of the last attempt"
+            if problem is None and recorded.step not in (None, _step_before(file, recorded.bytes)):
+                problem = f"does not end at step {recorded.step}, as recorded at the end of the last attempt"
+    except FileNotFoundError:
+        problem = MISSING if recorded.bytes else None
     if problem is None and recorded.damaged_to is not None:
-        return f"{path} was damaged when an attempt resumed: rows up to step {recorded.damaged_to} are not reliable"
-    return problem
+        problem = f"was damaged when an attempt resumed: rows up to step {recorded.damaged_to} are not reliable"
+    return problem and f"{path} {problem}"
 
 
 def find_rows_problem(directory: Path, manifest: Manifest) -> str | None:
     """Return what is wrong with the rows up to a checkpoint, or None if training can resume after them."""
     path, progress = directory / METRICS, manifest.progress
+    size = progress.metrics_bytes
     try:
-        problem = _find_change(path, progress.metrics_bytes, progress.metrics_xxh3)
-        if problem is None and _step_before(path, progress.metrics_bytes) != last_row_step(manifest.step, progress):
-            return f"{path} has no row that ends at byte {progress.metrics_bytes:,}, where {directory.name} saved"
+        with open_regular(path) as file:
+            problem = _find_change(file, size, progress.metrics_xxh3)
+            if problem is None and _step_before(file, size) != last_row_step(manifest.step, progress):
+                problem = f"has no row of the right step that ends at byte {size:,}, as the manifest says"
+    except FileNotFoundError:
+        problem = MISSING if size else None
     except GptlabError as error:
         return str(error)
-    return problem
+    return problem and f"{path} {problem}"
 
 
 def last_row_step(step: int, progress: LoopState) -> int:
@@ -86,32 +97,23 @@ def end_of_rows(directory: Path, step: int) -> int:
     return end
 
 
-def _find_change(path: Path, size: int, xxh3_128: str | None) -> str | None:
-    try:
-        with open_regular(path) as file:
-            found = os.fstat(file.fileno()).st_size
-            if found < size:
-                return f"{path} has lost rows: it has {found:,} bytes of {size:,}"
-            if xxh3_128 and file_digest(file, "xxh3_128", size) != xxh3_128:
-                return f"{path} is damaged: its rows have changed since they were written"
-    except FileNotFoundError:
-        return f"{path} has lost rows: it is missing" if size else None
+def _find_change(file: BufferedReader, size: int, xxh3_128: str | None) -> str | None:
+    found = os.fstat(file.fileno()).st_size
+    if found < size:
+        return f"has lost rows: it has {found:,} bytes of {size:,}"
+    if xxh3_128 and file_digest(file, "xxh3_128", size) != xxh3_128:
+        return "is damaged: its rows have changed since they were written"
     return None
 
 
-def _step_before(path: Path, end: int) -> int | None:
+def _step_before(file: BufferedReader, end: int) -> int | None:
     """Return the step of the row that ends at byte `end`; 0 at the file's beginning, None if no row ends there."""
     if end == 0:
         return 0
-    with open_regular(path) as file:
-        file.seek(max(end - MAX_LINE_BYTES, 0))
-        *_, line, rest = (b"\n" + file.read(min(end, MAX_LINE_BYTES))).split(b"\n")
+    file.seek(max(end - MAX_LINE_BYTES, 0))
+    *_, line, rest = (b"\n" + file.read(min(end, MAX_LINE_BYTES))).split(b"\n")
     try:
-        return None if rest else parse_row(str(path), line, ROW)["step"]
+        step: int = parse_row(str(file.name), line, ROW)["step"]
     except GptlabError:
         return None
-
-
-def _complete_bytes(path: Path) -> int:
-    """Return the length of the complete lines of a file."""
-    return path.stat().st_size - torn_bytes(path)
+    return None if rest else step

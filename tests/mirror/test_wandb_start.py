@@ -129,7 +129,7 @@ def test_sync_says_complete_only_if_every_mirrored_run_is(micro, caplog, request
     assert sync.pending_runs() == [run]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptlab.tracking.run.lock_holder", lambda directory: directory == run.directory)
+        patch.setattr("gptlab.tracking.history.lock_holder", lambda directory: directory == run.directory)
         assert sync.pending_runs() == []
         assert nothing_to_upload() == "nothing to upload now; runs that may be incomplete in W&B: 1 still training"
     run.directory.rename(run.directory.with_name("renamed"))

@@ -62,10 +62,10 @@ def assert_equal_runs(run, other, step=45):
 
 def test_the_metrics_of_a_complete_run_are_verified(run):
     facts = list_runs.summarize(run).facts
-    assert (facts["metrics"], facts["val_loss"]) == ("verified", read_metrics(run.directory)[-1]["val/loss"])
+    assert (facts.get("damage"), facts["val_loss"]) == (None, read_metrics(run.directory)[-1]["val/loss"])
     with (run.directory / METRICS).open("a") as file:
         file.write('{"step": 45, "train')  # as a crash leaves it
-    assert run.history().metrics_state == "verified"
+    assert run.history().damage is None
 
 
 def drop_last_row(text):
@@ -86,8 +86,9 @@ DAMAGE = {
 def test_damaged_metrics_are_named_and_none_of_their_losses_is_shown(run, damage, caplog, capfd, train, micro):
     edit(run.directory / METRICS, DAMAGE[damage])
     (summary,) = list_runs.list_runs()
-    assert (summary.facts["metrics"], summary.facts["val_loss"], summary.losses) == ("damaged", None, [])
-    assert str(run.directory / METRICS) in caplog.text
+    assert str(run.directory / METRICS) in summary.facts["damage"]
+    assert (summary.facts["val_loss"], summary.losses) == (None, [])
+    assert summary.facts["damage"] in caplog.text
     list_runs.render([summary])
     assert "damaged" in capfd.readouterr().out
     result = train(micro)
@@ -111,19 +112,19 @@ def test_any_changed_character_of_verified_metrics_is_detected(run, data):
 
 def test_rows_after_the_newest_checkpoint_of_a_killed_run_are_unverified_and_not_damaged(run):
     killed(run)
-    assert run.history().metrics_state == "unverified"
+    assert run.history().damage is None
     edit(run.directory / METRICS, lambda text: text + '{"step": 45, "train/loss": 5.0}\n')
-    assert (run.history().metrics_state, run.history().last("train/loss")) == ("unverified", 5.0)
+    assert (run.history().damage, run.history().last("train/loss")) == (None, 5.0)
     change_loss(run, 35)
-    assert run.history().metrics_state == "damaged"
+    assert "its rows have changed" in run.history().damage
 
 
-def test_metrics_that_nothing_vouches_for_are_shown_as_unverified(run):
+def test_metrics_of_an_earlier_version_are_shown_unverified(run):
     strip = re.compile(r', "metrics_(bytes|xxh3|damaged_to)": [^,}]+|, "digest": "\w+"')
     edit(run.directory / ATTEMPTS, lambda text: strip.sub("", text))
     change_loss(run, 40)
     facts = list_runs.summarize(run).facts
-    assert facts["metrics"] == "unverified"
+    assert "damage" not in facts
     assert facts["val_loss"] is not None
 
 
@@ -148,7 +149,7 @@ def test_a_run_resumes_from_the_checkpoint_before_changed_rows_and_heals(run, lo
         in capfd.readouterr().err
     )
     assert_equal_runs(run, longer)
-    assert run.history().metrics_state == "verified"
+    assert run.history().damage is None
 
 
 def test_a_run_without_intact_rows_goes_on_and_stays_marked_as_damaged(run, longer, train, micro, capfd):
@@ -224,7 +225,7 @@ def test_a_checkpoint_of_an_abandoned_attempt_vouches_for_nothing(run, train, mi
     killed(run)
     shutil.rmtree(checkpoint_directory(run.directory, 33))
     assert [c.step for c in list_checkpoints(run.directory) if c.resumable] == [30, 40]
-    assert run.history().metrics_state == "unverified"
+    assert run.history().damage is None
 
 
 def test_a_manifest_that_is_sealed_again_is_believed(run):
