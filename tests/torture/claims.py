@@ -26,8 +26,6 @@ READERS: dict[str, list[str]] = {
     "diff": ["diff", "{micro}", "{micro 1}", "--json"],
     "report": [REPORT],
 }
-RESULTS = {"runs", "eval", "sample", "diff"}
-"""Readers that say what training led to, and little else."""
 REPORTS = ("report.md", "report.html")
 READ_CODES = {0, 1, 2}
 

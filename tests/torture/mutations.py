@@ -16,8 +16,6 @@ WEIGHTS = {"metrics.jsonl": 6, "manifest.json": 6, "attempts.jsonl": 3, "run.jso
 """How much more often than others files with this name or suffix are damaged."""
 ATTEMPTS = "attempts.jsonl"
 """If its end is missing, that is what a crash leaves, and means that the run was interrupted."""
-UNVERIFIED = ("run.json", ATTEMPTS)
-"""Nothing vouches for how a run was made and on which machine: only its results must not change."""
 PAGE = 4096
 
 
@@ -96,7 +94,7 @@ def read_damaged(place: Place, trial: Trial) -> None:
     found = claims.read(place, copied, readers)
     try:
         for name in readers:
-            if not is_without_numbers(path, copied) and (name in claims.RESULTS or path.name not in UNVERIFIED):
+            if not is_without_numbers(path, copied):
                 claims.compare(name, found[name], true[name], names_of(path, copied), status=not cut_short)
     except PromiseBrokenError as failure:
         raise PromiseBrokenError(f"{done}\n{failure}") from None
@@ -128,7 +126,7 @@ def check_resumed(outcome: Outcome, run: Path, undisturbed: Path, path: Path, co
         return
     check_tensors(run, undisturbed)
     said = (outcome.out + outcome.err).replace(str(run), "").replace(run.name, "")
-    if not (is_without_numbers(path, copied) or path.name in UNVERIFIED or any(word in said for word in named)):
+    if not (is_without_numbers(path, copied) or any(word in said for word in named)):
         check_rows(run, undisturbed)
 
 

@@ -134,6 +134,17 @@ def test_a_changed_step_at_the_end_of_an_attempt_is_noticed(run, caplog):
     assert f"{run.directory / ATTEMPTS} has changed since it was written" in caplog.text
 
 
+@pytest.mark.parametrize("removed", [0, 1, 2])
+def test_a_missing_row_of_attempts_is_noticed_unless_it_is_the_last_end(run, train, micro, removed, caplog):
+    train(micro, steps=45)
+    assert len(run.history().attempts) == 4
+    assert not caplog.records
+    path = run.directory / ATTEMPTS
+    edit(path, lambda text: "".join(line for n, line in enumerate(text.splitlines(True)) if n != removed))
+    run.history()
+    assert (f"{path} has changed since it was written" in caplog.text) == (removed != 1)
+
+
 def test_a_changed_record_is_reported_once(run, caplog):
     edit(run.directory / RECORD, lambda text: text.replace('"eval_every": 10', '"eval_every": 20'))
     assert load_run(run.directory).record.altered
