@@ -278,9 +278,10 @@ def _check_nothing_is_lost(run: Run, history: History) -> None:
     """
     saved = [row["step"] for row in history.attempts if row["event"] == "end" and row["status"] in SAVED]
     newest_row = newest_values(run.directory, ["step"]).get("step", 0)
-    first_due, kept_none = run.record.spec.train.checkpoint_every, (run.directory / CHECKPOINTS).is_dir()
-    # A run that was killed can have rows after a checkpoint that was being saved, but none after the next one.
-    if any(saved) or newest_row > (2 * first_due if kept_none else first_due):
+    first_due = run.record.spec.train.checkpoint_every
+    # A killed process can leave rows after the step whose checkpoint it was saving, but none after the next due one.
+    proving_step = 2 * first_due if (run.directory / CHECKPOINTS).is_dir() else first_due
+    if any(saved) or newest_row > proving_step:
         raise GptlabError(
             f"{run.id} has no checkpoint to resume from, but it was trained to step {max([*saved, newest_row])}; "
             f"restore {project.display_path(run.directory / CHECKPOINTS)} from a copy, or move the run to the trash "
