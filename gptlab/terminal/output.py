@@ -54,7 +54,8 @@ class Output:
 
     @property
     def _stream(self) -> TextIO:
-        stream: TextIO = getattr(sys, self._name)
+        current = getattr(sys, self._name)
+        stream: TextIO = getattr(current, "rich_proxied_file", current)  # a progress bar's own would print here again
         return stream
 
     @property
