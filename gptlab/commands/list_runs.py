@@ -59,6 +59,8 @@ def summarize(run: Run) -> RunSummary:
         "directory": str(run.directory),
     }
     elapsed = history.last("elapsed_s")
+    if run.is_copy:
+        facts["copy"] = run.directory.name
     if history.damage:
         logger.warning("%s; its losses are not shown", history.damage)
         facts["damage"] = history.damage
@@ -84,7 +86,7 @@ def render(summaries: list[RunSummary]) -> None:
         facts = summary.facts
         step = f"{facts['step']}" if facts["step"] == facts["steps"] else f"{facts['step']} of {facts['steps']}"
         table.add_row(
-            printable(facts["run"]),
+            printable(f"{facts['copy']}, a copy of {facts['run']}" if "copy" in facts else facts["run"]),
             Text(facts["status"], STYLES[facts["status"]]),
             step,
             DAMAGED if "damage" in facts else _format_loss(facts["val_loss"]),

@@ -285,5 +285,5 @@ def _check_nothing_is_lost(run: Run, history: History) -> None:
         raise GptlabError(
             f"{run.id} has no checkpoint to resume from, but it was trained to step {max([*saved, newest_row])}; "
             f"restore {project.display_path(run.directory / CHECKPOINTS)} from a copy, or move the run to the trash "
-            f"with: {shell_command('rm', run.id)}"
+            f"with: {shell_command('rm', run.reference)}"
         )

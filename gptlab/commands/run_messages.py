@@ -78,7 +78,7 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
     elif _differing_code(run, history.starts, now):
         console.notice("the code has changed since then; `gptlab run` with --fresh starts the run again")
     if history.damage:
-        again = shell_command("eval", run.id)
+        again = shell_command("eval", run.reference)
         console.notice(f"{history.damage}; its losses are not shown; measure the final one again with: {again}")
     _print_results(run, history, console)
     _print_next_commands(run, history.step, console)
@@ -87,7 +87,7 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
 def fewer_steps(run: Run, history: History, steps: int, done: int, console: Console) -> None:
     """Print that an interrupted run already has more steps than requested."""
     console.print(f"{run.id} already has {done} steps, more than the {steps} requested; nothing changed")
-    console.fact("resume", shell_command("resume", run.id, "--steps", str(history.target)))
+    console.fact("resume", shell_command("resume", run.reference, "--steps", str(history.target)))
 
 
 def opening(
@@ -163,7 +163,7 @@ def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> No
     if outcome == "interrupted":
         where = f"at step {step} and saved" if step else "before its first step"
         console.print(f"{run.id} was interrupted {where}", style="bold yellow")
-        console.fact("resume", shell_command("resume", run.id))
+        console.fact("resume", shell_command("resume", run.reference))
         return
     elapsed_s = history.last("elapsed_s")
     took = f" in {format_duration(elapsed_s)} of training" if elapsed_s is not None and math.isfinite(elapsed_s) else ""
@@ -204,8 +204,8 @@ def _format_loss(value: float | None) -> str:
 
 def _print_next_commands(run: Run, step: int, console: Console) -> None:
     console.print("next")
-    console.fact("extend", shell_command("resume", run.id, "--steps", str(2 * step)))
-    console.fact("sample", shell_command("sample", run.id, "--prompt", run.record.spec.train.prompt))
-    console.fact("dashboard", shell_command("dashboard", run.id))
+    console.fact("extend", shell_command("resume", run.reference, "--steps", str(2 * step)))
+    console.fact("sample", shell_command("sample", run.reference, "--prompt", run.record.spec.train.prompt))
+    console.fact("dashboard", shell_command("dashboard", run.reference))
     console.fact("report", "make report")
     console.fact("compare", "make notebook")

@@ -207,7 +207,7 @@ def _damage_advice(path: Path, window: bytes) -> str | None:
     drop = f"{least}{bad:,} such bytes in it; drop them: iconv -c -f UTF-8 -t UTF-8 {_quoted(path)} > {output}"
     if good:
         return drop
-    return f"{drop} (if they are letters of another encoding, such as CP1252, convert it from that instead)"
+    return f"{drop} (if they are letters of another encoding, find out which one, and convert from it instead)"
 
 
 def _count_characters(window: bytes) -> tuple[int, int]:

@@ -107,11 +107,9 @@ class Mirror:
             error = None if self._announced else self.report.get("error")
             self._announced |= error is not None
         if error:
-            ours = self._run.directory.parent == project.runs_directory()
-            command = shell_command("sync", self._run.id if ours else str(self._run.directory))
             self._notice(
                 f"W&B is incomplete ({printable(error)}); metrics.jsonl has everything; upload the rest later with: "
-                f"{command}"
+                f"{shell_command('sync', self._run.reference)}"
             )
 
     def wait_for(self, field: str) -> None:

@@ -62,6 +62,12 @@ class Run:
         """Whether the directory has another name than the run: a copy of it, such as a backup."""
         return self.directory.absolute().name != self.id
 
+    @property
+    def reference(self) -> str:
+        """What a command is given for this run: its id, the name of a copy, or the path of a run elsewhere."""
+        directory = self.directory.absolute()
+        return directory.name if directory.parent == project.runs_directory() else str(directory)
+
     def history(self) -> History:
         """Return what the run has recorded so far."""
         return History(self.directory, self.record)

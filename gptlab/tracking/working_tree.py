@@ -77,7 +77,10 @@ def find_repository() -> Repository:
         if "Needed a single revision" in str(error):
             raise GitError("the git repository has no commit yet, or HEAD is damaged") from None
         raise
-    top, objects, commit = os.fsdecode(output).removesuffix("\n").split("\n")
+    lines = os.fsdecode(output).removesuffix("\n").rsplit("\n", 2)  # the first line, a path, may hold a line feed
+    if len(lines) != 3:
+        raise GitError("git rev-parse gave an incomplete answer")
+    top, objects, commit = lines
     return Repository(top, commit, str(project.root() / objects))
 
 

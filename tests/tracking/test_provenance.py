@@ -396,6 +396,11 @@ def test_a_git_that_hangs_is_given_up(checkout, other_git, monkeypatch):
     assert working_tree().unknown == "git rev-parse did not answer within 0.1 s"
 
 
+def test_a_git_that_says_nothing_gives_no_code(checkout, other_git):
+    other_git("exit 0")
+    assert working_tree().unknown == "git rev-parse gave an incomplete answer"
+
+
 def test_a_git_that_cannot_be_started_is_said(checkout, monkeypatch):
     def refused(*arguments, **options):
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

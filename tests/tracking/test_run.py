@@ -192,7 +192,9 @@ def test_a_prefix_means_the_run_and_not_its_copies(new_run):
     for name in ("copy", f"{run.id}-backup", "micro-copy"):
         shutil.copytree(run.directory, run.directory.with_name(name))
         assert load_run(run.directory.with_name(name)).is_copy
+        assert load_run(run.directory.with_name(name)).reference == name
     assert not run.is_copy
+    assert run.reference == run.id
     assert find_run(run.id).directory == run.directory
     assert find_run(f"{run.id}-b").directory.name == f"{run.id}-backup"
     with pytest.raises(AmbiguousRunError) as raised:
