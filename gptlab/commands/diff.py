@@ -3,6 +3,7 @@
 Causes come first (spec, code, data, environment), then results. Only differences are shown.
 """
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -17,17 +18,19 @@ from gptlab.terminal.console import Console
 from gptlab.terminal.tables import borderless
 from gptlab.terminal.text import abbreviate_hash, printable
 from gptlab.tracking import provenance
-from gptlab.tracking.metrics import DETERMINISTIC, Row, read_metrics
+from gptlab.tracking.comparison import compare_metrics
+from gptlab.tracking.metrics import newest_values
 from gptlab.tracking.provenance import Source
 from gptlab.tracking.records import Start
 from gptlab.tracking.run import Run
+
+logger = logging.getLogger(__name__)
 
 Facts = dict[str, Any]
 Pairs = dict[str, tuple[Any, Any]]
 
 CODE = ("git_commit", "git_dirty", "diff_sha256")
 MACHINE = ("host", "platform", "device", "deterministic", "threads", "python", "torch")
-LOSSES = ("train/loss", "val/loss", "val/bpb")
 PERFORMANCE = ("perf/tokens_per_s", "perf/peak_mem_gib", "elapsed_s", "cpu_s")
 
 
@@ -43,8 +46,10 @@ class Side:
     sources: tuple[Source, ...]
     """The successive versions of the code: of each attempt, or only the working tree."""
     results: Facts = field(default_factory=dict)
-    rows: dict[int, Row] = field(default_factory=dict)
-    """The newest row of metrics by step."""
+    metrics: Path | None = None
+    """Directory of the run, whose metrics are compared."""
+    damaged: bool = False
+    """Whether its losses are not reliable."""
     notes: tuple[str, ...] = ()
 
 
@@ -78,6 +83,8 @@ def recorded_side(run: Run) -> Side:
     record, history = run.record, run.history()
     starts = history.starts
     parent = record.initial_weights
+    if history.damage:
+        logger.warning("%s; its losses are not compared", history.damage)
     packages = {name for start in starts for name in start.get("packages", {})}
     spec = _spec(record.spec, record.precision, record.identity.get("numerics"))
     return Side(
@@ -99,7 +106,8 @@ def recorded_side(run: Run) -> Side:
         },
         sources=_recorded_sources(run.directory, starts),
         results={"status": history.status, "step": history.step},
-        rows={row["step"]: row for row in read_metrics(run.directory)},
+        metrics=run.directory,
+        damaged=bool(history.damage),
     )
 
 
@@ -153,8 +161,13 @@ def compare(a: Side, b: Side) -> Comparison:
         notes.append("the code cannot be compared: a commit is missing from this repository, or a patch from its run")
     elif sections["code"] and not changes.files and not mixed:
         notes.append("the code is the same in every file")
-    sections["results"] = differing(a.results, b.results) | _compare_numbers(a.rows, b.rows)
-    notes += _compare_rows(a.rows, b.rows)
+    sections["results"] = differing(a.results, b.results)
+    if a.metrics and b.metrics:
+        found = compare_metrics(a.metrics, b.metrics)
+        if not a.damaged and not b.damaged:
+            newest = (newest_values(run, PERFORMANCE) for run in (a.metrics, b.metrics))
+            sections["results"] |= found.losses | differing(*newest)
+        notes += found.notes()
     files, patch = (changes.files, changes.patch) if changes else ({}, b"")
     return Comparison(a.label, b.label, sections, files, notes, patch)
 
@@ -205,36 +218,6 @@ def _changes_between_attempts(side: Side) -> list[str]:
             files = ", ".join(f"{name} {lines}" for name, lines in changes.files.items())
             notes.append(f"the attempts of {side.label} ran different code: {printable(files)}")
     return notes
-
-
-def _compare_numbers(a: dict[int, Row], b: dict[int, Row]) -> Pairs:
-    """The losses at the last step that both have, and the newest speed and memory."""
-    found: Pairs = {}
-    for column in LOSSES:
-        steps = [step for step in a.keys() & b.keys() if column in a[step] and column in b[step]]
-        for step in sorted(steps)[-1:]:
-            found[f"{column} at step {step}"] = a[step][column], b[step][column]
-    found |= {column: pair for column, pair in differing(_newest(a), _newest(b)).items() if column in PERFORMANCE}
-    return {key: pair for key, pair in found.items() if pair[0] != pair[1]}
-
-
-def _newest(rows: dict[int, Row]) -> Facts:
-    return {column: value for row in rows.values() for column, value in row.items()}
-
-
-def _compare_rows(a: dict[int, Row], b: dict[int, Row]) -> list[str]:
-    """Notes on up to which step the rows are equal, and on whether the validation losses are comparable."""
-    common = sorted(a.keys() & b.keys())
-    if not common:
-        return []
-    notes = []
-    if len({row["val/yardstick"] for rows in (a, b) for row in rows.values() if "val/yardstick" in row}) > 1:
-        notes.append("the runs were validated on different windows, so their validation losses are not comparable")
-    for step in common:
-        columns = [column for column in DETERMINISTIC if a[step].get(column) != b[step].get(column)]
-        if columns:
-            return [*notes, f"their metrics first differ at step {step}, in {', '.join(columns)}"]
-    return [*notes, f"their metrics are equal in all {len(common)} common rows, up to step {common[-1]}"]
 
 
 def render(comparison: Comparison) -> None:

@@ -12,6 +12,7 @@ from gptlab import cli
 from gptlab.commands import diff as diff_command
 from gptlab.commands.diff import compare, current_side, recorded_side
 from gptlab.files import append_json_line
+from gptlab.tracking.comparison import compare_metrics
 from gptlab.tracking.history import ATTEMPTS
 from gptlab.tracking.metrics import METRICS, read_metrics
 from gptlab.tracking.run import Run
@@ -82,6 +83,29 @@ def test_the_first_row_that_differs_is_named(run, micro, monkeypatch, tmp_path):
     assert compare(recorded_side(run), recorded_side(again)).notes == [
         "their metrics first differ at step 15, in optim/grad_norm"
     ]
+
+
+def test_damaged_metrics_are_named_and_none_of_their_losses_is_compared(run, micro, caplog):
+    other = run_attempt(micro, seed=1, steps=20).run
+    path = other.directory / METRICS
+    path.write_bytes(path.read_bytes().replace(b'loss": 5', b'loss": 4').replace(b'loss": 10', b'loss": 11'))
+    compared = compare(recorded_side(run), recorded_side(other))
+    assert compared.sections["results"] == {}
+    assert f"{path} is damaged" in caplog.text
+    assert "its losses are not compared" in caplog.text
+
+
+def test_rows_are_compared_by_step(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for directory, steps, loss in ((a, (1, 2, 4, 5, 8), 3.0), (b, (2, 3, 5, 5, 6, 7), 3.0)):
+        directory.mkdir()
+        for number, step in enumerate(steps):
+            value = 2.5 if directory is b and number == 3 else loss  # the newest row of step 5
+            append_json_line(directory / METRICS, {"step": step, "train/loss": value})
+    found = compare_metrics(a, b)
+    assert found.common == 2
+    assert found.first_difference == (5, ["train/loss"])
+    assert found.losses == {"train/loss at step 5": (3.0, 2.5)}
 
 
 def test_losses_on_different_windows_are_reported_as_not_comparable(run, micro):
