@@ -255,4 +255,4 @@ def _crossing(x: np.ndarray, y: np.ndarray, level: float) -> float:
     if first == 0:
         return float(x[0])
     (x0, x1), (y0, y1) = x[first - 1 : first + 1], y[first - 1 : first + 1]
-    return float(x0 + (x1 - x0) * (y0 - level) / (y0 - y1)) if math.isfinite(y0) else float(x1)
+    return float(x0 + (x1 - x0) * ((y0 - level) / (y0 - y1))) if math.isfinite(y0) else float(x1)
