@@ -5,7 +5,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from gptlab.checkpoints.manifest import list_checkpoints
+from gptlab.checkpoints.manifest import Checkpoint, list_checkpoints
 from gptlab.digests import ALTERED
 from gptlab.tracking.lock import lock_holder
 from gptlab.tracking.metrics import Row, newest_values, sample_metrics
@@ -78,7 +78,7 @@ class History:
         """The last known step: that of the last attempt's end, else of the newest row or checkpoint."""
         if self._end:
             return self._end["step"]
-        checkpoints = [checkpoint.step for checkpoint in list_checkpoints(self._directory)]
+        checkpoints = [checkpoint.step for checkpoint in self._checkpoints]
         newest_row: int = newest_values(self._directory, ["step"]).get("step", 0)
         return max([*checkpoints, newest_row])
 
@@ -115,6 +115,13 @@ class History:
         rows = list(sample_metrics(self._directory))
         return [] if self.damage else rows
 
+    @cached_property
+    def _checkpoints(self) -> list[Checkpoint]:
+        checkpoints = list_checkpoints(self._directory)
+        if any((checkpoint.manifest.attempt or 0) > len(self.starts) for checkpoint in checkpoints):
+            warn_altered(self._directory / ATTEMPTS)  # it has lost the attempt that saved the checkpoint
+        return checkpoints
+
     def _recorded_rows(self) -> RecordedRows | None:
         """What the last attempt's end, or else its newest resumable checkpoint, recorded about the metrics."""
         if end := self._end:
@@ -124,7 +131,7 @@ class History:
             step = end["step"] if end["status"] == "complete" else None
             return RecordedRows(size, end["metrics_xxh3"], damaged_to, complete=True, step=step)
         resumed_from = self.starts[-1].get("from_step", 0) if self.starts else 0
-        for checkpoint in reversed(list_checkpoints(self._directory)):
+        for checkpoint in reversed(self._checkpoints):
             manifest = checkpoint.manifest
             # The last attempt may have resumed from an older checkpoint. Then later ones of other attempts are void.
             current = checkpoint.step <= resumed_from or manifest.attempt == len(self.starts)

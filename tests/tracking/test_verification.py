@@ -145,6 +145,16 @@ def test_a_missing_row_of_attempts_is_noticed_unless_it_is_the_last_end(run, tra
     assert (f"{path} has changed since it was written" in caplog.text) == (removed != 1)
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_attempts_that_are_lost_at_the_end_of_the_file_are_noticed(run, train, micro, kept, caplog):
+    train(micro, steps=45)
+    path = run.directory / ATTEMPTS
+    edit(path, lambda text: "".join(text.splitlines(True)[:kept]))
+    assert run.history().status == "interrupted"
+    assert run.history().step == 45
+    assert f"{path} has changed since it was written" in caplog.text
+
+
 def test_a_changed_record_is_reported_once(run, caplog):
     edit(run.directory / RECORD, lambda text: text.replace('"eval_every": 10', '"eval_every": 20'))
     assert load_run(run.directory).record.altered
