@@ -274,9 +274,11 @@ def _check_nothing_is_lost(run: Run, history: History) -> None:
     """Check that a run without a resumable checkpoint never had one, so that it can begin at step 0.
 
     Raises:
-        GptlabError: An attempt ended with a save, or rows of metrics follow the first checkpoint that was due.
+        GptlabError: An attempt began from a checkpoint or ended with a save, or rows of metrics follow the first
+            checkpoint that was due.
     """
     saved = [row["step"] for row in history.attempts if row["event"] == "end" and row["status"] in SAVED]
+    saved += [start.get("from_step", 0) for start in history.starts]
     newest_row = newest_values(run.directory, ["step"]).get("step", 0)
     first_due = run.record.spec.train.checkpoint_every
     # A killed process can leave rows after the step whose checkpoint it was saving, but none after the next due one.

@@ -57,8 +57,13 @@ def read(place: Place, copied: Path, readers: Iterable[str]) -> dict[str, Claim]
             document = json.loads(text)
             results = {key: value for key, value in document["results"].items() if key not in {"status", "step"}}
             text = json.dumps([results, document["notes"]], indent=1)
-        claims[name] = Claim(outcome, VOLATILE.sub("…", text.replace(str(copied), "COPY")))
+        claims[name] = Claim(outcome, _stable(text.replace(str(copied), "COPY")))
     return claims
+
+
+def _stable(text: str) -> str:
+    """The text without ages and times, and without the spaces that align the columns of a table with them."""
+    return re.sub(" +", " ", VOLATILE.sub("…", text))
 
 
 def compare(name: str, claim: Claim, true: Claim, named: Iterable[str], *, status: bool = True) -> None:

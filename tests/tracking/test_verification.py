@@ -228,6 +228,17 @@ def test_a_run_whose_checkpoints_were_deleted_is_not_started_again(run, train, m
         train(micro, steps=45)
 
 
+def test_a_run_that_once_resumed_is_not_started_again_without_checkpoints(run, train, micro):
+    killed(run)
+    edit(
+        run.directory / ATTEMPTS, lambda text: text + '{"attempt": 2, "event": "start", "from_step": 30, "steps": 40}\n'
+    )
+    shutil.rmtree(run.directory / CHECKPOINTS)
+    (run.directory / METRICS).unlink()
+    with pytest.raises(GptlabError, match=r"no checkpoint to resume from, but it was trained to step 30"):
+        train(micro, steps=45)
+
+
 @pytest.mark.parametrize("newest_row", [5, 10, 20])
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(run, longer, train, micro, newest_row):
     """The save of the checkpoint at step 10 may be unfinished until step 20."""
