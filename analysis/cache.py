@@ -82,9 +82,15 @@ def read(
 
     Returns:
         The columns, preceded by the categorical column `source`. Rows are in the order of `sources`.
+
+    Raises:
+        GptlabError: The path of a source is not UTF-8.
     """
     path, warned = _cache_file(kind), False
     schema = _schema(dtypes)
+    for source in sources:
+        if source.encode(errors="replace") != os.fsencode(source):
+            raise GptlabError(f"the path {source} is not UTF-8, which tables need; rename the directory")
     current = {source: json.dumps(fingerprint(files)) for source, files in sources.items()}
     try:
         cached = _CachedTable.load(path, schema)

@@ -128,6 +128,8 @@ def run(
     for tag in tags or ():
         if not (0 < len(tag) <= MAX_TAG_LENGTH and tag.isprintable()):
             raise BadInputError(f"--tag must have 1 to {MAX_TAG_LENGTH} printable characters, not {tag!r}")
+    if notes.encode(errors="replace") != notes.encode(errors="surrogateescape"):
+        raise BadInputError(f"--notes must be UTF-8 text, not {notes!r}; check the terminal's encoding and the locale")
     changes: dict[str, Any] = parse_settings(settings or [])
     changes |= {} if text is None else {"data.text": text}
     changes |= {} if steps is None else {"train.steps": steps}

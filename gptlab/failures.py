@@ -77,6 +77,8 @@ def describe(error: BaseException) -> str | None:
         return _describe_os_error(error)
     if f"{type(error).__module__}.{type(error).__name__}" == "safetensors._safetensors_rust.SafetensorError":
         return f"safetensors: {error}"  # a damaged file or a full disk; importing the class would take its library
+    if isinstance(error.__cause__, OSError):  # a library wraps it
+        return _describe_os_error(error.__cause__)
     return None
 
 
@@ -95,6 +97,8 @@ def _describe_os_error(error: OSError) -> str | None:
     where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes | Path) else ""
     if error.errno in EXPECTED_OS_ERRORS:
         return f"{reason}{where}"
+    if reason.startswith("No usable temporary directory"):  # from `tempfile`
+        return f"{reason}; free space there, or set TMPDIR to a directory that can be written"
     if error.errno == errno.ENOENT and not _exists_working_directory():
         return "the working directory no longer exists; change to another one"
     if error.errno in {errno.ENOENT, errno.ENOTEMPTY} and where and _is_data(Path(os.fsdecode(error.filename))):

@@ -46,6 +46,7 @@ COMMANDS = [
     ("run tiny --tag=", "--tag must have 1 to 64 printable characters, not ''"),
     (f"run tiny --tag={'x' * 65}", "--tag must have 1 to 64"),
     ("run tiny --notes", "'--notes' requires an argument"),
+    ("run tiny --notes caf\udce9", "--notes must be UTF-8 text, not 'caf\\udce9'"),
     ("run tiny --from nothing", "there is no run 'nothing'"),
     (f"run tiny --from {HERE}@last", "--from expects RUN or RUN@STEP"),
     (f"run tiny --from {HERE}@7", "keeps no checkpoint of step 7; available: 10, 20"),

@@ -59,6 +59,8 @@ ONE_LINE = [
     (caused(ImportError("scipy seems to be broken"), ImportError("failed to map segment")), 1, "out of memory"),
     (ImportError("libcuda.so: no such file", name="torch._C"), 1, "torch._C cannot be imported: libcuda.so: no such"),
     (ModuleNotFoundError("No module", name="plotly.io"), 1, "the Python package 'plotly' is missing; install it with"),
+    (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), 1, "No usable temporary dir"),
+    (caused(RuntimeError("see above"), OSError(errno.ENOSPC, "No space left on device", "/a")), 1, "No space left on"),
     (SafetensorError("I/O error: No space left on device"), 1, "safetensors: I/O error: No space left on device"),
     (OSError(errno.ENOSPC, "No space left on device", "/a"), 1, "No space left on device: /a"),
     (OSError(errno.EROFS, "Read-only file system", b"/a\xff"), 1, "Read-only file system: /a�"),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from analysis import cache, load, logged, weights
 from gptlab import project
 from gptlab.checkpoints.manifest import MODEL, checkpoint_directory
+from gptlab.errors import GptlabError
 from gptlab.tracking.metrics import METRICS, MetricsFile
 from gptlab.tracking.run import Run
 
@@ -95,6 +96,15 @@ def test_a_recently_changed_file_is_not_cached(make_run: MakeRun) -> None:
     path.write_bytes(path.read_bytes().replace(b"5.0", b"6.0"))
     os.utime(path, ns=(stamp, stamp))  # as if within the resolution of the timestamp
     assert load.metrics()["val/loss"].tolist() == [6.0]
+
+
+def test_a_runs_directory_whose_path_is_not_utf8_is_a_one_line_error(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / "caf\udce9"))
+    make_run()
+    with pytest.raises(GptlabError, match="is not UTF-8, which tables need; rename the directory"):
+        load.runs()
 
 
 def caches() -> list[Path]:
