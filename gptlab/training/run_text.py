@@ -85,13 +85,16 @@ def is_text_of(run: Run, text: Text) -> bool:
 
 
 def is_moved_text_of(run: Run, text: Text) -> bool:
-    """Return whether a text is the run's own at a new place: the remembered one, or the old one does not have it."""
+    """Return whether a text is the run's own at a new place: the remembered one, or its old place does not have it."""
     if not is_text_of(run, text):
         return False
+    if text.path == _remembered_place(run):
+        return True
     try:
-        return text.path == _remembered_place(run) or not stored_text(run)
+        stored_text(run)
     except BadInputError:
         return True
+    return False
 
 
 def remember_place(run: Run, text: Text, notice: Callable[[str], None]) -> None:
