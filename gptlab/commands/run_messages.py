@@ -1,6 +1,8 @@
 """What `gptlab run` and `gptlab resume` print."""
 
 import math
+import shlex
+from pathlib import Path
 from typing import Any
 
 from gptlab import project
@@ -207,5 +209,8 @@ def _print_next_commands(run: Run, step: int, console: Console) -> None:
     console.fact("extend", shell_command("resume", run.reference, "--steps", str(2 * step)))
     console.fact("sample", shell_command("sample", run.reference, "--prompt", run.record.spec.train.prompt))
     console.fact("dashboard", shell_command("dashboard", run.reference))
-    console.fact("report", "make report")
-    console.fact("compare", "make notebook")
+    root = project.find_root()
+    if root and (root / "Makefile").is_file():
+        make = ["make"] if root == Path.cwd() else ["make", "-C", str(root)]
+        console.fact("report", shlex.join([*make, "report"]))
+        console.fact("compare", shlex.join([*make, "notebook"]))

@@ -204,7 +204,7 @@ def _damage_advice(path: Path, window: bytes) -> str | None:
         return None
     output = _output(path)
     least = "at least " if len(window) == WINDOW_BYTES else ""
-    drop = f"{least}{bad:,} such bytes in it; drop them: iconv -c -f UTF-8 -t UTF-8 {_quoted(path)} > {output}"
+    drop = f"bad bytes: {least}{bad:,}; drop them: iconv -c -f UTF-8 -t UTF-8 {_quoted(path)} > {output}"
     if good:
         return drop
     return f"{drop} (if they are letters of another encoding, find out which one, and convert from it instead)"

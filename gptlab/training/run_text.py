@@ -20,6 +20,7 @@ from gptlab.tracking.run import Run
 from gptlab.untrusted import read_document
 
 PLACE = "text.json"
+IF_MOVED = "if it has moved, pass its new place to `gptlab resume` or `gptlab eval`: --text PATH"
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +52,7 @@ def stored_text(run: Run, remedy: str = "restore it") -> Text:
     else:
         path = Path(record.path)
         if not os.access(path, os.R_OK):
-            raise BadInputError(
-                f"the text of {run.id} cannot be read from {remembered or path}; if it has moved, pass its new place "
-                "to `gptlab resume` or `gptlab eval`: --text PATH"
-            )
+            raise BadInputError(f"the text of {run.id} cannot be read from {remembered or path}; {IF_MOVED}")
         if path.is_file() and (size := path.stat().st_size) != record.bytes:  # no need to hash it
             raise _changed(run, f"{record.bytes:,} bytes", f"{size:,}", remedy)
         text = texts.locate(record.path)
@@ -85,13 +83,16 @@ def is_text_of(run: Run, text: Text) -> bool:
 
 
 def is_moved_text_of(run: Run, text: Text) -> bool:
-    """Return whether a text is the run's own at a new place: the remembered one, or the old one does not have it."""
+    """Return whether a text is the run's own at a new place: the remembered one, or its old place does not have it."""
     if not is_text_of(run, text):
         return False
+    if text.path == _remembered_place(run):
+        return True
     try:
-        return text.path == _remembered_place(run) or not stored_text(run)
+        stored_text(run)
     except BadInputError:
         return True
+    return False
 
 
 def remember_place(run: Run, text: Text, notice: Callable[[str], None]) -> None:
@@ -127,4 +128,6 @@ def _same_text(run: Run, path: Path) -> Text | None:
 
 def _changed(run: Run, before: str, now: str, remedy: str) -> BadInputError:
     path = run.record.text.path
-    return BadInputError(f"the text of {run.id} has changed: {path} had {before} and now has {now}; {remedy}")
+    return BadInputError(
+        f"the text of {run.id} has changed: {path} had {before} and now has {now}; {IF_MOVED}; else {remedy}"
+    )

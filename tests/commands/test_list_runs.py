@@ -7,12 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from gptlab.commands import list_runs
-from gptlab.commands.run import Options, resume_run
 from gptlab.terminal import sparkline
 from gptlab.terminal.chart import Curve, chart
-from gptlab.terminal.console import Console
 from gptlab.terminal.text import format_age
-from gptlab.tracking.run import load_run
 
 SUMMARY = {"run": "tiny-28bba255-s0", "status": "complete", "step": 100, "steps": 100, "val_loss": 5.25}
 
@@ -40,16 +37,6 @@ def test_a_copy_of_a_run_is_listed_as_what_it_is(micro, train, capfd: pytest.Cap
     _heading, copy, original = capfd.readouterr().out.splitlines()
     assert copy.startswith(f"backup, a copy of {run.id}  complete")
     assert original.startswith(f"{run.id}  ")
-
-
-def test_a_copy_of_a_run_is_what_the_next_commands_use(micro, train, capsys: pytest.CaptureFixture[str]) -> None:
-    run = train(micro, steps=1).run
-    copy = load_run(shutil.copytree(run.directory, run.directory.with_name("backup")))
-    resume_run(copy, Options(steps=2, wandb="off"), Console())
-    output = capsys.readouterr().out
-    assert "resume backup --steps 4" in output
-    assert f"resume {run.id}" not in output
-    assert (run.history().step, copy.history().step) == (1, 2)
 
 
 def test_absurd_numbers_do_not_break_the_line(capfd: pytest.CaptureFixture[str]) -> None:

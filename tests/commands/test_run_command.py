@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import gptlab
+from gptlab import project
 from gptlab.checkpoints.manifest import checkpoint_directory, list_checkpoints
 from gptlab.commands.run import Options, resume_run
 from gptlab.errors import BadInputError, DivergedError, GptlabError
@@ -16,7 +17,7 @@ from gptlab.model.gpt import build
 from gptlab.terminal.console import Console
 from gptlab.tracking import provenance
 from gptlab.tracking.metrics import read_metrics
-from gptlab.tracking.run import Run, find_run
+from gptlab.tracking.run import Run, find_run, load_run
 from gptlab.training import initial, optimizer, plan
 from gptlab.training.loop import Hooks
 
@@ -433,3 +434,23 @@ def test_log_every_is_fixed_when_a_run_begins(train, micro, capfd):
     run = train(micro.with_changes({"train.log_every": 1}), steps=20).run
     assert f"{run.id} keeps train.log_every=5 from its start" in capfd.readouterr().err
     assert [row["step"] for row in read_metrics(run.directory)] == [0, 5, 10, 15, 20]
+
+
+def test_a_copy_of_a_run_is_what_the_next_commands_use(micro, train, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(micro, steps=1).run
+    copy = load_run(shutil.copytree(run.directory, run.directory.with_name("backup")))
+    resume_run(copy, Options(steps=2, wandb="off"), Console())
+    output = capsys.readouterr().out
+    assert "resume backup --steps 4" in output
+    assert f"resume {run.id}" not in output
+    assert (run.history().step, copy.history().step) == (1, 2)
+
+
+def test_make_commands_work_in_any_folder_of_the_project(
+    micro, train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = project.root()
+    monkeypatch.chdir(root / "docs")
+    run = train(micro, steps=1).run
+    resume_run(run, Options(steps=2, wandb="off"), Console())
+    assert f"make -C {root} report" in capsys.readouterr().out

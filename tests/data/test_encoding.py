@@ -122,7 +122,7 @@ def test_the_command_for_a_few_bad_bytes_drops_them(here: Path, content: bytes, 
 def test_bad_bytes_far_into_a_large_file_are_found(here: Path):
     content = b"The cat sat on the mat.\n" * 100_000
     message = message_for(here / "a.txt", content + b"\xff" + content)
-    assert message.startswith("at least 1 such bytes in it; drop them: ")
+    assert message.startswith("bad bytes: at least 1; drop them: ")
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,15 @@ def test_a_text_that_is_gone_says_how_to_name_its_new_place(moved):
     assert any("cannot be read from" in note for note in diff.current_side(run).notes)
 
 
+def test_another_file_at_the_old_place_says_how_to_name_the_new_place(moved):
+    run, new = moved
+    Path(run.record.text.path).write_text("another text")
+    with pytest.raises(BadInputError, match=r"has changed: .*; if it has moved, .*--text PATH"):
+        resume(run, steps=6)
+    assert resume(run, steps=6, text=str(new)).history().step == 6
+    assert resume(run, steps=7).history().step == 7
+
+
 def test_resume_takes_the_new_place_of_the_text_and_remembers_it(moved):
     run, new = moved
     assert resume(run, steps=6, text=str(new)).history().step == 6
