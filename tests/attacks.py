@@ -114,7 +114,7 @@ def special_files() -> Iterator[Attack]:
     for name in (RECORD, ATTEMPTS, METRICS, HEARTBEAT):
         yield Attack(f"a folder {name}", folder(name), listed=False, resumes=False)
     for name in (SAMPLES, LOG, LOCK, f"{NEWEST}/{MODEL}"):
-        yield Attack(f"a folder {name}", folder(name), listed=True, resumes=name.endswith(MODEL))
+        yield Attack(f"a folder {name}", folder(name), listed=True, resumes=name not in {SAMPLES, LOCK})
 
     def file(name: str) -> Callable[[Path, Path], object]:
         return lambda run, outside: _away(run / name).write_text("a file")
