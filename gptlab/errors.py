@@ -73,7 +73,7 @@ class DivergedError(GptlabError):
         self.facts = facts
 
 
-OUT_OF_MEMORY = (
+OUT_OF_MEMORY_PHRASES = (
     "allocate memory",
     "out of memory",
     "failed to map segment",
@@ -89,6 +89,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     cause = error.__cause__ or error.__context__
     return (
         isinstance(error, MemoryError)
-        or any(message in str(error).lower() for message in OUT_OF_MEMORY)
+        or any(message in str(error).lower() for message in OUT_OF_MEMORY_PHRASES)
         or (cause is not None and is_out_of_memory(cause))
     )
