@@ -84,13 +84,10 @@ def read(
         The columns, preceded by the categorical column `source`. Rows are in the order of `sources`.
 
     Raises:
-        GptlabError: The path of a source is not UTF-8.
+        GptlabError: The path of the runs directory is not UTF-8.
     """
     path, warned = _cache_file(kind), False
     schema = _schema(dtypes)
-    for source in sources:
-        if source.encode(errors="replace") != os.fsencode(source):
-            raise GptlabError(f"the path {source} is not UTF-8, which tables need; rename the directory")
     current = {source: json.dumps(fingerprint(files)) for source, files in sources.items()}
     try:
         cached = _CachedTable.load(path, schema)
@@ -159,7 +156,10 @@ class _CachedTable:
 
 
 def _cache_file(kind: str) -> Path:
-    runs = hashlib.sha256(os.fsencode(project.runs_directory())).hexdigest()[:16]
+    directory = project.runs_directory()
+    if str(directory).encode(errors="replace") != os.fsencode(directory):
+        raise GptlabError(f"the path {directory} is not UTF-8, which tables need; rename the directory")
+    runs = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
     return project.cache_directory() / "analysis" / runs / f"{kind}-{VERSION}.parquet"
 
 
