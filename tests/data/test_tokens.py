@@ -325,6 +325,7 @@ def contents(made: Tokens) -> list[tuple[list[int], int, str]]:
     return [(part.tokens[:].tolist(), part.size, part.sha256) for part in (made.train, made.val)]
 
 
+@settings(max_examples=settings.default.max_examples // 5)
 @pytest.mark.parametrize("name", ["train.u16", "val.u16", "meta.json"])
 @given(where=st.floats(0, 1, exclude_max=True), change=st.sampled_from(["bit", "zeros", "ones"]))
 def test_any_change_in_cached_tokens_is_detected_and_mended(

@@ -185,7 +185,7 @@ def test_a_run_without_intact_rows_goes_on_and_stays_marked_as_damaged(run, long
     assert "rows up to step 40 are not reliable" in run.history().damage
 
 
-@pytest.mark.parametrize("change", [-400, -1, 1, 400, 10**6, -(10**6)])
+@pytest.mark.parametrize("change", [-400, 1, 10**6, -(10**6)])
 @pytest.mark.parametrize("sealed", [True, False], ids=["with digest", "flat"])
 def test_a_wrong_length_in_a_manifest_does_not_change_the_rows(run, longer, train, micro, change, sealed):
     path = checkpoint_directory(run.directory, 40) / MANIFEST
