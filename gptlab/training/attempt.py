@@ -93,9 +93,9 @@ class Attempt:
                     hook()
                 with explain_out_of_memory(train):
                     self._loop(number, metrics).train(steps, stop_requested)
+                if self.state.step == steps:
+                    self._add_sample()  # a complete run has its sample, so it is not complete if this fails
                 outcome = "complete" if self.state.step == steps else "interrupted"
-                if outcome == "complete":
-                    self._add_sample()
             except DivergedError as error:
                 outcome, end_facts = "diverged", {"diverged": error.facts}
                 raise

@@ -1,6 +1,8 @@
 """`gptlab run` and `gptlab resume` on new and existing runs: what they print, record and refuse."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -95,6 +97,20 @@ def test_a_sample_is_written_at_the_end_and_an_extension_adds_its_own(train, mic
     train(micro, steps=20)
     assert [(row["step"], row["prompt"]) for row in run.samples()] == [(10, "The"), (20, "The")]
     assert all(row["text"] for row in run.samples())
+
+
+def test_a_sample_that_could_not_be_written_is_written_by_the_next_attempt(train, micro, monkeypatch):
+    def fill(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "add_sample", fill)
+        with pytest.raises(OSError, match="No space left"):
+            train(micro, steps=10)
+    assert find_run("micro").history().status == "failed"
+    run = train(micro, steps=10).run
+    assert run.history().status == "complete"
+    assert [row["step"] for row in run.samples()] == [10]
 
 
 def test_fresh_moves_the_old_run_to_the_trash(train, micro):
