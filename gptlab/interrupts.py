@@ -35,6 +35,22 @@ def end_at_once(number: int, frame: "FrameType | None") -> "NoReturn":
         os._exit(128 + number)
 
 
+class Interrupts:
+    """Raises a `KeyboardInterrupt` at Ctrl-C and remembers it: Python drops exceptions in some of its callbacks."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def handle(self, number: int, frame: "FrameType | None") -> "NoReturn":
+        """Handle the signal."""
+        self.received = True
+        raise KeyboardInterrupt
+
+
+interrupts = Interrupts()
+"""The interrupts of this program."""
+
+
 @contextmanager
 def on_interrupt(handler: "Handler") -> "Iterator[None]":
     """Within this context, Ctrl-C calls the handler. If it is ignored, as in background jobs, it stays ignored."""

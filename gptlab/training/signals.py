@@ -10,7 +10,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
-from gptlab.interrupts import STOP_SIGNALS
+from gptlab.interrupts import STOP_SIGNALS, interrupts
 
 INSISTENT = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 """Signals of which a second one ends the process at once.
@@ -36,6 +36,8 @@ class StopSignals:
         self._before = {number: handler for number, handler in before.items() if handler not in ignored}
         for number in self._before:
             signal.signal(number, self._handle)
+        if interrupts.received:  # Python dropped its exception
+            self.received = signal.SIGINT
         return self
 
     def __exit__(

@@ -12,7 +12,7 @@ import pytest
 from faults import Ended, in_child
 
 from gptlab.commands.run import Options, run_experiment
-from gptlab.interrupts import STOP_SIGNALS
+from gptlab.interrupts import STOP_SIGNALS, interrupts
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.tracking.run import LOG, all_runs
@@ -28,6 +28,14 @@ def send(*numbers: int) -> None:
 def test_every_signal_that_asks_a_process_to_end_is_handled():
     names = {number.name for number in STOP_SIGNALS}
     assert names >= {"SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
+
+
+def test_an_interrupt_whose_exception_python_dropped_still_stops_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "received", False)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.handle(signal.SIGINT, None)
+    with StopSignals() as signals:
+        assert signals.received is signal.SIGINT
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
