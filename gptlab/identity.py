@@ -36,10 +36,12 @@ def identify(
     text_sha256: str,
     tokenizer_sha256: str,
     initial_weights_sha256: str | None = None,
+    branch: dict[str, Any] | None = None,
 ) -> Identity:
     """Return the identity of an experiment with a resolved precision and text.
 
-    `initial_weights_sha256` is None unless the run starts from another run's weights.
+    `initial_weights_sha256` is None unless the run starts from another run's weights, and `branch` unless it continues
+    from another run's checkpoint (see `records.Branch.identity`).
     """
     content = {
         "numerics": NUMERICS,
@@ -47,6 +49,7 @@ def identify(
         "text_sha256": text_sha256,
         "tokenizer_sha256": tokenizer_sha256,
         **({"initial_weights_sha256": initial_weights_sha256} if initial_weights_sha256 else {}),
+        **({"branch": branch} if branch else {}),
         **identity_fields(experiment, exclude_defaults=True),
     }
     return Identity(experiment.name, hash_of(content), content)

@@ -118,6 +118,17 @@ def read_weights(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Te
         return read_tensors(path, file, size, weight_shapes(spec), digest, expected)
 
 
+def read_optimizer(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Tensors:
+    """Read the optimizer state in a file, without the manifest beside it. The arguments are those of `read_weights`.
+
+    Raises:
+        GptlabError: The file is missing, damaged or belongs to another model.
+    """
+    with open_tensors(path, spec, None) as (file, size):
+        tensors = read_tensors(path, file, size, adamw_state_shapes(weight_shapes(spec)), digest, expected)
+    return _checked_optimizer(path, tensors)
+
+
 def weight_shapes(spec: ModelSpec) -> Shapes:
     """Return the shapes of the model's weights by name; all are float32."""
     return {name: tuple(tensor.shape) for name, tensor in gpt.empty(spec, "meta").state_dict().items()}
@@ -129,9 +140,12 @@ def _read_weights(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
 
 def _read_optimizer(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
     tensors = _read(checkpoint, OPTIMIZER, spec, lambda spec: adamw_state_shapes(weight_shapes(spec)))
+    return _checked_optimizer(checkpoint.directory / OPTIMIZER, tensors)
+
+
+def _checked_optimizer(path: Path, tensors: Tensors) -> Tensors:
     for name, tensor in tensors.items():
         if name.endswith("/step") and not tensor >= 1:  # AdamW's bias correction divides by zero at step 0
-            path = checkpoint.directory / OPTIMIZER
             raise GptlabError(f"{path} has {name} as {tensor.item()}, which training never produces")
     return tensors
 

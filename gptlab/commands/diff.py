@@ -82,14 +82,18 @@ def recorded_side(run: Run) -> Side:
     """Return the side of a run, from its records."""
     record, history = run.record, run.history()
     starts = history.starts
-    parent = record.initial_weights
     if history.damage:
         logger.warning("%s; its losses are not compared", history.damage)
     packages = {name for start in starts for name in start.get("packages", {})}
     spec = _spec(record.spec, record.precision, record.identity.get("numerics"))
     return Side(
         label=printable(run.directory.absolute().name),
-        spec={**spec, "seed": record.seed, "initial_weights": f"{parent.run}@{parent.step}" if parent else None},
+        spec={
+            **spec,
+            "seed": record.seed,
+            "initial_weights": record.initial_weights and record.initial_weights.reference,
+            "branch": record.branch and record.branch.reference,
+        },
         code={key: _over_time(start.get(key) for start in starts) for key in CODE},
         data={
             "text.source": record.text.source,

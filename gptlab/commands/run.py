@@ -26,14 +26,15 @@ from gptlab.terminal.progress import StepProgress
 from gptlab.terminal.text import shell_command
 from gptlab.tracking import provenance
 from gptlab.tracking.history import History
+from gptlab.tracking.lineage import children
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import newest_values
-from gptlab.tracking.records import InitialWeights, TextRecord
+from gptlab.tracking.records import Branch, InitialWeights, TextRecord
 from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.capacity import limit_threads, memory_notice
-from gptlab.training.initial import check_initial_weights
+from gptlab.training.initial import check_branch, check_initial_weights, check_steps
 from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory
 from gptlab.training.plan import plan
@@ -102,7 +103,7 @@ def run_experiment(
     seed: int,
     options: Options,
     console: Console,
-    initial_weights: InitialWeights | None = None,
+    parent: InitialWeights | Branch | None = None,
     hooks: Hooks | None = None,
 ) -> Result:
     """Start, resume or extend the run of an experiment, or report that it is complete.
@@ -112,27 +113,30 @@ def run_experiment(
         seed: Seed for initialization, data order and dropout.
         options: How to run it.
         console: Where to print.
-        initial_weights: Weights to start from instead of drawing them from the seed.
+        parent: The checkpoint to start from instead of drawing the weights from the seed.
         hooks: More functions for the training loop to call.
 
     Raises:
-        BadInputError: The text, device or initial weights cannot be used. Nothing was written.
+        BadInputError: The text, device or parent cannot be used. Nothing was written.
         DivergedError: The run diverges, or has diverged before.
         GptlabError: Another process is training the run, a file is damaged or cannot be written, or memory runs out.
     """
     limit_threads()
-    planned = plan(experiment, seed, options.device, initial_weights)
-    if initial_weights:
-        check_initial_weights(initial_weights, experiment.model)
-    data = load_training_data(experiment, planned.text, seed)
-    directory, text = planned.run_directory, planned.text
+    planned = plan(experiment, seed, options.device, parent)
+    directory, text, offset = planned.run_directory, planned.text, 0
+    if isinstance(parent, Branch):
+        check_branch(parent, seed, experiment.train.steps, planned.identity.content["tokenizer_sha256"])
+        offset = parent.window_offset(text.sha256, experiment.train)
+    elif parent:
+        check_initial_weights(parent, experiment.model)
+    data = load_training_data(experiment, text, seed, offset)
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
     with console.surviving():
         if options.fresh and (directory / RECORD).is_file():
-            console.print(f"moved the old run to {project.display_path(load_run(directory).move_to_trash())}")
+            _start_afresh(load_run(directory), console)
         if not directory.exists():
             messages.new_identity(experiment, planned.identity, console)
-        run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights)
+        run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, parent)
         messages.kept_fields(run, experiment, console)
         if not os.access(run.record.text.path, os.R_OK):
             remember_place(run, text, console.notice)
@@ -161,7 +165,7 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
         text = moved_text(run, options.text, console.notice)
     else:
         text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
-    data = load_training_data(record.spec, text, record.seed)
+    data = load_training_data(record.spec, text, record.seed, record.window_offset)
     with console.surviving():
         return _Session(run, data, settings, options, console, hooks or Hooks()).train_to(options.steps)
 
@@ -201,11 +205,13 @@ class _Session:
             saved = read_newest_state(run.directory, spec.model, self.console.notice, find_problem)
             if saved is None:
                 _check_nothing_is_lost(run, history)
+                if run.record.branch:
+                    check_steps(run.record.branch, steps)
             if saved and steps < saved.checkpoint.step:
                 messages.fewer_steps(run, history, steps, saved.checkpoint.step, self.console)
                 return Result(run)
             self.console.log_to(run.directory / LOG)
-            check_space(run.directory, run.record.spec)
+            check_space(run.directory, spec.with_changes({"train.steps": steps}))
             return replace(self, run=run)._train(steps, saved, history, lock, signals)
 
     def _train(
@@ -216,7 +222,7 @@ class _Session:
         if options.deterministic:
             use_deterministic_kernels()
         keep_freed_memory()
-        start_step = saved.checkpoint.step if saved else 0
+        start_step = saved.checkpoint.step if saved else run.record.start_step
         mirror = Mirror(run, options.wandb or AUTO, console.notice)
         wandb = mirror.mode()
         source = provenance.working_tree()
@@ -261,6 +267,17 @@ class _Session:
         return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
 
 
+def _start_afresh(run: Run, console: Console) -> None:
+    """Move a run to the trash, and say which runs start from it."""
+    below = children(run.directory, run.id)
+    console.print(f"moved the old run to {project.display_path(run.move_to_trash())}")
+    if below:
+        console.notice(
+            f"{', '.join(map(str, below))} started from the old run; until they have a checkpoint of their own, they "
+            "need it: move it back, or train this run to the same bytes"
+        )
+
+
 def _stop_requested(signals: StopSignals, console: Console) -> bool:
     if signals.received is None:
         return False
@@ -271,7 +288,7 @@ def _stop_requested(signals: StopSignals, console: Console) -> bool:
 
 
 def _check_nothing_is_lost(run: Run, history: History) -> None:
-    """Check that a run without a resumable checkpoint never had one, so that it can begin at step 0.
+    """Check that a run without a resumable checkpoint never had one, so that it can begin at its first step.
 
     Raises:
         GptlabError: An attempt began from a checkpoint or ended with a save, or rows of metrics follow the first
@@ -280,10 +297,11 @@ def _check_nothing_is_lost(run: Run, history: History) -> None:
     saved = [row["step"] for row in history.attempts if row["event"] == "end" and row["status"] in SAVED]
     saved += [start.get("from_step", 0) for start in history.starts]
     newest_row = newest_values(run.directory, ["step"]).get("step", 0)
-    first_due = run.record.spec.train.checkpoint_every
+    start, every = run.record.start_step, run.record.spec.train.checkpoint_every
+    first_due = (start // every + 1) * every
     # A killed process can leave rows after the step whose checkpoint it was saving, but none after the next due one.
-    proving_step = 2 * first_due if (run.directory / CHECKPOINTS).is_dir() else first_due
-    if any(saved) or newest_row > proving_step:
+    proving_step = first_due + every if (run.directory / CHECKPOINTS).is_dir() else first_due
+    if any(step > start for step in saved) or newest_row > proving_step:
         raise GptlabError(
             f"{run.id} has no checkpoint to resume from, but it was trained to step {max([*saved, newest_row])}; "
             f"restore {project.display_path(run.directory / CHECKPOINTS)} from a copy, or move the run to the trash "

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab import catalog
+from gptlab.commands import run_messages
 from gptlab.errors import AmbiguousRunError, BadInputError
 from gptlab.identity import hash_of
 from gptlab.model.summary import layers
@@ -45,6 +46,7 @@ class Description:
             "precision": self.precision,
             "identity": {"hash": self.hash, "content": self.identity},
             "run": self.run.id if self.run else None,
+            **(self.run.record.parent_facts() if self.run else {}),
         }
 
 
@@ -82,7 +84,10 @@ def render(description: Description) -> None:
     console, experiment = Console(), description.experiment
     name = description.run.id if description.run else experiment.name
     console.rich.print(Text.assemble((name, "bold"), f" · {printable(experiment.why)}"))
-    console.print(f"identity {description.hash} · precision {description.precision}\n")
+    console.print(f"identity {description.hash} · precision {description.precision}")
+    if description.run and (parent := description.run.record.parent):
+        console.print(f"parent {run_messages.describe_parent(parent)}")
+    console.print()
     console.table(_spec_table(experiment))
     console.print()
     console.table(_layer_table(experiment))

@@ -30,14 +30,16 @@ from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
 from gptlab.files import append_json_line, locked_directory, make_directory, write_durably
 from gptlab.identity import Identity
 from gptlab.spec import Experiment, Precision
+from gptlab.tracking import lineage
 from gptlab.tracking.history import ATTEMPTS, History, warn_altered
+from gptlab.tracking.lineage import needed_files, places
 from gptlab.tracking.lock import lock_holder
-from gptlab.tracking.records import SAMPLE, InitialWeights, Outcome, RunRecord, Sample, TextRecord
+from gptlab.tracking.records import SAMPLE, Branch, InitialWeights, Outcome, RunRecord, Sample, TextRecord
 from gptlab.untrusted import check_tree, read_document, read_json_lines
 from gptlab.validation import did_you_mean
 
-RECORD, SAMPLES, EVALUATIONS = "run.json", "samples.jsonl", "evaluations"
-LOG, TRASH = "log.txt", ".trash"
+RECORD, SAMPLES, EVALUATIONS = lineage.RECORD, "samples.jsonl", "evaluations"
+LOG, TRASH = "log.txt", lineage.TRASH
 
 logger = logging.getLogger(__name__)
 
@@ -127,16 +129,17 @@ def create_run(
     seed: int,
     precision: Precision,
     text: TextRecord,
-    initial_weights: InitialWeights | None = None,
+    parent: InitialWeights | Branch | None = None,
 ) -> Run:
     """Create a run's directory and record, or load the run if it exists.
 
     Raises:
+        BadInputError: The parent's checkpoint has been removed.
         GptlabError: The directory is damaged or holds another run.
     """
     make_directory(project.runs_directory())
     with locked_directory(project.runs_directory()):  # of two processes that begin the same run, one creates it
-        return _create_or_load(experiment, identity, seed, precision, text, initial_weights)
+        return _create_or_load(experiment, identity, seed, precision, text, parent)
 
 
 def _create_or_load(
@@ -145,7 +148,7 @@ def _create_or_load(
     seed: int,
     precision: Precision,
     text: TextRecord,
-    initial_weights: InitialWeights | None,
+    parent: InitialWeights | Branch | None,
 ) -> Run:
     run_id = identity.run_id(seed)
     directory = project.runs_directory() / run_id
@@ -154,6 +157,8 @@ def _create_or_load(
         if run.id != run_id or run.record.identity != identity.content:
             raise GptlabError(f"{directory} holds another run, {run.id}; move it away")
         return run
+    if parent:
+        _check_still_there(parent)
     record = RunRecord(
         run=run_id,
         seed=seed,
@@ -163,13 +168,25 @@ def _create_or_load(
         identity=identity.content,
         text=text,
         tokenizer_sha256=identity.content["tokenizer_sha256"],
-        initial_weights=initial_weights,
+        initial_weights=parent if isinstance(parent, InitialWeights) else None,
+        branch=parent if isinstance(parent, Branch) else None,
         wandb_id=f"{run_id}-{secrets.token_hex(4)}",
     )
     make_directory(directory)
     check_tree(directory)
     write_durably(directory / RECORD, record.to_json())
     return Run(directory, record)
+
+
+def _check_still_there(parent: InitialWeights | Branch) -> None:
+    """Check that retention has not removed a checkpoint since it was found; from now on it is kept for the new run.
+
+    Raises:
+        BadInputError: It has.
+    """
+    found = places(parent, run_directories())
+    if not any(path.with_name(name).is_file() for path in found for name in needed_files(parent)[-1:]):
+        raise BadInputError(f"{found[0].parent} was removed in the meantime; choose another step of {parent.run}")
 
 
 def load_run(directory: Path) -> Run:

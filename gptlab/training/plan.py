@@ -9,7 +9,7 @@ from gptlab.data import tokenizer
 from gptlab.data.text import Text
 from gptlab.identity import Identity, identify
 from gptlab.spec import Experiment
-from gptlab.tracking.records import InitialWeights
+from gptlab.tracking.records import Branch, InitialWeights
 from gptlab.training.settings import Available, Settings, resolve_settings
 
 
@@ -22,8 +22,8 @@ class Plan:
     settings: Settings
     text: Text
     identity: Identity
-    initial_weights: InitialWeights | None = None
-    """None if the weights are drawn from the seed."""
+    parent: InitialWeights | Branch | None = None
+    """The checkpoint that the run starts from; None if the weights are drawn from the seed."""
 
     @property
     def run_directory(self) -> Path:
@@ -32,7 +32,7 @@ class Plan:
 
 
 def plan(
-    experiment: Experiment, seed: int = 0, device: str = "auto", initial_weights: InitialWeights | None = None
+    experiment: Experiment, seed: int = 0, device: str = "auto", parent: InitialWeights | Branch | None = None
 ) -> Plan:
     """Resolve an experiment.
 
@@ -46,6 +46,7 @@ def plan(
         precision=settings.precision,
         text_sha256=text.sha256,
         tokenizer_sha256=tokenizer.TOKENIZER_SHA256,
-        initial_weights_sha256=initial_weights.sha256 if initial_weights else None,
+        initial_weights_sha256=parent.sha256 if isinstance(parent, InitialWeights) else None,
+        branch=parent.identity() if isinstance(parent, Branch) else None,
     )
-    return Plan(experiment, seed, settings, text, identity, initial_weights)
+    return Plan(experiment, seed, settings, text, identity, parent)

@@ -1,7 +1,8 @@
 """Write the rows of `metrics.jsonl`, from sums over the steps since the last row.
 
-Rows are written at multiples of `log_every` and `eval_every` (the grid) and, with a validation, at the last step. A
-last row that a longer run would not have leaves the sums unchanged, and extending the run drops it.
+Rows are written at the first step, at multiples of `log_every` and `eval_every` (together the grid) and, with a
+validation, at the last step. A last row that a longer run would not have leaves the sums unchanged, and extending the
+run drops it. A branch begins with a row at its parent's step and with empty sums; tokens and seconds go on.
 """
 
 import math
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from gptlab.data.windows import Windows
 from gptlab.errors import DivergedError
-from gptlab.spec import Experiment
 from gptlab.tracking.metrics import COLUMNS, MetricsFile, Row
+from gptlab.tracking.records import RunRecord
 from gptlab.training.evaluate import Evaluation
 from gptlab.training.settings import Settings, peak_flops
 from gptlab.training.state import TrainingState
@@ -25,9 +26,8 @@ class RowWriter:
 
     def __init__(
         self,
-        run: str,
+        record: RunRecord,
         attempt: int,
-        spec: Experiment,
         windows: Windows,
         settings: Settings,
         metrics: MetricsFile,
@@ -36,15 +36,15 @@ class RowWriter:
         """Continue from the sums of a checkpoint.
 
         Args:
-            run: The run's id, for error messages.
+            record: The run's record.
             attempt: Number of the attempt, from 1.
-            spec: The run's spec.
             windows: The training windows.
             settings: The device, precision and kernels.
             metrics: The file to append to.
             state: Its `loop` holds the sums since the last row on the grid, and the best validation loss so far.
         """
-        self._run, self.attempt, self._spec, self._windows = run, attempt, spec, windows
+        self._record, self.attempt, self._windows = record, attempt, windows
+        self._run, self._spec = record.run, record.spec
         self._settings, self._metrics = settings, metrics
         self._state = state
         self.stopwatch = Stopwatch()
@@ -106,8 +106,8 @@ class RowWriter:
         batch_tokens = train.batch_size * train.sequence_length
         row: Row = {
             "step": step,
-            "tokens": step * batch_tokens,
-            "epoch": step * train.batch_size / self._windows.per_epoch,
+            "tokens": self._record.tokens_at(step),
+            "epoch": self._windows.epochs(step),
             "attempt": self.attempt,
             "time": time.time(),
             "elapsed_s": self.elapsed_s(),
@@ -123,9 +123,8 @@ class RowWriter:
             }
         row |= self.stopwatch.performance(batch_tokens, asynchronous=self._settings.asynchronous)
         if "perf/tokens_per_s" in row and (peak := peak_flops(self._settings.device)):
-            flops = 3 * self._spec.model.forward_flops_per_token(train.sequence_length)
-            row["perf/mfu"] = row["perf/tokens_per_s"] * flops / peak
-        if step:
+            row["perf/mfu"] = row["perf/tokens_per_s"] * self._record.flops_per_token / peak
+        if step > self._record.start_step:
             row["perf/peak_mem_gib"] = peak_memory_gib(self._settings.device)
         return row
 

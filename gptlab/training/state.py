@@ -12,7 +12,7 @@ from gptlab.identity import identity_fields
 from gptlab.model.gpt import GPT
 from gptlab.tracking.records import RunRecord
 from gptlab.training import optimizer
-from gptlab.training.initial import initial_model
+from gptlab.training.initial import initial_model, read_branch
 from gptlab.training.settings import Settings
 
 
@@ -28,19 +28,25 @@ class TrainingState:
 
 
 def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> TrainingState:
-    """Return the state of a checkpoint, or the state at step 0, on the settings' device.
+    """Return the state of a checkpoint, or the state that the run begins with, on the settings' device.
 
     Raises:
-        BadInputError: The weights of a warm start are missing or damaged.
+        BadInputError: The parent's weights or optimizer state are missing or damaged.
     """
-    spec = record.spec
-    if saved is None:
+    spec, branch = record.spec, record.branch
+    if saved:
+        weights, moments = saved.weights, saved.optimizer
+        step, loop = saved.checkpoint.step, saved.checkpoint.manifest.progress
+    elif branch:
+        weights, moments = read_branch(branch, spec.model)
+        step, loop = branch.step, LoopState(elapsed_s=branch.elapsed_s, cpu_s=branch.cpu_s)
+    else:
         model = initial_model(record).to(settings.device)
         return TrainingState(model, optimizer.build(model, spec.train, fused=settings.fused))
-    model = model_from(saved.weights, spec.model).to(settings.device)
+    model = model_from(weights, spec.model).to(settings.device)
     adamw = optimizer.build(model, spec.train, fused=settings.fused)
-    optimizer.load_state_tensors(model, adamw, saved.optimizer)
-    return TrainingState(model, adamw, saved.checkpoint.step, saved.checkpoint.manifest.progress)
+    optimizer.load_state_tensors(model, adamw, moments)
+    return TrainingState(model, adamw, step, loop)
 
 
 def on_host(state: TrainingState) -> bool:
@@ -64,11 +70,10 @@ def checkpoint_files(state: TrainingState, *, resumable: bool, copy: bool) -> di
 
 def checkpoint_header(record: RunRecord, step: int, losses: dict[str, float | None]) -> dict[str, Any]:
     """Return the facts for the header of a checkpoint's files, which are the same in an extended run."""
-    train = record.spec.train
     return {
         "run": record.run,
         "step": step,
-        "tokens": step * train.batch_size * train.sequence_length,
+        "tokens": record.tokens_at(step),
         "losses": losses,
         "config": {**record.identity, **identity_fields(record.spec)},
     }

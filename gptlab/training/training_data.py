@@ -22,8 +22,10 @@ class TrainingData:
     """Index of each validation window's first token, `(val_windows,)`."""
 
 
-def load_training_data(experiment: Experiment, text: Text, seed: int) -> TrainingData:
+def load_training_data(experiment: Experiment, text: Text, seed: int, window_offset: int = 0) -> TrainingData:
     """Return the windows of a text, which is tokenized if its tokens are not in the cache.
+
+    `window_offset` is 0 unless the run is a branch; see `RunRecord.window_offset`.
 
     Raises:
         BadInputError: The text is not UTF-8, has changed since it was located, or is too short for the windows.
@@ -31,7 +33,7 @@ def load_training_data(experiment: Experiment, text: Text, seed: int) -> Trainin
     prepared = tokens.prepare(text, experiment.data.val_fraction)
     train = experiment.train
     return TrainingData(
-        windows=Windows(prepared.train.tokens, train.sequence_length, train.batch_size, seed),
+        windows=Windows(prepared.train.tokens, train.sequence_length, train.batch_size, seed, window_offset),
         val=prepared.val,
         val_starts=validation_starts(prepared.val, train.sequence_length, experiment.data.val_windows),
     )
