@@ -5,6 +5,11 @@ For notebooks: `load` a trained model, read `runs`, `metrics` and `samples` into
 
 from __future__ import annotations
 
+import time
+
+STARTED_NS = time.time_ns()
+"""When this process imported the package: code that is changed later is not what it runs."""
+
 TYPE_CHECKING = False  # importing `typing` would triple the time in which Ctrl-C is not handled yet; see `entry`
 
 if TYPE_CHECKING:

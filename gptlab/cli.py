@@ -159,6 +159,9 @@ def resume(
     run: RunArgument,
     steps: StepsOption = None,
     text: Annotated[str | None, typer.Option(help="The run's text, if it has moved: the same bytes.")] = None,
+    accept_code_change: Annotated[
+        bool, typer.Option("--accept-code-change", help="Resume even if the code computes something else now.")
+    ] = False,
     device: DeviceOption = "auto",
     deterministic: DeterministicOption = False,
     wandb: WandbOption = None,
@@ -176,7 +179,13 @@ def resume(
         from gptlab.terminal.console import Console
 
     options = Options(
-        steps=steps, text=text, device=device, deterministic=deterministic, wandb=wandb, artifacts=artifacts
+        steps=steps,
+        text=text,
+        accept_code_change=accept_code_change,
+        device=device,
+        deterministic=deterministic,
+        wandb=wandb,
+        artifacts=artifacts,
     )
     _exit_with(resume_run(found, options, Console(stderr=as_json)), as_json)
 

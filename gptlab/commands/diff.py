@@ -12,7 +12,7 @@ from typing import Any
 
 from gptlab import catalog
 from gptlab.errors import BadInputError
-from gptlab.identity import NUMERICS
+from gptlab.identity import NUMERICS, Fingerprint
 from gptlab.spec import Experiment, flatten
 from gptlab.terminal.console import Console
 from gptlab.terminal.tables import borderless
@@ -43,6 +43,8 @@ class Side:
     code: Facts
     data: Facts
     environment: Facts
+    fingerprint: Fingerprint | None
+    """What the code computes; None if it was not recorded."""
     sources: tuple[Source, ...]
     """The successive versions of the code: of each attempt, or only the working tree."""
     results: Facts = field(default_factory=dict)
@@ -104,6 +106,7 @@ def recorded_side(run: Run) -> Side:
                 for name in sorted(packages)
             },
         },
+        fingerprint=record.fingerprint,
         sources=_recorded_sources(run.directory, starts),
         results={"status": history.status, "step": history.step},
         metrics=run.directory,
@@ -121,6 +124,7 @@ def current_side(run: Run) -> Side:
     """
     from gptlab.data import tokenizer
     from gptlab.training.capacity import limit_threads
+    from gptlab.training.fingerprint import fingerprint
     from gptlab.training.run_text import stored_text
     from gptlab.training.settings import Available, resolve_settings
 
@@ -146,6 +150,7 @@ def current_side(run: Run) -> Side:
         code=source.facts(),
         data={"tokenizer_sha256": tokenizer.TOKENIZER_SHA256},
         environment=dict(flatten(environment)),
+        fingerprint=fingerprint(experiment),
         sources=(source,),
         notes=tuple(notes),
     )
@@ -161,6 +166,7 @@ def compare(a: Side, b: Side) -> Comparison:
         notes.append("the code cannot be compared: a commit is missing from this repository, or a patch from its run")
     elif sections["code"] and not changes.files and not mixed:
         notes.append("the code is the same in every file")
+    notes += _arithmetic(a.fingerprint, b.fingerprint)
     sections["results"] = differing(a.results, b.results)
     if a.metrics and b.metrics:
         found = compare_metrics(a.metrics, b.metrics)
@@ -170,6 +176,17 @@ def compare(a: Side, b: Side) -> Comparison:
         notes += found.notes()
     files, patch = (changes.files, changes.patch) if changes else ({}, b"")
     return Comparison(a.label, b.label, sections, files, notes, patch)
+
+
+def _arithmetic(a: Fingerprint | None, b: Fingerprint | None) -> list[str]:
+    """A note on whether the code of both sides computes the same, unless it is the same code."""
+    if a is None or b is None:
+        return ["whether the code computes the same is unknown: an earlier version of gptlab did not record it"]
+    files = ", ".join(a.differing_files(b))
+    if a.hash != b.hash:
+        where = f"these files differ: {files}" if files else "no file differs, so packages or processors do"
+        return [f"different arithmetic: {where}"]
+    return [f"these files differ, but compute the same: {files}"] if files else []
 
 
 def differing(a: Facts, b: Facts) -> Pairs:

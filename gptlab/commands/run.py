@@ -17,6 +17,7 @@ from gptlab.commands import run_messages as messages
 from gptlab.data import tokenizer
 from gptlab.errors import BadInputError, DivergedError, GptlabError
 from gptlab.files import remove_temporary_files
+from gptlab.identity import Fingerprint
 from gptlab.limits import out_of_memory_kills
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
@@ -33,6 +34,7 @@ from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.capacity import limit_threads, memory_notice
+from gptlab.training.fingerprint import fingerprint
 from gptlab.training.initial import check_initial_weights
 from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory
@@ -55,6 +57,8 @@ class Options:
     steps: int | None = None
     text: str | None = None
     """The new place of the text of a run that is resumed."""
+    accept_code_change: bool = False
+    """Whether to resume a run with code that computes something else."""
     device: str = "auto"
     deterministic: bool = False
     wandb: Mode | None = None
@@ -131,12 +135,12 @@ def run_experiment(
         if options.fresh and (directory / RECORD).is_file():
             console.print(f"moved the old run to {project.display_path(load_run(directory).move_to_trash())}")
         if not directory.exists():
-            messages.new_identity(experiment, planned.identity, console)
-        run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights)
+            messages.new_identity(experiment, planned.identity, planned.fingerprint, console)
+        run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights, planned.fingerprint)
         messages.kept_fields(run, experiment, console)
         if not os.access(run.record.text.path, os.R_OK):
             remember_place(run, text, console.notice)
-        session = _Session(run, data, planned.settings, options, console, hooks or Hooks())
+        session = _Session(run, data, planned.fingerprint, planned.settings, options, console, hooks or Hooks())
         return session.train_to(experiment.train.steps)
 
 
@@ -144,7 +148,8 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     """Resume or extend a run from its stored spec, even if its experiment has changed or is gone.
 
     Raises:
-        BadInputError: The text or the tokenizer has changed since the run began, or the device cannot be used.
+        BadInputError: The text, the tokenizer or the arithmetic of the code has changed since the run began, or the
+            device cannot be used.
         DivergedError: See `run_experiment`.
         GptlabError: See `run_experiment`.
     """
@@ -163,7 +168,8 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
         text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
     data = load_training_data(record.spec, text, record.seed)
     with console.surviving():
-        return _Session(run, data, settings, options, console, hooks or Hooks()).train_to(options.steps)
+        session = _Session(run, data, fingerprint(record.spec), settings, options, console, hooks or Hooks())
+        return session.train_to(options.steps)
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,7 @@ class _Session:
 
     run: Run
     data: TrainingData
+    code: Fingerprint
     settings: Settings
     options: Options
     console: Console
@@ -187,8 +194,10 @@ class _Session:
                 "code has changed, start again with `gptlab run` and --fresh"
             )
         if history.status == "complete" and steps <= history.step:
-            messages.already_complete(run, history, steps, self.console)
+            messages.already_complete(run, history, steps, self.code, self.console)
             return Result(run)
+        if not self.options.accept_code_change:
+            _check_arithmetic(run, history, self.code)
         check_no_hard_links(run.directory)
         with RunLock(run.directory) as lock, StopSignals() as signals:
             run = load_run(run.directory)  # another process may have written the record first
@@ -228,6 +237,7 @@ class _Session:
             **self.settings.environment(),
             **provenance.environment(),
             **source.facts(),
+            "fingerprint": self.code.hash,
             "out_of_memory_kills": out_of_memory_kills(),
             "tags": list(options.tags),
             "notes": options.notes,
@@ -235,7 +245,7 @@ class _Session:
             "wandb": mirror.intended_mode,
         }
         messages.opening(run, start_step, steps, self.data, self.settings, wandb, console)
-        messages.changed_environment(run, history, facts, source, console)
+        messages.changed_environment(run, history, facts, source, self.code, console)
         train = run.record.spec.train
         with (
             StepProgress(console, start_step, steps, train.batch_size * train.sequence_length) as progress,
@@ -268,6 +278,28 @@ def _stop_requested(signals: StopSignals, console: Console) -> bool:
         f"{signals.received.name}: saving, then stopping; a second Ctrl-C or SIGTERM stops immediately without saving"
     )
     return True
+
+
+def _check_arithmetic(run: Run, history: History, code: Fingerprint) -> None:
+    """Check that the code computes what it computed in the last attempt.
+
+    Raises:
+        BadInputError: It computes something else, or what it computed was not recorded.
+    """
+    recorded, last = run.record.fingerprint, messages.last_arithmetic(run, history)
+    if last == code.hash:
+        return
+    if last is None:
+        reason = "was made by an earlier version of gptlab, which did not record what its code computes"
+    elif recorded and recorded.hash != code.hash:
+        reason = f"was trained by code that computes something else{messages.differing_files(recorded, code)}"
+    else:
+        reason = "continued with code that computes something else, because that was accepted in its last attempt"
+    again = shell_command("resume", run.reference, "--accept-code-change")
+    raise BadInputError(
+        f"{run.id} {reason}; `gptlab run` starts another run with the code as it is now; `{again}` continues this one "
+        "with it, so that its numbers come from two versions"
+    )
 
 
 def _check_nothing_is_lost(run: Run, history: History) -> None:

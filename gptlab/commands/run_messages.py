@@ -7,7 +7,7 @@ from typing import Any
 
 from gptlab import project
 from gptlab.checkpoints.manifest import list_checkpoints
-from gptlab.identity import Identity, identity_fields
+from gptlab.identity import Fingerprint, Identity, identity_fields
 from gptlab.spec import Experiment, flatten
 from gptlab.terminal.console import Console
 from gptlab.terminal.text import abbreviate_hash, format_duration, printable, shell_command
@@ -28,12 +28,13 @@ COMPARED = {
     "diff_sha256": "uncommitted changes",
 }
 """Fields of an attempt's start that can change the numbers, and what to call them."""
+MAX_FILES = 5
 CODE_FACTS = ("git_commit", "diff_sha256")
 RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text"}
 """Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
 
-def new_identity(experiment: Experiment, identity: Identity, console: Console) -> None:
+def new_identity(experiment: Experiment, identity: Identity, code: Fingerprint, console: Console) -> None:
     """Print how a new run differs from the newest run of the same name, if there is one."""
     others = [run for run in all_runs() if run.record.spec.name == experiment.name]
     others = [run for run in others if run.record.identity != identity.content]
@@ -45,8 +46,10 @@ def new_identity(experiment: Experiment, identity: Identity, console: Console) -
     differences = [
         f"{key} {abbreviate_hash(old.get(key))} → {abbreviate_hash(new.get(key))}"
         for key in old | new
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and key != "fingerprint"
     ]
+    if old.get("fingerprint") != new["fingerprint"]:
+        differences.append(f"the arithmetic of the code{differing_files(newest.record.fingerprint, code)}")
     console.print(f"new run; differs from {newest.id}: {', '.join(differences)}")
 
 
@@ -69,7 +72,26 @@ def _facts(experiment: Experiment, content: dict[str, Any]) -> dict[str, Any]:
     return own | dict(flatten(identity_fields(experiment)))
 
 
-def already_complete(run: Run, history: History, steps: int, console: Console) -> None:
+def last_arithmetic(run: Run, history: History) -> str | None:
+    """Return the hash of the code's fingerprint in the last attempt; None if it is unknown."""
+    recorded = [start["fingerprint"] for start in history.starts if "fingerprint" in start]
+    if recorded:
+        return recorded[-1]
+    return run.record.fingerprint.hash if run.record.fingerprint else None
+
+
+def differing_files(old: Fingerprint | None, new: Fingerprint) -> str:
+    """Return the files that differ between the code of two fingerprints, as a text in parentheses."""
+    if old is None:
+        return " (the older run did not record it)"
+    files = old.differing_files(new)
+    if not files:
+        return " (no file differs: another version of a package or another processor)"
+    more = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
+    return f" ({', '.join(files[:MAX_FILES])}{more})"
+
+
+def already_complete(run: Run, history: History, steps: int, code: Fingerprint, console: Console) -> None:
     """Print that a complete run already has all requested steps, and its results."""
     done = history.step
     more = f", more than the {steps} requested" if steps < done else ""
@@ -78,7 +100,12 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
     if now.unknown:
         console.notice(f"whether the code has changed since then is unknown: {now.unknown}")
     elif _differing_code(run, history.starts, now):
-        console.notice("the code has changed since then; `gptlab run` with --fresh starts the run again")
+        recorded = run.record.fingerprint
+        if recorded and recorded.hash == code.hash:
+            console.notice("the code has changed since then; its arithmetic is the same")
+        else:
+            what = "; its arithmetic too" if recorded else ""
+            console.notice(f"the code has changed since then{what}; `gptlab run` starts another run")
     if history.damage:
         again = shell_command("eval", run.reference)
         console.notice(f"{history.damage}; its losses are not shown; measure the final one again with: {again}")
@@ -125,7 +152,12 @@ def opening(
 
 
 def changed_environment(
-    run: Run, history: History, facts: dict[str, Any], source: provenance.Source, console: Console
+    run: Run,
+    history: History,
+    facts: dict[str, Any],
+    source: provenance.Source,
+    code: Fingerprint,
+    console: Console,
 ) -> None:
     """Print what has changed since the last attempt and can change the numbers, and whether the code is unknown."""
     if source.unknown:
@@ -139,6 +171,10 @@ def changed_environment(
         for key, name in COMPARED.items()
         if starts[-1].get(key) != facts[key] and not (key in CODE_FACTS and same_code)
     ]
+    if last_arithmetic(run, history) != code.hash:
+        changed.append(f"the arithmetic of the code{differing_files(run.record.fingerprint, code)}")
+    elif not same_code:
+        changed.append("but not the arithmetic of the code")
     if changed:
         console.notice(
             f"changed since the last attempt: {', '.join(changed)}; bitwise equal results are not guaranteed"

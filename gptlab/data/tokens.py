@@ -210,16 +210,33 @@ def _why_unusable(folder: Path) -> str:
     return "are from an earlier version and have no checksum" if old else "are damaged"
 
 
-def _tokenize(text: Text, val_fraction: float, folder: Path) -> None:
+def encode(text: Text, val_fraction: float) -> tuple[Split, Split]:
+    """Return the training and the validation part of a short text, without the cache."""
+    train, val = _byte_ranges(text, val_fraction)
+    with _encoder() as encode_pieces:
+        return _in_memory(encode_pieces(pieces(text, *train))), _in_memory(encode_pieces(pieces(text, *val)))
+
+
+def _in_memory(encoded: Iterator[_EncodedPiece]) -> Split:
+    parts, tokens = zip(*encoded, strict=True)
+    raw = "".join(parts).encode()
+    return Split(np.concatenate(tokens), len(raw), hashlib.sha256(raw).hexdigest())
+
+
+def _byte_ranges(text: Text, val_fraction: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the first byte and the end of the training and of the validation part."""
     boundary = split_boundary(text.path, round(text.size * (1 - val_fraction)))
+    return (0, boundary), (boundary, text.size)
+
+
+def _tokenize(text: Text, val_fraction: float, folder: Path) -> None:
     text_digest, train_digest, val_digest = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     staging = folder.with_suffix(".making")
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed: we hold the lock
     staging.mkdir()
     try:
         with _progress(text) as advance, _encoder() as encode:
-            train = encode(pieces(text, 0, boundary))
-            val = encode(pieces(text, boundary, text.size))
+            train, val = (encode(pieces(text, *part)) for part in _byte_ranges(text, val_fraction))
             records = {
                 "train": _write_split(train, staging / "train.u16", train_digest, text_digest, advance),
                 "val": _write_split(val, staging / "val.u16", val_digest, text_digest, advance),

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from typing_extensions import TypedDict
 
 from gptlab.digests import mark_if_altered, with_digest
-from gptlab.identity import Identity, hash_of, identify
+from gptlab.identity import Fingerprint, Identity, hash_of, identify
 from gptlab.spec import Experiment, Precision
 from gptlab.untrusted import Count
 
@@ -64,6 +64,8 @@ class RunRecord(BaseModel):
     tokenizer_sha256: str
     initial_weights: InitialWeights | None = None
     """None if the weights are drawn from the seed."""
+    fingerprint: Fingerprint | None = None
+    """Of the code that the run began with; None in records of earlier versions of gptlab."""
     wandb_id: str
     """The run's id and a random suffix, so that equal runs on two machines, or after a deletion, differ in W&B."""
     altered: Literal[True] | None = Field(None, exclude=True)
@@ -87,6 +89,7 @@ class RunRecord(BaseModel):
             text_sha256=self.text.sha256,
             tokenizer_sha256=self.tokenizer_sha256,
             initial_weights_sha256=parent.sha256 if parent else None,
+            fingerprint=self.fingerprint,
         )
         numerics = self.identity.get("numerics")
         revised = {**own.content, "numerics": numerics}  # as computed by the code of that time
@@ -121,6 +124,8 @@ class Start(TypedDict, total=False):
     git_commit: Commit | None
     git_dirty: bool | None
     diff_sha256: Sha256 | None
+    fingerprint: Sha256
+    """The hash of the code's fingerprint."""
     tags: list[str]
     notes: str
     artifacts: Literal["best", "final"] | None

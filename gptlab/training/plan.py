@@ -1,4 +1,4 @@
-"""Resolve an experiment on this machine: device, precision, text and identity."""
+"""Resolve an experiment on this machine: device, precision, text, code and identity."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +7,10 @@ from gptlab import project
 from gptlab.data import text as texts
 from gptlab.data import tokenizer
 from gptlab.data.text import Text
-from gptlab.identity import Identity, identify
+from gptlab.identity import Fingerprint, Identity, identify
 from gptlab.spec import Experiment
 from gptlab.tracking.records import InitialWeights
+from gptlab.training.fingerprint import fingerprint
 from gptlab.training.settings import Available, Settings, resolve_settings
 
 
@@ -21,6 +22,7 @@ class Plan:
     seed: int
     settings: Settings
     text: Text
+    fingerprint: Fingerprint
     identity: Identity
     initial_weights: InitialWeights | None = None
     """None if the weights are drawn from the seed."""
@@ -37,15 +39,18 @@ def plan(
     """Resolve an experiment.
 
     Raises:
-        BadInputError: The text cannot be found, or the device is not available or does not support the precision.
+        BadInputError: The text or the code cannot be read, or the device is not available or does not support the
+            precision.
     """
     settings = resolve_settings(device, experiment.train.precision, Available.here())
     text = texts.locate(experiment.data.text)
+    code = fingerprint(experiment)
     identity = identify(
         experiment,
         precision=settings.precision,
         text_sha256=text.sha256,
         tokenizer_sha256=tokenizer.TOKENIZER_SHA256,
         initial_weights_sha256=initial_weights.sha256 if initial_weights else None,
+        fingerprint=code,
     )
-    return Plan(experiment, seed, settings, text, identity, initial_weights)
+    return Plan(experiment, seed, settings, text, code, identity, initial_weights)
