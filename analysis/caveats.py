@@ -1,12 +1,13 @@
 """Caveats of a comparison of runs, as sentences."""
 
+import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pandas import DataFrame
 
-from analysis import attempts, compare
+from analysis import attempts, columns, compare
 
 OPTIMISTIC = (
     "Best values are optimistic: the best step and the best run were selected by the same losses that are reported. On "
@@ -72,6 +73,7 @@ def _candidates(runs: DataFrame) -> Iterator[str | None]:
         "{n} of {all} runs are unfinished and excluded from means at steps that they did not reach",
     )
     yield _profiled(runs)
+    yield _different_arithmetic(runs)
     yield _changed_between_attempts(runs)
     yield _mixed_code(runs)
     for column, what in {"numerics": "numerics revisions", "precision": "precisions"}.items():
@@ -129,6 +131,28 @@ def _changed_between_attempts(runs: DataFrame) -> str | None:
         f"{len(listed)} of {len(runs)} runs consist of attempts that differ in code or environment, so they are not "
         f"exact replicates: {abbreviate(listed)}."
     )
+
+
+def _different_arithmetic(runs: DataFrame) -> str | None:
+    """A caveat on experiments of one spec whose code computes different numbers."""
+    known = runs.dropna(subset=["fingerprint", "code_files"])
+    sentences = []
+    for _, group in known.groupby([*columns.IDENTITY, "name"], dropna=False, sort=False):
+        versions = group.drop_duplicates("fingerprint")
+        if len(versions) > 1:
+            listed = ", ".join(f"{row.experiment}" for row in versions.itertuples())
+            sentences.append(f"{listed}: {', '.join(_differing_files(versions['code_files'])) or 'no file differs'}")
+    if not sentences:
+        return None
+    return (
+        f"Different arithmetic: the same spec was trained by code that computes other numbers ({'; '.join(sentences)})."
+    )
+
+
+def _differing_files(code_files: Iterable[str]) -> list[str]:
+    versions = [json.loads(files) for files in code_files]
+    names = sorted({name for files in versions for name in files})
+    return [name for name in names if len({files.get(name) for files in versions}) > 1]
 
 
 def _mixed_code(runs: DataFrame) -> str | None:

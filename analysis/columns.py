@@ -39,6 +39,7 @@ START = {
     "git_commit": "str",
     "git_dirty": "boolean",
     "diff_sha256": "str",
+    "fingerprint": "str",
     "notes": "str",
 }
 """Facts about the last attempt: its machine, its versions and its code."""
@@ -66,6 +67,7 @@ RUNS = {
     "attempts": "Int64",
     **START,
     "changed": "str",
+    "code_files": "str",
     "damage": "str",
     "profiled": "boolean",
     "tags": "str",

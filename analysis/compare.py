@@ -79,8 +79,9 @@ def labels(runs: DataFrame) -> dict[str, str]:
     """A label for each experiment: its name, and the settings that differ from others of the same name.
 
     Returns:
-        Labels such as `tiny` or `tiny learning_rate=0.003` by experiment (`NAME-HASH8`). An experiment whose label
-        would not be unique is labeled with its id.
+        Labels such as `tiny` or `tiny learning_rate=0.003` by experiment (`NAME-HASH8`). Experiments that differ only
+        in the arithmetic of their code have its hash, such as `tiny arithmetic=1a2b3c4d`. An experiment whose label
+        would still not be unique is labeled with its id.
     """
     labeled = {}
     for name, group in runs.groupby("name", sort=False):
@@ -88,5 +89,11 @@ def labels(runs: DataFrame) -> dict[str, str]:
         for experiment, row in group.drop_duplicates("experiment").set_index("experiment").iterrows():
             settings = [f"{column.rpartition('.')[2]}={formatting.setting(row[column])}" for column in differing]
             labeled[str(experiment)] = " ".join([str(name), *settings])
+    fingerprints = (
+        runs.dropna(subset="fingerprint").drop_duplicates("experiment").set_index("experiment")["fingerprint"]
+    )
+    taken = list(labeled.values())
+    for key in [key for key, label in labeled.items() if taken.count(label) > 1 and key in fingerprints]:
+        labeled[key] += f" arithmetic={fingerprints[key][:8]}"
     taken = list(labeled.values())
     return {key: label if taken.count(label) == 1 else key for key, label in labeled.items()}

@@ -100,6 +100,8 @@ def runs(
         device, host, torch, threads: Device, host, PyTorch version and number of threads of the last attempt.
         git_commit, git_dirty, diff_sha256: Commit of the last attempt's code, whether it had uncommitted changes, and
             the SHA-256 of their diff.
+        fingerprint: Hash of what the code of the last attempt computes. It also depends on the spec.
+        code_files: The SHA-256 of each file of code that determines the numbers, as a JSON object, when the run began.
         changed: Which of these facts, `notes` excluded, changed between the attempts, as a JSON object of lists of
             successive values, and `code`, a list of successive versions; missing if nothing changed.
         damage: How the metrics differ from what was written; missing if they do not. A damaged run has no losses and
@@ -363,6 +365,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "best/step": progress.best_step,
         "attempts": len(starts),
         "changed": attempts.changes(starts),
+        "code_files": json.dumps(record.fingerprint.files) if record.fingerprint else None,
         "damage": history.damage,
         "profiled": any(start.get("profile") for start in starts) or (run.directory / PROFILE).exists(),
         "tags": ", ".join(start.get("tags", [])),

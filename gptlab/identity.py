@@ -59,7 +59,7 @@ class Identity:
     hash: str
     """The first 8 hexadecimal digits of the sha256 of `content`."""
     content: dict[str, Any]
-    """Numerics revision, precision, hashes of text, tokenizer and code, and the fields that differ from their defaults."""
+    """Numerics revision, precision, hashes of text, tokenizer and code, and fields that differ from their defaults."""
 
     def run_id(self, seed: int) -> str:
         """Return `NAME-HASH8-sSEED`."""

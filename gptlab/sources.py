@@ -1,4 +1,4 @@
-"""The Python source of this package and of the project's parts: which files belong together, and hashes of functions."""
+"""The source of this package and of the project's parts: which files belong together, and hashes of functions."""
 
 import ast
 import hashlib

@@ -12,7 +12,7 @@ from typing import Any
 
 from gptlab import catalog
 from gptlab.errors import BadInputError
-from gptlab.identity import NUMERICS, Fingerprint
+from gptlab.identity import NUMERICS, Fingerprint, identity_fields
 from gptlab.spec import Experiment, flatten
 from gptlab.terminal.console import Console
 from gptlab.terminal.tables import borderless
@@ -45,6 +45,8 @@ class Side:
     environment: Facts
     fingerprint: Fingerprint | None
     """What the code computes; None if it was not recorded."""
+    identity: Facts
+    """The fields that the fingerprint depends on besides the code."""
     sources: tuple[Source, ...]
     """The successive versions of the code: of each attempt, or only the working tree."""
     results: Facts = field(default_factory=dict)
@@ -92,7 +94,7 @@ def recorded_side(run: Run) -> Side:
     return Side(
         label=printable(run.directory.absolute().name),
         spec={**spec, "seed": record.seed, "initial_weights": f"{parent.run}@{parent.step}" if parent else None},
-        code={key: _over_time(start.get(key) for start in starts) for key in CODE},
+        code={key: _over_time(start.get(key) for start in starts) for key in (*CODE, "fingerprint")},
         data={
             "text.source": record.text.source,
             "text.bytes": record.text.bytes,
@@ -107,6 +109,7 @@ def recorded_side(run: Run) -> Side:
             },
         },
         fingerprint=record.fingerprint,
+        identity=identity_fields(record.spec),
         sources=_recorded_sources(run.directory, starts),
         results={"status": history.status, "step": history.step},
         metrics=run.directory,
@@ -139,6 +142,7 @@ def current_side(run: Run) -> Side:
         stored_text(run)
     except BadInputError as error:
         notes.append(str(error))
+    arithmetic = fingerprint(run.record.spec)  # with the same spec, only the code makes a difference
     source = provenance.working_tree()
     notes += [source.unknown] if source.unknown else []
     limit_threads()
@@ -147,11 +151,12 @@ def current_side(run: Run) -> Side:
     return Side(
         label="here and now",
         spec=_spec(experiment, settings.precision, NUMERICS),
-        code=source.facts(),
+        code={**source.facts(), "fingerprint": arithmetic.hash},
         data={"tokenizer_sha256": tokenizer.TOKENIZER_SHA256},
         environment=dict(flatten(environment)),
-        fingerprint=fingerprint(experiment),
+        fingerprint=arithmetic,
         sources=(source,),
+        identity=identity_fields(run.record.spec),
         notes=tuple(notes),
     )
 
@@ -166,7 +171,7 @@ def compare(a: Side, b: Side) -> Comparison:
         notes.append("the code cannot be compared: a commit is missing from this repository, or a patch from its run")
     elif sections["code"] and not changes.files and not mixed:
         notes.append("the code is the same in every file")
-    notes += _arithmetic(a.fingerprint, b.fingerprint)
+    notes += _arithmetic(a, b)
     sections["results"] = differing(a.results, b.results)
     if a.metrics and b.metrics:
         found = compare_metrics(a.metrics, b.metrics)
@@ -178,15 +183,19 @@ def compare(a: Side, b: Side) -> Comparison:
     return Comparison(a.label, b.label, sections, files, notes, patch)
 
 
-def _arithmetic(a: Fingerprint | None, b: Fingerprint | None) -> list[str]:
+def _arithmetic(a: Side, b: Side) -> list[str]:
     """A note on whether the code of both sides computes the same, unless it is the same code."""
-    if a is None or b is None:
+    if a.fingerprint is None or b.fingerprint is None:
         return ["whether the code computes the same is unknown: an earlier version of gptlab did not record it"]
-    files = ", ".join(a.differing_files(b))
-    if a.hash != b.hash:
+    files = ", ".join(a.fingerprint.differing_files(b.fingerprint))
+    if a.identity == b.identity and a.fingerprint.hash != b.fingerprint.hash:
         where = f"these files differ: {files}" if files else "no file differs, so packages or processors do"
         return [f"different arithmetic: {where}"]
-    return [f"these files differ, but compute the same: {files}"] if files else []
+    if not files:
+        return []
+    if a.identity == b.identity:
+        return [f"these files differ, but compute the same: {files}"]
+    return [f"these files differ; whether their arithmetic does is unknown, because the specs differ: {files}"]
 
 
 def differing(a: Facts, b: Facts) -> Pairs:

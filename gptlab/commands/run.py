@@ -135,8 +135,10 @@ def run_experiment(
         if options.fresh and (directory / RECORD).is_file():
             console.print(f"moved the old run to {project.display_path(load_run(directory).move_to_trash())}")
         if not directory.exists():
-            messages.new_identity(experiment, planned.identity, planned.fingerprint, console)
-        run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights, planned.fingerprint)
+            messages.new_identity(experiment, planned.identity, console)
+        run = create_run(
+            experiment, planned.identity, seed, planned.settings.precision, record, initial_weights, planned.fingerprint
+        )
         messages.kept_fields(run, experiment, console)
         if not os.access(run.record.text.path, os.R_OK):
             remember_place(run, text, console.notice)
@@ -289,13 +291,16 @@ def _check_arithmetic(run: Run, history: History, code: Fingerprint) -> None:
     recorded, last = run.record.fingerprint, messages.last_arithmetic(run, history)
     if last == code.hash:
         return
+    again = shell_command("resume", run.reference, "--accept-code-change")
     if last is None:
         reason = "was made by an earlier version of gptlab, which did not record what its code computes"
     elif recorded and recorded.hash != code.hash:
         reason = f"was trained by code that computes something else{messages.differing_files(recorded, code)}"
     else:
-        reason = "continued with code that computes something else, because that was accepted in its last attempt"
-    again = shell_command("resume", run.reference, "--accept-code-change")
+        raise BadInputError(
+            f"{run.id} was last trained by other code, which was accepted although it computes something else; "
+            f"`{again}` continues it with the code as it is now"
+        )
     raise BadInputError(
         f"{run.id} {reason}; `gptlab run` starts another run with the code as it is now; `{again}` continues this one "
         "with it, so that its numbers come from two versions"

@@ -17,6 +17,7 @@ from gptlab.tracking.metrics import Row
 from gptlab.tracking.records import Outcome, Start
 from gptlab.tracking.run import Run, all_runs
 from gptlab.training.capacity import describe_threads
+from gptlab.training.fingerprint import fingerprint
 from gptlab.training.settings import Settings
 from gptlab.training.training_data import TrainingData
 
@@ -34,7 +35,7 @@ RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text"}
 """Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
 
-def new_identity(experiment: Experiment, identity: Identity, code: Fingerprint, console: Console) -> None:
+def new_identity(experiment: Experiment, identity: Identity, console: Console) -> None:
     """Print how a new run differs from the newest run of the same name, if there is one."""
     others = [run for run in all_runs() if run.record.spec.name == experiment.name]
     others = [run for run in others if run.record.identity != identity.content]
@@ -48,8 +49,10 @@ def new_identity(experiment: Experiment, identity: Identity, code: Fingerprint, 
         for key in old | new
         if old.get(key) != new.get(key) and key != "fingerprint"
     ]
-    if old.get("fingerprint") != new["fingerprint"]:
-        differences.append(f"the arithmetic of the code{differing_files(newest.record.fingerprint, code)}")
+    recorded = newest.record.fingerprint
+    code = fingerprint(newest.record.spec)  # a fingerprint depends on the spec as well
+    if recorded is None or recorded.hash != code.hash:
+        differences.append(f"the arithmetic of the code{differing_files(recorded, code)}")
     console.print(f"new run; differs from {newest.id}: {', '.join(differences)}")
 
 
@@ -100,12 +103,9 @@ def already_complete(run: Run, history: History, steps: int, code: Fingerprint, 
     if now.unknown:
         console.notice(f"whether the code has changed since then is unknown: {now.unknown}")
     elif _differing_code(run, history.starts, now):
-        recorded = run.record.fingerprint
-        if recorded and recorded.hash == code.hash:
-            console.notice("the code has changed since then; its arithmetic is the same")
-        else:
-            what = "; its arithmetic too" if recorded else ""
-            console.notice(f"the code has changed since then{what}; `gptlab run` starts another run")
+        same = last_arithmetic(run, history) == code.hash
+        effect = "its arithmetic is the same" if same else "`gptlab run` starts another run with it"
+        console.notice(f"the code has changed since then; {effect}")
     if history.damage:
         again = shell_command("eval", run.reference)
         console.notice(f"{history.damage}; its losses are not shown; measure the final one again with: {again}")

@@ -39,8 +39,8 @@ from gptlab.data import tokens
 from gptlab.data.text import Text
 from gptlab.data.windows import Windows, validation_starts
 from gptlab.digests import canonical_json, check_digest, with_digest
-from gptlab.files import atomic_write, writable_cache
 from gptlab.errors import GptlabError
+from gptlab.files import atomic_write, writable_cache
 from gptlab.identity import NUMERICS, Fingerprint
 from gptlab.model import gpt
 from gptlab.randomness import Purpose, normal_generator
@@ -204,11 +204,11 @@ def _reproducible() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class _LowPrecision(TorchDispatchMode):
+class _LowPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate its base
     """Collects the functions of this project that compute in less than float64."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.functions: set[str] = set()
 
     def __torch_dispatch__(
