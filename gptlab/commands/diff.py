@@ -95,6 +95,7 @@ def recorded_side(run: Run) -> Side:
             "text.source": record.text.source,
             "text.bytes": record.text.bytes,
             "text.sha256": record.text.sha256,
+            "tokenizer": record.spec.data.tokenizer,
             "tokenizer_sha256": record.tokenizer_sha256,
         },
         environment={
@@ -119,7 +120,7 @@ def current_side(run: Run) -> Side:
     Raises:
         BadInputError: The experiments cannot be read, or this machine does not support the precision.
     """
-    from gptlab.data import tokenizer
+    from gptlab.data.vocabularies import find_tokenizer
     from gptlab.training.capacity import limit_threads
     from gptlab.training.run_text import stored_text
     from gptlab.training.settings import Available, resolve_settings
@@ -135,6 +136,11 @@ def current_side(run: Run) -> Side:
         stored_text(run)
     except BadInputError as error:
         notes.append(str(error))
+    try:
+        tokenizer = {"tokenizer_sha256": find_tokenizer(experiment.data.tokenizer).sha256}
+    except BadInputError as error:
+        tokenizer = {}
+        notes.append(str(error))
     source = provenance.working_tree()
     notes += [source.unknown] if source.unknown else []
     limit_threads()
@@ -144,7 +150,7 @@ def current_side(run: Run) -> Side:
         label="here and now",
         spec=_spec(experiment, settings.precision, NUMERICS),
         code=source.facts(),
-        data={"tokenizer_sha256": tokenizer.TOKENIZER_SHA256},
+        data=tokenizer,
         environment=dict(flatten(environment)),
         sources=(source,),
         notes=tuple(notes),
@@ -178,8 +184,8 @@ def differing(a: Facts, b: Facts) -> Pairs:
 
 
 def _spec(experiment: Experiment, precision: str, numerics: Any) -> Facts:
-    """The fields of a spec with the resolved precision, without the text, which is compared by its sha256."""
-    fields = dict(flatten(experiment.model_dump(mode="json", exclude={"data": {"text"}})))
+    """The fields of a spec with the resolved precision, without text and tokenizer, which are compared by their sha256."""
+    fields = dict(flatten(experiment.model_dump(mode="json", exclude={"data": {"text", "tokenizer"}})))
     return {**fields, "train.precision": precision, "numerics": numerics}
 
 

@@ -14,7 +14,7 @@ from gptlab.checkpoints.manifest import CHECKPOINTS
 from gptlab.checkpoints.read import SavedState, read_newest_state
 from gptlab.checkpoints.retention import check_space, remove_incomplete
 from gptlab.commands import run_messages as messages
-from gptlab.data import tokenizer
+from gptlab.data.vocabularies import Tokenizer
 from gptlab.errors import BadInputError, DivergedError, GptlabError
 from gptlab.files import remove_temporary_files
 from gptlab.limits import out_of_memory_kills
@@ -39,6 +39,7 @@ from gptlab.training.memory import keep_freed_memory
 from gptlab.training.plan import plan
 from gptlab.training.profiler import Profiler
 from gptlab.training.run_text import moved_text, remember_place, stored_text
+from gptlab.training.run_tokenizer import restore_copy, run_tokenizer
 from gptlab.training.settings import Available, Settings, resolve_settings, use_deterministic_kernels
 from gptlab.training.signals import StopSignals
 from gptlab.training.training_data import TrainingData, load_training_data
@@ -116,7 +117,7 @@ def run_experiment(
         hooks: More functions for the training loop to call.
 
     Raises:
-        BadInputError: The text, device or initial weights cannot be used. Nothing was written.
+        BadInputError: The text, tokenizer, device or initial weights cannot be used. Nothing was written.
         DivergedError: The run diverges, or has diverged before.
         GptlabError: Another process is training the run, a file is damaged or cannot be written, or memory runs out.
     """
@@ -124,7 +125,7 @@ def run_experiment(
     planned = plan(experiment, seed, options.device, initial_weights)
     if initial_weights:
         check_initial_weights(initial_weights, experiment.model)
-    data = load_training_data(experiment, planned.text, seed)
+    data = load_training_data(experiment, planned.text, seed, planned.tokenizer)
     directory, text = planned.run_directory, planned.text
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
     with console.surviving():
@@ -132,11 +133,14 @@ def run_experiment(
             console.print(f"moved the old run to {project.display_path(load_run(directory).move_to_trash())}")
         if not directory.exists():
             messages.new_identity(experiment, planned.identity, console)
-        run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights)
+        precision, tokenizer = planned.settings.precision, planned.tokenizer
+        run = create_run(
+            experiment, planned.identity, seed, precision, record, initial_weights, tokenizer=tokenizer.content
+        )
         messages.kept_fields(run, experiment, console)
         if not os.access(run.record.text.path, os.R_OK):
             remember_place(run, text, console.notice)
-        session = _Session(run, data, planned.settings, options, console, hooks or Hooks())
+        session = _Session(run, data, tokenizer, planned.settings, options, console, hooks or Hooks())
         return session.train_to(experiment.train.steps)
 
 
@@ -144,7 +148,7 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     """Resume or extend a run from its stored spec, even if its experiment has changed or is gone.
 
     Raises:
-        BadInputError: The text or the tokenizer has changed since the run began, or the device cannot be used.
+        BadInputError: The text or the tokenizer is gone or has changed since the run began, or the device cannot be used.
         DivergedError: See `run_experiment`.
         GptlabError: See `run_experiment`.
     """
@@ -152,18 +156,14 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     record = run.record
     settings = resolve_settings(options.device, record.precision, Available.here())
     new_run = shell_command("run", record.spec.name, "--text", record.text.path)
-    if record.tokenizer_sha256 != tokenizer.TOKENIZER_SHA256:
-        raise BadInputError(
-            f"{run.id} was started with another tokenizer: sha256 {record.tokenizer_sha256}, now "
-            f"{tokenizer.TOKENIZER_SHA256}; start a new run with: {new_run}"
-        )
+    tokenizer = run_tokenizer(run)
     if options.text:
         text = moved_text(run, options.text, console.notice)
     else:
         text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
-    data = load_training_data(record.spec, text, record.seed)
+    data = load_training_data(record.spec, text, record.seed, tokenizer)
     with console.surviving():
-        return _Session(run, data, settings, options, console, hooks or Hooks()).train_to(options.steps)
+        return _Session(run, data, tokenizer, settings, options, console, hooks or Hooks()).train_to(options.steps)
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,7 @@ class _Session:
 
     run: Run
     data: TrainingData
+    tokenizer: Tokenizer
     settings: Settings
     options: Options
     console: Console
@@ -194,6 +195,7 @@ class _Session:
             run = load_run(run.directory)  # another process may have written the record first
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
+            restore_copy(run, self.tokenizer)
             spec, device, killed = run.record.spec, self.settings.device, lock.predecessor_was_killed
             if notice := memory_notice(spec.model, device, history.attempts, killed=killed):
                 self.console.notice(notice)

@@ -29,7 +29,7 @@ COMPARED = {
 }
 """Fields of an attempt's start that can change the numbers, and what to call them."""
 CODE_FACTS = ("git_commit", "diff_sha256")
-RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text"}
+RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text", "data.tokenizer"}
 """Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
 
@@ -110,6 +110,12 @@ def opening(
         "text",
         f"{text.source} · {text.bytes:,} bytes · {len(windows.tokens):,} training and "
         f"{len(data.val.tokens):,} validation tokens",
+    )
+    tokenizer = data.val.tokenizer
+    console.fact(
+        "tokenizer",
+        f"{tokenizer.name} · {tokenizer.vocab_size:,} tokens · {data.val.size / len(data.val.tokens):.2f} bytes per "
+        "token of the validation text",
     )
     chosen = " (chosen by auto; part of the id)" if train.precision == "auto" else ""
     threads = f" · {describe_threads()}" if settings.device == "cpu" else ""

@@ -2,6 +2,7 @@
 
 runs/baseline-1a2b3c4d-s0/
     run.json         written once: the resolved spec, the identity, the text
+    tokenizer.json   a copy of the tokenizer, unless it has a name; see `gptlab.training.run_tokenizer`
     text.json        where the text is now, if it has moved; see `gptlab.training.run_text`
     attempts.jsonl   two rows per attempt, its start and its end
     metrics.jsonl    one row per logged step
@@ -37,7 +38,7 @@ from gptlab.untrusted import check_tree, read_document, read_json_lines
 from gptlab.validation import did_you_mean
 
 RECORD, SAMPLES, EVALUATIONS = "run.json", "samples.jsonl", "evaluations"
-LOG, TRASH = "log.txt", ".trash"
+LOG, TRASH, TOKENIZER = "log.txt", ".trash", "tokenizer.json"
 
 logger = logging.getLogger(__name__)
 
@@ -128,15 +129,18 @@ def create_run(
     precision: Precision,
     text: TextRecord,
     initial_weights: InitialWeights | None = None,
+    tokenizer: bytes | None = None,
 ) -> Run:
     """Create a run's directory and record, or load the run if it exists.
+
+    `tokenizer` is the content of the tokenizer file, of which the run keeps a copy; None if the tokenizer has a name.
 
     Raises:
         GptlabError: The directory is damaged or holds another run.
     """
     make_directory(project.runs_directory())
     with locked_directory(project.runs_directory()):  # of two processes that begin the same run, one creates it
-        return _create_or_load(experiment, identity, seed, precision, text, initial_weights)
+        return _create_or_load(experiment, identity, seed, precision, text, initial_weights, tokenizer)
 
 
 def _create_or_load(
@@ -146,6 +150,7 @@ def _create_or_load(
     precision: Precision,
     text: TextRecord,
     initial_weights: InitialWeights | None,
+    tokenizer: bytes | None,
 ) -> Run:
     run_id = identity.run_id(seed)
     directory = project.runs_directory() / run_id
@@ -168,6 +173,8 @@ def _create_or_load(
     )
     make_directory(directory)
     check_tree(directory)
+    if tokenizer is not None:
+        write_durably(directory / TOKENIZER, tokenizer)
     write_durably(directory / RECORD, record.to_json())
     return Run(directory, record)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from gptlab import project
 from gptlab.data import text as texts
-from gptlab.data import tokenizer
 from gptlab.data.text import Text
+from gptlab.data.vocabularies import Tokenizer, tokenizer_of
 from gptlab.identity import Identity, identify
 from gptlab.spec import Experiment
 from gptlab.tracking.records import InitialWeights
@@ -21,6 +21,7 @@ class Plan:
     seed: int
     settings: Settings
     text: Text
+    tokenizer: Tokenizer
     identity: Identity
     initial_weights: InitialWeights | None = None
     """None if the weights are drawn from the seed."""
@@ -37,15 +38,16 @@ def plan(
     """Resolve an experiment.
 
     Raises:
-        BadInputError: The text cannot be found, or the device is not available or does not support the precision.
+        BadInputError: The text or the tokenizer cannot be found or used, or the device is not available or does not support the precision.
     """
     settings = resolve_settings(device, experiment.train.precision, Available.here())
+    tokenizer = tokenizer_of(experiment)
     text = texts.locate(experiment.data.text)
     identity = identify(
         experiment,
         precision=settings.precision,
         text_sha256=text.sha256,
-        tokenizer_sha256=tokenizer.TOKENIZER_SHA256,
+        tokenizer_sha256=tokenizer.sha256,
         initial_weights_sha256=initial_weights.sha256 if initial_weights else None,
     )
-    return Plan(experiment, seed, settings, text, identity, initial_weights)
+    return Plan(experiment, seed, settings, text, tokenizer, identity, initial_weights)
