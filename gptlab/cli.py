@@ -285,6 +285,31 @@ def diff(
         (sys.stderr if as_json else sys.stdout).write(comparison.printable_patch())
 
 
+tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tokenizer_app, name="tokenizer", help="Make a tokenizer from a text.")
+
+
+@tokenizer_app.command("train")
+def train_tokenizer(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A named text or the path of a .txt file.")],
+    vocab_size: Annotated[int, typer.Option(min=257, max=65_536, help="Number of tokens.")],
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Where to write it. Default: experiments/tokenizers/TEXT-TOKENS.json."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a byte-level BPE tokenizer on the training part of a text."""
+    with importing():
+        from gptlab.commands import train_tokenizer
+        from gptlab.terminal.console import Console
+
+    result = train_tokenizer.train(text, vocab_size, out)
+    train_tokenizer.render(result, Console(stderr=as_json))
+    if as_json:
+        _print_json(result.document())
+
+
 @app.command()
 def sync(
     runs: Annotated[

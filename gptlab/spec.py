@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from gptlab.errors import BadInputError
@@ -22,6 +22,9 @@ from gptlab.validation import did_you_mean, explain
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 NOT_IDENTITY = "not part of the identity"
 RESOLVED = "resolved for the identity"
+
+VOCAB_SIZES = {"gpt2": 50257, "bytes": 256}
+"""The named tokenizers, with their numbers of tokens."""
 
 Precision = Literal["float32", "bfloat16"]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -45,14 +48,24 @@ class ModelSpec(Section):
     """Width of the residual stream."""
     context_length: int = Field(1024, ge=1, le=2**20)
     """Number of position embeddings: the longest sequence that the model accepts."""
-    vocab_size: int = Field(50257, ge=50257, le=2**20)
-    """Number of rows of the token embedding; GPT-2's tokenizer needs 50,257."""
+    vocab_size: int = Field(VOCAB_SIZES["gpt2"], le=2**20)
+    """Number of rows of the token embedding: the number of tokens of `data.tokenizer`; for `gpt2` it may be larger."""
     bias: bool = True
     """Whether LayerNorms and Linears have biases (the output layer never has one)."""
     tied: bool = False
     """Whether the output layer shares its weight with the token embedding."""
     dropout: Fraction = 0.0
     """Dropout probability of activations, attention weights and embeddings during training."""
+
+    @field_validator("vocab_size")
+    @classmethod
+    def _fits_some_tokenizer(cls, size: int) -> int:
+        if size < min(VOCAB_SIZES.values()):
+            raise ValueError(
+                f"input should be greater than or equal to {VOCAB_SIZES['gpt2']}, or {VOCAB_SIZES['bytes']} with "
+                f"data.tokenizer=bytes, not {size}"
+            )
+        return size
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -101,6 +114,8 @@ class DataSpec(Section):
     """Fraction of the text's bytes, at its end, that is held out for validation."""
     val_windows: Positive = 32
     """Number of evenly spaced windows in each validation during training."""
+    tokenizer: Annotated[str, RESOLVED] = Field("gpt2", min_length=1)
+    """`gpt2`, `bytes`, or the path of a `tokenizer.json` of `gptlab tokenizer train`. The identity holds its sha256."""
 
 
 class TrainSpec(Section):
@@ -163,6 +178,11 @@ class Experiment(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _vocabulary_fits_tokenizer(self) -> Self:
+        check_vocab_size(self.data.tokenizer, VOCAB_SIZES.get(self.data.tokenizer), self.model.vocab_size)
+        return self
+
     def vary(self, name: str, *, why: str, **changes: Any) -> Self:
         """Return a validated variant of this experiment.
 
@@ -201,6 +221,31 @@ class Experiment(Section):
 
 
 SECTIONS = ("model", "data", "train")
+
+
+def check_vocab_size(tokenizer: str, tokens: int | None, vocab_size: int) -> None:
+    """Check that a model fits a tokenizer.
+
+    Args:
+        tokenizer: Its name or path.
+        tokens: Its number of tokens; None if it is not known yet.
+        vocab_size: The model's `vocab_size`.
+
+    Raises:
+        ValueError: The model has too few embeddings, or, unless the tokenizer is `gpt2`, too many.
+    """
+    if tokens is None or vocab_size == tokens:
+        return
+    if tokenizer != "gpt2":
+        raise ValueError(
+            f"model.vocab_size {vocab_size} does not fit data.tokenizer '{tokenizer}', which has {tokens} tokens; "
+            f"set model.vocab_size={tokens}"
+        )
+    if vocab_size < tokens:
+        raise ValueError(
+            f"model.vocab_size: input should be greater than or equal to {tokens}, not {vocab_size}: "
+            "data.tokenizer 'gpt2' has so many tokens"
+        )
 
 
 def fields_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

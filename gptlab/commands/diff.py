@@ -99,6 +99,7 @@ def recorded_side(run: Run) -> Side:
             "text.source": record.text.source,
             "text.bytes": record.text.bytes,
             "text.sha256": record.text.sha256,
+            "tokenizer": record.spec.data.tokenizer,
             "tokenizer_sha256": record.tokenizer_sha256,
         },
         environment={
@@ -125,10 +126,11 @@ def current_side(run: Run) -> Side:
     Raises:
         BadInputError: The experiments cannot be read, or this machine does not support the precision.
     """
-    from gptlab.data import tokenizer
+    from gptlab.data.vocabularies import find_tokenizer
     from gptlab.training.capacity import limit_threads
     from gptlab.training.fingerprint import fingerprint
     from gptlab.training.run_text import stored_text
+    from gptlab.training.run_tokenizer import run_tokenizer
     from gptlab.training.settings import Available, resolve_settings
 
     notes = []
@@ -142,7 +144,14 @@ def current_side(run: Run) -> Side:
         stored_text(run)
     except BadInputError as error:
         notes.append(str(error))
-    arithmetic = fingerprint(run.record.spec)  # with the same spec, only the code makes a difference
+    arithmetic = fingerprint(
+        run.record.spec, run_tokenizer(run)
+    )  # with the same spec, only the code makes a difference
+    try:
+        tokenizer = {"tokenizer_sha256": find_tokenizer(experiment.data.tokenizer).sha256}
+    except BadInputError as error:
+        tokenizer = {}
+        notes.append(str(error))
     source = provenance.working_tree()
     notes += [source.unknown] if source.unknown else []
     limit_threads()
@@ -152,7 +161,7 @@ def current_side(run: Run) -> Side:
         label="here and now",
         spec=_spec(experiment, settings.precision, NUMERICS),
         code={**source.facts(), "fingerprint": arithmetic.hash},
-        data={"tokenizer_sha256": tokenizer.TOKENIZER_SHA256},
+        data=tokenizer,
         environment=dict(flatten(environment)),
         fingerprint=arithmetic,
         sources=(source,),
@@ -204,8 +213,8 @@ def differing(a: Facts, b: Facts) -> Pairs:
 
 
 def _spec(experiment: Experiment, precision: str, numerics: Any) -> Facts:
-    """The fields of a spec with the resolved precision, without the text, which is compared by its sha256."""
-    fields = dict(flatten(experiment.model_dump(mode="json", exclude={"data": {"text"}})))
+    """The fields of a spec with the resolved precision, without text and tokenizer, which are compared by hash."""
+    fields = dict(flatten(experiment.model_dump(mode="json", exclude={"data": {"text", "tokenizer"}})))
     return {**fields, "train.precision": precision, "numerics": numerics}
 
 

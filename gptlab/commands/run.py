@@ -14,7 +14,7 @@ from gptlab.checkpoints.manifest import CHECKPOINTS
 from gptlab.checkpoints.read import SavedState, read_newest_state
 from gptlab.checkpoints.retention import check_space, remove_incomplete
 from gptlab.commands import run_messages as messages
-from gptlab.data import tokenizer
+from gptlab.data.vocabularies import Tokenizer
 from gptlab.errors import BadInputError, DivergedError, GptlabError
 from gptlab.files import remove_temporary_files
 from gptlab.identity import Fingerprint
@@ -41,6 +41,7 @@ from gptlab.training.memory import keep_freed_memory
 from gptlab.training.plan import plan
 from gptlab.training.profiler import Profiler
 from gptlab.training.run_text import moved_text, remember_place, stored_text
+from gptlab.training.run_tokenizer import restore_copy, run_tokenizer
 from gptlab.training.settings import Available, Settings, resolve_settings, use_deterministic_kernels
 from gptlab.training.signals import StopSignals
 from gptlab.training.training_data import TrainingData, load_training_data
@@ -120,7 +121,7 @@ def run_experiment(
         hooks: More functions for the training loop to call.
 
     Raises:
-        BadInputError: The text, device or initial weights cannot be used. Nothing was written.
+        BadInputError: The text, tokenizer, device or initial weights cannot be used. Nothing was written.
         DivergedError: The run diverges, or has diverged before.
         GptlabError: Another process is training the run, a file is damaged or cannot be written, or memory runs out.
     """
@@ -128,7 +129,7 @@ def run_experiment(
     planned = plan(experiment, seed, options.device, initial_weights)
     if initial_weights:
         check_initial_weights(initial_weights, experiment.model)
-    data = load_training_data(experiment, planned.text, seed)
+    data = load_training_data(experiment, planned.text, seed, planned.tokenizer)
     directory, text = planned.run_directory, planned.text
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
     with console.surviving():
@@ -137,12 +138,21 @@ def run_experiment(
         if not directory.exists():
             messages.new_identity(experiment, planned.identity, console)
         run = create_run(
-            experiment, planned.identity, seed, planned.settings.precision, record, initial_weights, planned.fingerprint
+            experiment,
+            planned.identity,
+            seed,
+            planned.settings.precision,
+            record,
+            tokenizer=planned.tokenizer.content,
+            initial_weights=initial_weights,
+            fingerprint=planned.fingerprint,
         )
         messages.kept_fields(run, experiment, console)
         if not os.access(run.record.text.path, os.R_OK):
             remember_place(run, text, console.notice)
-        session = _Session(run, data, planned.fingerprint, planned.settings, options, console, hooks or Hooks())
+        session = _Session(
+            run, data, planned.tokenizer, planned.fingerprint, planned.settings, options, console, hooks or Hooks()
+        )
         return session.train_to(experiment.train.steps)
 
 
@@ -150,8 +160,8 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     """Resume or extend a run from its stored spec, even if its experiment has changed or is gone.
 
     Raises:
-        BadInputError: The text, the tokenizer or the arithmetic of the code has changed since the run began, or the
-            device cannot be used.
+        BadInputError: The text or the tokenizer is gone, they or the arithmetic of the code have changed since the
+            run began, or the device cannot be used.
         DivergedError: See `run_experiment`.
         GptlabError: See `run_experiment`.
     """
@@ -159,18 +169,15 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     record = run.record
     settings = resolve_settings(options.device, record.precision, Available.here())
     new_run = shell_command("run", record.spec.name, "--text", record.text.path)
-    if record.tokenizer_sha256 != tokenizer.TOKENIZER_SHA256:
-        raise BadInputError(
-            f"{run.id} was started with another tokenizer: sha256 {record.tokenizer_sha256}, now "
-            f"{tokenizer.TOKENIZER_SHA256}; start a new run with: {new_run}"
-        )
+    tokenizer = run_tokenizer(run)
     if options.text:
         text = moved_text(run, options.text, console.notice)
     else:
         text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
-    data = load_training_data(record.spec, text, record.seed)
+    data = load_training_data(record.spec, text, record.seed, tokenizer)
     with console.surviving():
-        session = _Session(run, data, fingerprint(record.spec), settings, options, console, hooks or Hooks())
+        code = fingerprint(record.spec, tokenizer)
+        session = _Session(run, data, tokenizer, code, settings, options, console, hooks or Hooks())
         return session.train_to(options.steps)
 
 
@@ -180,6 +187,7 @@ class _Session:
 
     run: Run
     data: TrainingData
+    tokenizer: Tokenizer
     code: Fingerprint
     settings: Settings
     options: Options
@@ -205,6 +213,7 @@ class _Session:
             run = load_run(run.directory)  # another process may have written the record first
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
+            restore_copy(run, self.tokenizer)
             spec, device, killed = run.record.spec, self.settings.device, lock.predecessor_was_killed
             if notice := memory_notice(spec.model, device, history.attempts, killed=killed):
                 self.console.notice(notice)

@@ -18,6 +18,7 @@ from gptlab.tracking.records import Outcome, Start
 from gptlab.tracking.run import Run, all_runs
 from gptlab.training.capacity import describe_threads
 from gptlab.training.fingerprint import fingerprint
+from gptlab.training.run_tokenizer import run_tokenizer
 from gptlab.training.settings import Settings
 from gptlab.training.training_data import TrainingData
 
@@ -31,7 +32,7 @@ COMPARED = {
 """Fields of an attempt's start that can change the numbers, and what to call them."""
 MAX_FILES = 5
 CODE_FACTS = ("git_commit", "diff_sha256")
-RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text"}
+RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text", "data.tokenizer"}
 """Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
 
@@ -50,7 +51,7 @@ def new_identity(experiment: Experiment, identity: Identity, console: Console) -
         if old.get(key) != new.get(key) and key != "fingerprint"
     ]
     recorded = newest.record.fingerprint
-    code = fingerprint(newest.record.spec)  # a fingerprint depends on the spec as well
+    code = fingerprint(newest.record.spec, run_tokenizer(newest))  # a fingerprint depends on the spec as well
     if recorded is None or recorded.hash != code.hash:
         differences.append(f"the arithmetic of the code{differing_files(recorded, code)}")
     console.print(f"new run; differs from {newest.id}: {', '.join(differences)}")
@@ -137,6 +138,12 @@ def opening(
         "text",
         f"{text.source} · {text.bytes:,} bytes · {len(windows.tokens):,} training and "
         f"{len(data.val.tokens):,} validation tokens",
+    )
+    tokenizer = data.val.tokenizer
+    console.fact(
+        "tokenizer",
+        f"{tokenizer.name} · {tokenizer.vocab_size:,} tokens · {data.val.size / len(data.val.tokens):.2f} bytes per "
+        "token of the validation text",
     )
     chosen = " (chosen by auto; part of the id)" if train.precision == "auto" else ""
     threads = f" · {describe_threads()}" if settings.device == "cpu" else ""

@@ -43,6 +43,7 @@ class Description:
             "parameters": spec.model.parameters,
             "forward_flops_per_token": spec.model.forward_flops_per_token(spec.train.sequence_length),
             "precision": self.precision,
+            "tokenizer": {"name": spec.data.tokenizer, "sha256": self.identity["tokenizer_sha256"]},
             "identity": {"hash": self.hash, "content": self.identity},
             "run": self.run.id if self.run else None,
         }
@@ -82,7 +83,9 @@ def render(description: Description) -> None:
     console, experiment = Console(), description.experiment
     name = description.run.id if description.run else experiment.name
     console.rich.print(Text.assemble((name, "bold"), f" · {printable(experiment.why)}"))
-    console.print(f"identity {description.hash} · precision {description.precision}\n")
+    tokenizer, sha256 = printable(experiment.data.tokenizer), description.identity["tokenizer_sha256"]
+    console.print(f"identity {description.hash} · precision {description.precision}")
+    console.print(f"tokenizer {tokenizer} · {experiment.model.vocab_size:,} embeddings · sha256 {sha256:.8}\n")
     console.table(_spec_table(experiment))
     console.print()
     console.table(_layer_table(experiment))

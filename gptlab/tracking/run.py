@@ -2,6 +2,7 @@
 
 runs/baseline-1a2b3c4d-s0/
     run.json         written once: the resolved spec, the identity, the text
+    tokenizer.json   a copy of the tokenizer, unless it has a name; see `gptlab.training.run_tokenizer`
     text.json        where the text is now, if it has moved; see `gptlab.training.run_text`
     attempts.jsonl   two rows per attempt, its start and its end
     metrics.jsonl    one row per logged step
@@ -28,16 +29,16 @@ from gptlab import project
 from gptlab.digests import with_digest
 from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
 from gptlab.files import append_json_line, locked_directory, make_directory, write_durably
-from gptlab.identity import Fingerprint, Identity
+from gptlab.identity import Identity
 from gptlab.spec import Experiment, Precision
 from gptlab.tracking.history import ATTEMPTS, History, warn_altered
 from gptlab.tracking.lock import lock_holder
-from gptlab.tracking.records import SAMPLE, InitialWeights, Outcome, RunRecord, Sample, TextRecord
+from gptlab.tracking.records import SAMPLE, Outcome, RunRecord, Sample, TextRecord
 from gptlab.untrusted import check_tree, read_document, read_json_lines
 from gptlab.validation import did_you_mean
 
 RECORD, SAMPLES, EVALUATIONS = "run.json", "samples.jsonl", "evaluations"
-LOG, TRASH = "log.txt", ".trash"
+LOG, TRASH, TOKENIZER = "log.txt", ".trash", "tokenizer.json"
 
 logger = logging.getLogger(__name__)
 
@@ -127,28 +128,30 @@ def create_run(
     seed: int,
     precision: Precision,
     text: TextRecord,
-    initial_weights: InitialWeights | None = None,
-    fingerprint: Fingerprint | None = None,
+    *,
+    tokenizer: bytes | None = None,
+    **more: Any,
 ) -> Run:
     """Create a run's directory and record, or load the run if it exists.
+
+    Args:
+        experiment: The spec.
+        identity: What is computed.
+        seed: The seed.
+        precision: The resolved precision.
+        text: The text as it is now.
+        tokenizer: The content of the tokenizer file, of which the run keeps a copy; None if the tokenizer has a name.
+        more: Optional fields of `RunRecord`, such as `fingerprint`.
 
     Raises:
         GptlabError: The directory is damaged or holds another run.
     """
     make_directory(project.runs_directory())
     with locked_directory(project.runs_directory()):  # of two processes that begin the same run, one creates it
-        return _create_or_load(experiment, identity, seed, precision, text, initial_weights, fingerprint)
+        return _create_or_load(identity, seed, tokenizer, spec=experiment, precision=precision, text=text, **more)
 
 
-def _create_or_load(
-    experiment: Experiment,
-    identity: Identity,
-    seed: int,
-    precision: Precision,
-    text: TextRecord,
-    initial_weights: InitialWeights | None,
-    fingerprint: Fingerprint | None,
-) -> Run:
+def _create_or_load(identity: Identity, seed: int, tokenizer: bytes | None, **fields: Any) -> Run:
     run_id = identity.run_id(seed)
     directory = project.runs_directory() / run_id
     if (directory / RECORD).exists():
@@ -160,17 +163,15 @@ def _create_or_load(
         run=run_id,
         seed=seed,
         created=_now(),
-        spec=experiment,
-        precision=precision,
         identity=identity.content,
-        text=text,
         tokenizer_sha256=identity.content["tokenizer_sha256"],
-        initial_weights=initial_weights,
-        fingerprint=fingerprint,
         wandb_id=f"{run_id}-{secrets.token_hex(4)}",
+        **fields,
     )
     make_directory(directory)
     check_tree(directory)
+    if tokenizer is not None:
+        write_durably(directory / TOKENIZER, tokenizer)
     write_durably(directory / RECORD, record.to_json())
     return Run(directory, record)
 

@@ -37,6 +37,7 @@ import gptlab
 from gptlab import project
 from gptlab.data import tokens
 from gptlab.data.text import Text
+from gptlab.data.vocabularies import Tokenizer
 from gptlab.data.windows import Windows, validation_starts
 from gptlab.digests import canonical_json, check_digest, with_digest
 from gptlab.errors import GptlabError
@@ -74,27 +75,27 @@ UNCHECKED = (
 """Functions with lines that do not run in a small training on a CPU, such as those for CUDA and bfloat16."""
 
 
-def fingerprint(experiment: Experiment) -> Fingerprint:
+def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
     """Return the fingerprint of an experiment with the code as it is, from the cache if no file has changed.
 
     Raises:
         BadInputError: The code cannot be read.
         GptlabError: The code does not train the small model.
     """
-    path = _cache_path(experiment)
+    path = _cache_path(experiment, tokenizer)
     found = _read(path)
     if found is None:
-        found = compute(experiment)
+        found = compute(experiment, tokenizer)
         if _is_code_on_disk(found):
             _write(path, found)
     return found
 
 
-def compute(experiment: Experiment) -> Fingerprint:
+def compute(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
     """Compute the fingerprint of the code that this process has imported; see `fingerprint`."""
     low_precision = _LowPrecision()
     with _reproducible():
-        numbers = dict(_train(_small(experiment), low_precision)) | dict(_schedule(experiment))
+        numbers = dict(_train(_small(experiment), tokenizer, low_precision)) | dict(_schedule(experiment))
     unchecked = {*UNCHECKED, *low_precision.functions}
     files = import_closure([__name__, *_parts(experiment)], _folders())
     return Fingerprint(
@@ -124,10 +125,10 @@ def _small(experiment: Experiment) -> Experiment:
     return experiment.with_changes(changes)
 
 
-def _train(small: Experiment, low_precision: "_LowPrecision") -> Iterator[tuple[str, float]]:
+def _train(small: Experiment, tokenizer: Tokenizer, low_precision: "_LowPrecision") -> Iterator[tuple[str, float]]:
     """Train the small model and yield its results by name."""
     settings = Settings(device="cpu", precision="float32", compile=False, fused=False, asynchronous=False)
-    train, val = _split(small)
+    train, val = _split(small, tokenizer)
     windows = Windows(train.tokens, small.train.sequence_length, small.train.batch_size, SEED)
     model = gpt.build(small.model, SEED).double()
     yield from _moments(model)
@@ -175,10 +176,10 @@ def _add_noise(model: nn.Module) -> None:
         parameter.add_(torch.from_numpy(noise), alpha=scale)
 
 
-def _split(small: Experiment) -> tuple[tokens.Split, tokens.Split]:
+def _split(small: Experiment, tokenizer: Tokenizer) -> tuple[tokens.Split, tokens.Split]:
     content = TEXT.read_bytes()
     text = Text(str(TEXT), TEXT, len(content), hashlib.sha256(content).hexdigest())
-    return tokens.encode(text, small.data.val_fraction)
+    return tokens.encode(text, small.data.val_fraction, tokenizer)
 
 
 def _schedule(experiment: Experiment) -> Iterator[tuple[str, float]]:
@@ -249,11 +250,11 @@ def _folders() -> dict[str, Path]:
 # --- The cache ---
 
 
-def _cache_path(experiment: Experiment) -> Path:
+def _cache_path(experiment: Experiment, tokenizer: Tokenizer) -> Path:
     """Return the path of the cached fingerprint, which depends on everything but the code's files."""
     folders = {name: str(folder) for name, folder in _folders().items()}
     spec = experiment.model_dump(mode="json", include={"model", "data", "train"})
-    key = [folders, spec, NUMERICS, torch.__version__, np.__version__]
+    key = [folders, spec, tokenizer.sha256, NUMERICS, torch.__version__, np.__version__]
     name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
     return project.cache_directory() / "fingerprints" / f"{name}.json"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from gptlab import project
 from gptlab.data import text as texts
-from gptlab.data import tokenizer
 from gptlab.data.text import Text
+from gptlab.data.vocabularies import Tokenizer, tokenizer_of
 from gptlab.identity import Fingerprint, Identity, identify
 from gptlab.spec import Experiment
 from gptlab.tracking.records import InitialWeights
@@ -22,6 +22,7 @@ class Plan:
     seed: int
     settings: Settings
     text: Text
+    tokenizer: Tokenizer
     fingerprint: Fingerprint
     identity: Identity
     initial_weights: InitialWeights | None = None
@@ -39,18 +40,19 @@ def plan(
     """Resolve an experiment.
 
     Raises:
-        BadInputError: The text or the code cannot be read, or the device is not available or does not support the
-            precision.
+        BadInputError: The text, the tokenizer or the code cannot be read or used, or the device is not available or
+            does not support the precision.
     """
     settings = resolve_settings(device, experiment.train.precision, Available.here())
+    tokenizer = tokenizer_of(experiment)
     text = texts.locate(experiment.data.text)
-    code = fingerprint(experiment)
+    code = fingerprint(experiment, tokenizer)
     identity = identify(
         experiment,
         precision=settings.precision,
         text_sha256=text.sha256,
-        tokenizer_sha256=tokenizer.TOKENIZER_SHA256,
+        tokenizer_sha256=tokenizer.sha256,
         initial_weights_sha256=initial_weights.sha256 if initial_weights else None,
         fingerprint=code,
     )
-    return Plan(experiment, seed, settings, text, code, identity, initial_weights)
+    return Plan(experiment, seed, settings, text, tokenizer, code, identity, initial_weights)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from gptlab.data import tokens
 from gptlab.data.text import Text
 from gptlab.data.tokens import Split
+from gptlab.data.vocabularies import GPT2, Tokenizer
 from gptlab.data.windows import Windows, validation_starts
 from gptlab.spec import Experiment
 
@@ -22,13 +23,13 @@ class TrainingData:
     """Index of each validation window's first token, `(val_windows,)`."""
 
 
-def load_training_data(experiment: Experiment, text: Text, seed: int) -> TrainingData:
+def load_training_data(experiment: Experiment, text: Text, seed: int, tokenizer: Tokenizer = GPT2) -> TrainingData:
     """Return the windows of a text, which is tokenized if its tokens are not in the cache.
 
     Raises:
         BadInputError: The text is not UTF-8, has changed since it was located, or is too short for the windows.
     """
-    prepared = tokens.prepare(text, experiment.data.val_fraction)
+    prepared = tokens.prepare(text, experiment.data.val_fraction, tokenizer)
     train = experiment.train
     return TrainingData(
         windows=Windows(prepared.train.tokens, train.sequence_length, train.batch_size, seed),
