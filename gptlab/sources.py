@@ -33,7 +33,7 @@ def import_closure(modules: Iterable[str], folders: dict[str, Path]) -> dict[str
         for name, path in _files_of(waiting.pop(), folders):
             if name not in found:
                 found[name] = path
-                waiting += [] if name in LAZY else _imported_modules(name, parse(path))
+                waiting += [] if name in LAZY else _imported_modules(name, path)
     return dict(sorted(found.items()))
 
 
@@ -103,15 +103,20 @@ def _files_of(module: str, folders: dict[str, Path]) -> Iterator[tuple[str, Path
             yield f"{name}.py", folder.with_suffix(".py")
 
 
-def _imported_modules(name: str, tree: ast.Module) -> Iterator[str]:
-    """Yield what a file may import; some of it may be attributes and not modules."""
+def _imported_modules(name: str, path: Path) -> tuple[str, ...]:
+    """Return what a file may import; some of it may be attributes and not modules."""
     package = name.removesuffix(".py").removesuffix("/__init__").split("/")
-    package = package if name.endswith("/__init__.py") else package[:-1]
+    return _imports(parse(path), tuple(package if name.endswith("/__init__.py") else package[:-1]))
+
+
+@cache
+def _imports(tree: ast.Module, package: tuple[str, ...]) -> tuple[str, ...]:
+    found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
+            above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join([*above, *([node.module] if node.module else [])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(found)

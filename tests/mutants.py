@@ -59,7 +59,8 @@ def _compute(changes: Mapping[str, Any], edits: Mapping[Path, str]) -> dict[str,
     importlib.machinery.SourceFileLoader.get_code = edited_code  # type: ignore[method-assign] # only in this child
     Path.read_bytes = lambda self: edits[self].encode() if self in edits else read_bytes(self)  # type: ignore[method-assign] # likewise
     for name in [name for name in sys.modules if name.partition(".")[0] == "gptlab"]:
-        del sys.modules[name]
+        if name != "gptlab.sources":  # it remembers what it has parsed
+            del sys.modules[name]
     from gptlab.data.vocabularies import tokenizer_of
     from gptlab.spec import Experiment
     from gptlab.training.fingerprint import compute

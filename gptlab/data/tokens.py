@@ -215,15 +215,17 @@ def _why_unusable(folder: Path) -> str:
 
 def encode(text: Text, val_fraction: float, tokenizer: Tokenizer) -> tuple[Split, Split]:
     """Return the training and the validation part of a short text, without the cache."""
-    train, val = _byte_ranges(text, val_fraction)
     with _encoder(tokenizer) as encode_pieces:
-        return _in_memory(encode_pieces(pieces(text, *train))), _in_memory(encode_pieces(pieces(text, *val)))
+        train, val = (
+            _in_memory(encode_pieces(pieces(text, *part)), tokenizer) for part in _byte_ranges(text, val_fraction)
+        )
+    return train, val
 
 
-def _in_memory(encoded: Iterator[_EncodedPiece]) -> Split:
+def _in_memory(encoded: Iterator[_EncodedPiece], tokenizer: Tokenizer) -> Split:
     parts, tokens = zip(*encoded, strict=True)
     raw = "".join(parts).encode()
-    return Split(np.concatenate(tokens), len(raw), hashlib.sha256(raw).hexdigest())
+    return Split(np.concatenate(tokens), len(raw), hashlib.sha256(raw).hexdigest(), tokenizer)
 
 
 def _byte_ranges(text: Text, val_fraction: float) -> tuple[tuple[int, int], tuple[int, int]]:
