@@ -38,7 +38,7 @@ from gptlab import project
 from gptlab.data import tokens
 from gptlab.data.text import Text
 from gptlab.data.vocabularies import Tokenizer
-from gptlab.data.windows import Windows, validation_starts
+from gptlab.data.windows import STEPS_PER_BLOCK, Windows, validation_starts
 from gptlab.digests import canonical_json, check_digest, with_digest
 from gptlab.errors import GptlabError
 from gptlab.files import atomic_write, writable_cache
@@ -54,8 +54,6 @@ from gptlab.training.step import TrainingStep
 
 TEXT = Path(__file__).with_suffix(".txt")
 SEED = 0
-STEPS = (0, 1, 17, 40)
-"""Batches are a function of the step: these are from the first, the second and a later epoch of the text."""
 MAX_LAYERS, MAX_HEADS, HEAD_WIDTH, MAX_VOCABULARY = 24, 32, 4, 1 << 16
 MAX_BATCH, MAX_LENGTH, MAX_VAL_WINDOWS = 4, 16, 3
 SMALL_CLIP, LARGE_CLIP = 0.05, 1e6
@@ -137,11 +135,11 @@ def _train(small: Experiment, tokenizer: Tokenizer, low_precision: "_LowPrecisio
     steps = [
         TrainingStep(model, update, _clipping_at(clip, small), SEED, settings) for clip in (SMALL_CLIP, LARGE_CLIP)
     ]
-    for index, step in enumerate(STEPS):
+    for index, step in enumerate(_steps(windows)):
         with low_precision:
             loss, norm = steps[index % 2](torch.from_numpy(windows.batch(step)), step)
-        yield f"step {step} loss", float(loss)
-        yield f"step {step} gradient norm", float(norm)
+        yield f"loss {index}", float(loss)
+        yield f"gradient norm {index}", float(norm)
     starts = validation_starts(val, small.train.sequence_length, small.data.val_windows)
     with low_precision:
         evaluation = evaluate(model, val, starts, sequence_length=small.train.sequence_length, settings=settings)
@@ -149,6 +147,12 @@ def _train(small: Experiment, tokenizer: Tokenizer, low_precision: "_LowPrecisio
     yield "validation bits per byte", evaluation.bits_per_byte
     if len(starts) > 1:
         yield "validation standard error", evaluation.loss_se
+
+
+def _steps(windows: Windows) -> tuple[int, int, int, int]:
+    """Return the steps to train. Batches depend on the step: these are of three epochs, one of them of two at once."""
+    last = windows.per_epoch // windows.batch_size
+    return 0, 1, last, 2 * last + STEPS_PER_BLOCK
 
 
 def _clipping_at(max_norm: float, small: Experiment) -> Experiment:
