@@ -13,10 +13,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from gptlab.errors import BadInputError
+from gptlab.part_names import is_part, one_of
 from gptlab.validation import did_you_mean, explain
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -32,6 +33,11 @@ class Section(BaseModel):
     """Base of all specs: immutable, rejects unknown keys. The string below a field is its documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The names of parts of the user's own, by field."""
+        return {field: value for field, value in self if isinstance(value, str) and is_part(value)}
 
 
 class ModelSpec(Section):
@@ -53,6 +59,18 @@ class ModelSpec(Section):
     """Whether the output layer shares its weight with the token embedding."""
     dropout: Fraction = 0.0
     """Dropout probability of activations, attention weights and embeddings during training."""
+    block: Annotated[str, AfterValidator(one_of("model.block"))] = "pre-norm"
+    """Decoder block: `pre-norm`, or a part such as `experiments.parts.post_norm:PostNormBlock`."""
+    attention: Annotated[str, AfterValidator(one_of("model.attention"))] = "causal"
+    """Attention of a block: `causal`, or a part."""
+    feed_forward: Annotated[str, AfterValidator(one_of("model.feed_forward"))] = "mlp"
+    """Feed-forward layer of a block: `mlp`, or a part such as `experiments.parts.swiglu:SwiGLU`."""
+    activation: Annotated[str, AfterValidator(one_of("model.activation"))] = "gelu"
+    """Activation of the `mlp`: `gelu` (its tanh form), `gelu-exact`, `relu`, `relu2`, `silu`, or a part."""
+    norm: Annotated[str, AfterValidator(one_of("model.norm"))] = "layer-norm"
+    """Normalization: `layer-norm`, or a part such as `experiments.parts.rms_norm:RMSNorm`."""
+    position: Annotated[str, AfterValidator(one_of("model.position"))] = "learned"
+    """How positions enter: `learned` embeddings, or a part such as `experiments.parts.rotary:Rotary`."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -65,8 +83,14 @@ class ModelSpec(Section):
         return self
 
     @property
+    def has_parts(self) -> bool:
+        """Whether the model has parts of the user's own, so that its size is known only when it is built."""
+        return bool(self.parts)
+
+    @property
     def block_parameters(self) -> int:
         """Number of parameters of one decoder block: two LayerNorms, two attention and two MLP matrices."""
+        self._require_closed_form()
         width, biases = self.n_embd, self.bias
         norms = 2 * (width + biases * width)
         attention = 4 * width * width + biases * 4 * width
@@ -75,7 +99,12 @@ class ModelSpec(Section):
 
     @property
     def parameters(self) -> int:
-        """Number of trainable parameters, in closed form (a test compares it with the built model)."""
+        """Number of trainable parameters, in closed form (a test compares it with the built model).
+
+        Raises:
+            ValueError: The model has parts: use `RunRecord.model_size` or `gptlab.model.size.measure`.
+        """
+        self._require_closed_form()
         embeddings = (self.vocab_size + self.context_length) * self.n_embd
         final_norm = self.n_embd + self.bias * self.n_embd
         output = 0 if self.tied else self.vocab_size * self.n_embd
@@ -86,10 +115,18 @@ class ModelSpec(Section):
 
         The attention term counts the full `sequence_length` × `sequence_length` square, as is usual for model FLOPs
         (PaLM, appendix B); a causal kernel computes about half of it. Training costs three times the forward pass.
+
+        Raises:
+            ValueError: See `parameters`.
         """
+        self._require_closed_form()
         matrices = self.n_layer * 12 * self.n_embd**2 + self.vocab_size * self.n_embd
         attention = self.n_layer * 2 * sequence_length * self.n_embd
         return 2 * (matrices + attention)
+
+    def _require_closed_form(self) -> None:
+        if self.has_parts:
+            raise ValueError("the size of a model with parts is known only when it is built")
 
 
 class DataSpec(Section):

@@ -20,6 +20,7 @@ from gptlab.files import remove_temporary_files
 from gptlab.limits import out_of_memory_kills
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
+from gptlab.model.measure import size_of
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.terminal.progress import StepProgress
@@ -124,6 +125,7 @@ def run_experiment(
     planned = plan(experiment, seed, options.device, initial_weights)
     if initial_weights:
         check_initial_weights(initial_weights, experiment.model)
+    size = size_of(experiment)
     data = load_training_data(experiment, planned.text, seed)
     directory, text = planned.run_directory, planned.text
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
@@ -132,7 +134,7 @@ def run_experiment(
             console.print(f"moved the old run to {project.display_path(load_run(directory).move_to_trash())}")
         if not directory.exists():
             messages.new_identity(experiment, planned.identity, console)
-        run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights)
+        run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, initial_weights, size)
         messages.kept_fields(run, experiment, console)
         if not os.access(run.record.text.path, os.R_OK):
             remember_place(run, text, console.notice)
@@ -194,8 +196,8 @@ class _Session:
             run = load_run(run.directory)  # another process may have written the record first
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
-            spec, device, killed = run.record.spec, self.settings.device, lock.predecessor_was_killed
-            if notice := memory_notice(spec.model, device, history.attempts, killed=killed):
+            spec, size, device = run.record.spec, run.record.model_size, self.settings.device
+            if notice := memory_notice(size.parameters, device, history.attempts, killed=lock.predecessor_was_killed):
                 self.console.notice(notice)
             find_problem = partial(find_rows_problem, run.directory)
             saved = read_newest_state(run.directory, spec.model, self.console.notice, find_problem)
@@ -205,7 +207,7 @@ class _Session:
                 messages.fewer_steps(run, history, steps, saved.checkpoint.step, self.console)
                 return Result(run)
             self.console.log_to(run.directory / LOG)
-            check_space(run.directory, run.record.spec)
+            check_space(run.directory, spec.train, size)
             return replace(self, run=run)._train(steps, saved, history, lock, signals)
 
     def _train(

@@ -103,7 +103,8 @@ def opening(
     console.fact("question", spec.why)
     console.fact(
         "model",
-        f"{model.parameters:,} parameters · {model.n_layer} layers · {model.n_head} heads · width {model.n_embd} · "
+        f"{run.record.model_size.parameters:,} parameters · {model.n_layer} layers · {model.n_head} heads · "
+        f"width {model.n_embd} · "
         f"context {model.context_length}",
     )
     console.fact(

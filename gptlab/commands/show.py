@@ -9,7 +9,9 @@ from rich.text import Text
 from gptlab import catalog
 from gptlab.errors import AmbiguousRunError, BadInputError
 from gptlab.identity import hash_of
+from gptlab.model.measure import size_of
 from gptlab.model.summary import layers
+from gptlab.size import Size
 from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, fields_of
 from gptlab.terminal.chart import Curve, chart
 from gptlab.terminal.console import Console
@@ -30,6 +32,7 @@ class Description:
     hash: str
     identity: dict[str, Any]
     precision: Precision
+    size: Size
     run: Run | None = None
     """The run that the experiment was read from; None for a current experiment."""
 
@@ -40,8 +43,8 @@ class Description:
             "name": spec.name,
             "why": spec.why,
             "spec": spec.model_dump(mode="json", include=set(SECTIONS)),
-            "parameters": spec.model.parameters,
-            "forward_flops_per_token": spec.model.forward_flops_per_token(spec.train.sequence_length),
+            "parameters": self.size.parameters,
+            "forward_flops_per_token": self.size.forward_flops_per_token,
             "precision": self.precision,
             "identity": {"hash": self.hash, "content": self.identity},
             "run": self.run.id if self.run else None,
@@ -59,8 +62,8 @@ def describe(name: str) -> Description:
     catalog.report(other for other in found.problems if other is not problem)
     if name in found.experiments:
         planned = plan(found.experiments[name])
-        identity = planned.identity
-        return Description(planned.experiment, identity.hash, identity.content, planned.settings.precision)
+        identity, size = planned.identity, size_of(planned.experiment)
+        return Description(planned.experiment, identity.hash, identity.content, planned.settings.precision, size)
     try:
         run = find_run(name)
     except AmbiguousRunError:
@@ -74,7 +77,7 @@ def describe(name: str) -> Description:
             f"there is no experiment or run '{name}'; `gptlab list` and `gptlab runs` list them"
         ) from None
     record = run.record
-    return Description(record.spec, hash_of(record.identity), record.identity, record.precision, run)
+    return Description(record.spec, hash_of(record.identity), record.identity, record.precision, record.model_size, run)
 
 
 def render(description: Description) -> None:
@@ -85,12 +88,15 @@ def render(description: Description) -> None:
     console.print(f"identity {description.hash} · precision {description.precision}\n")
     console.table(_spec_table(experiment))
     console.print()
-    console.table(_layer_table(experiment))
+    try:
+        console.table(_layer_table(experiment))
+    except BadInputError as error:  # a run's part is gone
+        console.notice(f"the layers are not shown: {error}")
     console.print()
-    model, length = experiment.model, experiment.train.sequence_length
-    console.print(f"total parameters         {model.parameters:,} (all trainable)")
-    console.print(f"parameter size           {4 * model.parameters / MIB:,.2f} MiB in float32")
-    console.print(f"forward FLOPs per token  {model.forward_flops_per_token(length):,} at sequence length {length}")
+    size, length = description.size, experiment.train.sequence_length
+    console.print(f"total parameters         {size.parameters:,} (all trainable)")
+    console.print(f"parameter size           {4 * size.parameters / MIB:,.2f} MiB in float32")
+    console.print(f"forward FLOPs per token  {size.forward_flops_per_token:,} at sequence length {length}")
     if description.run:
         _render_losses(console, description.run)
 

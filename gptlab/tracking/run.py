@@ -29,6 +29,7 @@ from gptlab.digests import with_digest
 from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
 from gptlab.files import append_json_line, locked_directory, make_directory, write_durably
 from gptlab.identity import Identity
+from gptlab.size import Size, size_in_closed_form
 from gptlab.spec import Experiment, Precision
 from gptlab.tracking.history import ATTEMPTS, History, warn_altered
 from gptlab.tracking.lock import lock_holder
@@ -128,15 +129,18 @@ def create_run(
     precision: Precision,
     text: TextRecord,
     initial_weights: InitialWeights | None = None,
+    size: Size | None = None,
 ) -> Run:
     """Create a run's directory and record, or load the run if it exists.
+
+    `size` is the model's; a model with parts needs it.
 
     Raises:
         GptlabError: The directory is damaged or holds another run.
     """
     make_directory(project.runs_directory())
     with locked_directory(project.runs_directory()):  # of two processes that begin the same run, one creates it
-        return _create_or_load(experiment, identity, seed, precision, text, initial_weights)
+        return _create_or_load(experiment, identity, seed, precision, text, initial_weights, size)
 
 
 def _create_or_load(
@@ -146,6 +150,7 @@ def _create_or_load(
     precision: Precision,
     text: TextRecord,
     initial_weights: InitialWeights | None,
+    size: Size | None,
 ) -> Run:
     run_id = identity.run_id(seed)
     directory = project.runs_directory() / run_id
@@ -164,6 +169,7 @@ def _create_or_load(
         text=text,
         tokenizer_sha256=identity.content["tokenizer_sha256"],
         initial_weights=initial_weights,
+        size=size or size_in_closed_form(experiment),
         wandb_id=f"{run_id}-{secrets.token_hex(4)}",
     )
     make_directory(directory)

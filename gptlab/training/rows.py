@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gptlab.data.windows import Windows
 from gptlab.errors import DivergedError
-from gptlab.spec import Experiment
 from gptlab.tracking.metrics import COLUMNS, MetricsFile, Row
+from gptlab.tracking.records import RunRecord
 from gptlab.training.evaluate import Evaluation
 from gptlab.training.settings import Settings, peak_flops
 from gptlab.training.state import TrainingState
@@ -25,9 +25,8 @@ class RowWriter:
 
     def __init__(
         self,
-        run: str,
+        record: RunRecord,
         attempt: int,
-        spec: Experiment,
         windows: Windows,
         settings: Settings,
         metrics: MetricsFile,
@@ -36,15 +35,15 @@ class RowWriter:
         """Continue from the sums of a checkpoint.
 
         Args:
-            run: The run's id, for error messages.
+            record: The run's record.
             attempt: Number of the attempt, from 1.
-            spec: The run's spec.
             windows: The training windows.
             settings: The device, precision and kernels.
             metrics: The file to append to.
             state: Its `loop` holds the sums since the last row on the grid, and the best validation loss so far.
         """
-        self._run, self.attempt, self._spec, self._windows = run, attempt, spec, windows
+        self._run, self.attempt, self._spec, self._windows = record.run, attempt, record.spec, windows
+        self._size = record.model_size
         self._settings, self._metrics = settings, metrics
         self._state = state
         self.stopwatch = Stopwatch()
@@ -123,7 +122,7 @@ class RowWriter:
             }
         row |= self.stopwatch.performance(batch_tokens, asynchronous=self._settings.asynchronous)
         if "perf/tokens_per_s" in row and (peak := peak_flops(self._settings.device)):
-            flops = 3 * self._spec.model.forward_flops_per_token(train.sequence_length)
+            flops = 3 * self._size.forward_flops_per_token
             row["perf/mfu"] = row["perf/tokens_per_s"] * flops / peak
         if step:
             row["perf/peak_mem_gib"] = peak_memory_gib(self._settings.device)
