@@ -141,14 +141,24 @@ class DataSpec(Section):
 
 
 class TrainSpec(Section):
-    """One batch per step, AdamW at a constant learning rate, and what is logged and saved."""
+    """One batch per step, the optimizer and its learning rate, and what is logged and saved."""
 
     sequence_length: Positive = 100
     """Tokens per sequence; at most the model's `context_length`."""
     batch_size: int = Field(4, ge=1, le=2**20)
     """Sequences per step."""
     learning_rate: float = Field(3e-4, ge=0, allow_inf_nan=False)
-    """Constant learning rate."""
+    """Learning rate, before the schedule."""
+    schedule: Annotated[str, AfterValidator(one_of("train.schedule"))] = "constant"
+    """How the learning rate changes: `constant`, `linear`, `cosine`, `wsd` (warm-up, stable, decay), or a part."""
+    warmup_steps: int = Field(0, ge=0, le=10**8)
+    """Steps in which the learning rate rises linearly to its full value."""
+    horizon: Positive | None = None
+    """Step at which the schedule has decayed to zero and training ends. `linear` and `cosine` need it."""
+    decay_steps: Positive | None = None
+    """Steps of `wsd`'s decay before the horizon; by default a fifth of it."""
+    optimizer: Annotated[str, AfterValidator(one_of("train.optimizer"))] = "adamw"
+    """Optimizer: `adamw`, or a part such as `experiments.parts.lion:lion`."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moments."""
     eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
@@ -173,6 +183,35 @@ class TrainSpec(Section):
     """Whether to keep the weights at steps 0, 1, 2, 4, 8, …, for analysis over training."""
     prompt: Annotated[str, NOT_IDENTITY] = Field("The", min_length=1, max_length=10**5)
     """Prompt of the sample at the end of training."""
+
+    @model_validator(mode="after")
+    def _schedule_is_complete(self) -> Self:
+        schedule, horizon, warmup = self.schedule, self.horizon, self.warmup_steps
+        if is_part(schedule):
+            return self
+        if schedule in {"linear", "cosine"} and horizon is None:
+            raise ValueError(f"schedule {schedule} needs a horizon, the step at which it ends: set train.horizon")
+        if schedule == "constant" and horizon is not None:
+            raise ValueError(
+                f"schedule constant ignores horizon {horizon}; set train.horizon=none or train.schedule=wsd"
+            )
+        if self.decay_steps is not None and schedule != "wsd":
+            raise ValueError(f"schedule {schedule} ignores decay_steps {self.decay_steps}; set train.decay_steps=none")
+        if self.decay_steps is not None and horizon is None:
+            raise ValueError(
+                f"decay_steps {self.decay_steps} needs a horizon, the step at which the decay ends: set train.horizon"
+            )
+        decay = self.decay_length if schedule == "wsd" else 1
+        if horizon is not None and warmup + decay > horizon:
+            raise ValueError(
+                f"warmup_steps {warmup} and a decay of at least {decay} steps exceed horizon {horizon}; raise it"
+            )
+        return self
+
+    @property
+    def decay_length(self) -> int:
+        """Number of steps in which the learning rate of `wsd` decays; at least 1."""
+        return self.decay_steps or max((self.horizon or 0) // 5, 1)
 
     @property
     def max_grad_norm(self) -> float:
@@ -199,6 +238,11 @@ class Experiment(Section):
                 f"model.context_length {self.model.context_length}; shorten the sequences or raise the context length"
             )
         return self
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the model or its training has parts of the user's own."""
+        return bool(self.model.parts or self.train.parts)
 
     def vary(self, name: str, *, why: str, **changes: Any) -> Self:
         """Return a validated variant of this experiment.

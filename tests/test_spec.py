@@ -342,6 +342,11 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "train.eps": (1e-6, True),
     "train.weight_decay": (0.0, True),
     "train.grad_clip": (0.0, True),
+    "train.schedule": ("wsd", True),
+    "train.warmup_steps": (10, True),
+    "train.horizon": (100, True),
+    "train.decay_steps": (10, True),
+    "train.optimizer": ("experiments.parts.lion:lion", True),
     "train.precision": ("bfloat16", False),  # the resolved precision is what counts
     "train.steps": (1000, False),
     "train.log_every": (1, False),
@@ -353,12 +358,20 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
 }
 
 
+NEEDS = {
+    "train.horizon": {"train.schedule": "wsd"},
+    "train.decay_steps": {"train.schedule": "wsd", "train.horizon": 200},
+}
+"""Fields that are valid only together with other values."""
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_field_changes_the_identity_if_and_only_if_it_changes_the_computation(plain: Experiment, field: str):
     assert field in OTHER_VALUES, (
         f"add another value of {field} to OTHER_VALUES, and whether it changes the computation"
     )
     value, computed = OTHER_VALUES[field]
+    plain = plain.with_changes(NEEDS.get(field, {}))
     changed = plain.with_changes({field: value})
     assert changed != plain, "the value must differ from the default"
     assert (identity_hash(changed) != identity_hash(plain)) is computed
@@ -370,7 +383,9 @@ def test_other_values_name_existing_fields():
 
 def test_identities_of_all_variants_differ(plain: Experiment):
     hashes = {
-        identity_hash(plain.with_changes({f: value})) for f, (value, computed) in OTHER_VALUES.items() if computed
+        identity_hash(plain.with_changes({**NEEDS.get(f, {}), f: value}))
+        for f, (value, computed) in OTHER_VALUES.items()
+        if computed
     }
     assert len(hashes | {identity_hash(plain)}) == 1 + sum(computed for _, computed in OTHER_VALUES.values())
 
@@ -479,6 +494,11 @@ GOLDEN_DEFAULTS = {
         "sequence_length": 100,
         "batch_size": 4,
         "learning_rate": 3e-4,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "horizon": None,
+        "decay_steps": None,
+        "optimizer": "adamw",
         "betas": (0.9, 0.95),
         "eps": 1e-8,
         "weight_decay": 0.1,

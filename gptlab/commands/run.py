@@ -182,7 +182,7 @@ class _Session:
     def train_to(self, steps: int | None) -> Result:
         """Train the run to `steps`, by default the target of its last attempt, unless it is there already."""
         run, history = self.run, self.run.history()
-        steps = steps or history.target
+        steps = messages.steps_to_horizon(run, steps or history.target, self.console)
         if history.status == "diverged":
             raise DivergedError(
                 f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or, if the "

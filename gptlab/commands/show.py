@@ -15,13 +15,17 @@ from gptlab.size import Size
 from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, fields_of
 from gptlab.terminal.chart import Curve, chart
 from gptlab.terminal.console import Console
+from gptlab.terminal.sparkline import bars, resample
 from gptlab.terminal.tables import borderless
 from gptlab.terminal.text import printable
 from gptlab.tracking.run import Run, find_run
 from gptlab.training.plan import plan
+from gptlab.training.schedule import learning_rate
 from gptlab.validation import did_you_mean
 
 MIB = 2**20
+MAX_RATES = 4800
+"""Learning rates from which a schedule is drawn."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ def render(description: Description) -> None:
     except BadInputError as error:  # a run's part is gone
         console.notice(f"the layers are not shown: {error}")
     console.print()
+    if lines := _schedule_lines(experiment):
+        console.print("\n".join([*lines, ""]))
     size, length = description.size, experiment.train.sequence_length
     console.print(f"total parameters         {size.parameters:,} (all trainable)")
     console.print(f"parameter size           {4 * size.parameters / MIB:,.2f} MiB in float32")
@@ -116,6 +122,20 @@ def _render_losses(console: Console, run: Run) -> None:
     ]
     if lines := chart(curves, min(console.chart_width, 100)):
         console.print("\n".join(["loss in nats per token over steps: · training, ● validation", *lines]))
+
+
+def _schedule_lines(experiment: Experiment) -> list[str]:
+    """Draw the learning rate over the steps to the horizon or to the end; nothing if it is constant."""
+    train = experiment.train
+    steps = range(train.horizon or train.steps)
+    try:
+        rates = [learning_rate(step, train) for step in steps[:: max(len(steps) // MAX_RATES, 1)]]
+    except BadInputError as error:  # a run's part is gone
+        return [f"note: the schedule is not drawn: {error}"]
+    if min(rates) == max(rates):
+        return []
+    low, high = f"{min(rates):.3g}", f"{max(rates):.3g}"
+    return [f"learning rate            {bars(resample(rates, 48), 0.0)} {low} to {high} over {len(steps):,} steps"]
 
 
 def _spec_table(experiment: Experiment) -> Table:
