@@ -343,7 +343,6 @@ def _facts(run: Run) -> dict[str, Any]:
     kept = list_checkpoints(run.directory)
     progress = kept[-1].manifest.progress if kept else LoopState()
     spec = flatten(record.spec.model_dump(mode="json"))
-    forward = record.spec.model.forward_flops_per_token(record.spec.train.sequence_length)
     return {
         **{key: json.dumps(value) if isinstance(value, list) else value for key, value in spec},
         **{column: start.get(column) for column in columns.START},
@@ -359,8 +358,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "text.source": record.text.source,
         "text.sha256": record.text.sha256,
         "initial_weights": record.initial_weights.sha256 if record.initial_weights else None,
-        "parameters": record.spec.model.parameters,
-        "flops_per_token": 3.0 * forward,
+        "parameters": record.model_size.parameters,
+        "flops_per_token": 3.0 * record.model_size.forward_flops_per_token,
         "best/val_loss": progress.best_val_loss,
         "best/step": progress.best_step,
         "attempts": len(starts),

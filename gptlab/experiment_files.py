@@ -69,7 +69,7 @@ def _import(file: Path) -> Definitions:
     """Import the file in this process."""
     try:
         tree = ast.parse(file.read_bytes(), str(file))
-        with _importable(file.parent):
+        with importable(file.parent):
             module = importlib.import_module(f"{file.parent.name}.{file.stem}")
         return Definitions(list(_own_experiments(module, tree)))
     except KeyboardInterrupt:
@@ -79,11 +79,11 @@ def _import(file: Path) -> Definitions:
 
 
 def _failure(file: Path, error: BaseException) -> Definitions:
-    return Definitions([], f"{project.display_path(file)}{_line_in(file, error)}: {_reason(error)}")
+    return Definitions([], f"{project.display_path(file)}{line_in(file, error)}: {reason(error)}")
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def importable(folder: Path) -> Iterator[None]:
     """Make the folder's modules importable for a while, and forget those of another project's folder.
 
     The project's root does not stay on the path: a file there may have the name of a module that others import later.
@@ -121,14 +121,16 @@ def _imported_names(tree: ast.Module, package: str) -> Iterator[str]:
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
-def _line_in(file: Path, error: BaseException) -> str:
+def line_in(file: Path, error: BaseException) -> str:
+    """Return the last line of a file that an exception passed through, as `:LINE`; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f":{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f":{lines[-1]}" if lines else ""
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Describe an exception of a user's file in one line."""
     try:
         if isinstance(error, ValidationError):
             text = explain_spec_error(error)

@@ -97,7 +97,7 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
 
 def model_from(weights: Tensors, spec: ModelSpec) -> GPT:
     """Return a model whose parameters are the given tensors, not copies of them."""
-    model = gpt.empty(spec, "meta")
+    model = gpt.empty(spec, "cpu" if spec.has_parts else "meta")  # parts compute their buffers in the constructor
     model.load_state_dict(weights, assign=True)
     return model
 

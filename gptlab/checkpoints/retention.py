@@ -14,7 +14,8 @@ from gptlab.checkpoints.manifest import (
 )
 from gptlab.errors import GptlabError
 from gptlab.files import write_durably
-from gptlab.spec import Experiment
+from gptlab.size import Size
+from gptlab.spec import TrainSpec
 
 STAGING, TRASH = ".saving", ".trash"
 
@@ -45,16 +46,18 @@ def is_snapshot(step: int) -> bool:
     return step & (step - 1) == 0
 
 
-def check_space(run_directory: Path, spec: Experiment) -> None:
+def check_space(run_directory: Path, train: TrainSpec, size: Size) -> None:
     """Check that the disk has room for all checkpoints that the run will keep at once.
+
+    An optimizer other than AdamW is taken to have two moments, too.
 
     Raises:
         GptlabError: It does not; the message says how much is needed and how much is free.
     """
-    weights = float32_bytes(spec.model, MODEL)
-    full = weights + float32_bytes(spec.model, OPTIMIZER)
-    snapshots = spec.train.steps.bit_length() + 1 if spec.train.snapshots else 0
-    needed = (spec.train.keep_checkpoints + 1) * full + (1 + snapshots) * weights  # + 1 during a save
+    weights = float32_bytes(size.parameters, MODEL)
+    full = weights + float32_bytes(size.parameters, OPTIMIZER)
+    snapshots = train.steps.bit_length() + 1 if train.snapshots else 0
+    needed = (train.keep_checkpoints + 1) * full + (1 + snapshots) * weights  # + 1 during a save
     used = sum(
         file.bytes for checkpoint in list_checkpoints(run_directory) for file in checkpoint.manifest.files.values()
     )

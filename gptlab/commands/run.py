@@ -21,6 +21,7 @@ from gptlab.identity import Fingerprint
 from gptlab.limits import out_of_memory_kills
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
+from gptlab.model.measure import size_of
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.terminal.progress import StepProgress
@@ -129,6 +130,7 @@ def run_experiment(
     planned = plan(experiment, seed, options.device, initial_weights)
     if initial_weights:
         check_initial_weights(initial_weights, experiment.model)
+    size = size_of(experiment)
     data = load_training_data(experiment, planned.text, seed, planned.tokenizer)
     directory, text = planned.run_directory, planned.text
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
@@ -146,6 +148,7 @@ def run_experiment(
             tokenizer=planned.tokenizer.content,
             initial_weights=initial_weights,
             fingerprint=planned.fingerprint,
+            size=size,
         )
         messages.kept_fields(run, experiment, console)
         if not os.access(run.record.text.path, os.R_OK):
@@ -197,7 +200,7 @@ class _Session:
     def train_to(self, steps: int | None) -> Result:
         """Train the run to `steps`, by default the target of its last attempt, unless it is there already."""
         run, history = self.run, self.run.history()
-        steps = steps or history.target
+        steps = messages.steps_to_horizon(run, steps or history.target, self.console)
         if history.status == "diverged":
             raise DivergedError(
                 f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or, if the "
@@ -214,8 +217,8 @@ class _Session:
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
             restore_copy(run, self.tokenizer)
-            spec, device, killed = run.record.spec, self.settings.device, lock.predecessor_was_killed
-            if notice := memory_notice(spec.model, device, history.attempts, killed=killed):
+            spec, size, device = run.record.spec, run.record.model_size, self.settings.device
+            if notice := memory_notice(size.parameters, device, history.attempts, killed=lock.predecessor_was_killed):
                 self.console.notice(notice)
             find_problem = partial(find_rows_problem, run.directory)
             saved = read_newest_state(run.directory, spec.model, self.console.notice, find_problem)
@@ -225,7 +228,7 @@ class _Session:
                 messages.fewer_steps(run, history, steps, saved.checkpoint.step, self.console)
                 return Result(run)
             self.console.log_to(run.directory / LOG)
-            check_space(run.directory, run.record.spec)
+            check_space(run.directory, spec.train, size)
             return replace(self, run=run)._train(steps, saved, history, lock, signals)
 
     def _train(

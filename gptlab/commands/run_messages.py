@@ -8,7 +8,7 @@ from typing import Any
 from gptlab import project
 from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.identity import Fingerprint, Identity, identity_fields
-from gptlab.spec import Experiment, flatten
+from gptlab.spec import Experiment, TrainSpec, flatten
 from gptlab.terminal.console import Console
 from gptlab.terminal.text import abbreviate_hash, format_duration, printable, shell_command
 from gptlab.tracking import provenance
@@ -114,6 +114,15 @@ def already_complete(run: Run, history: History, steps: int, code: Fingerprint, 
     _print_next_commands(run, history.step, console)
 
 
+def steps_to_horizon(run: Run, steps: int, console: Console) -> int:
+    """Return the steps that can be trained: at most the schedule's horizon, which is printed if it cuts them."""
+    train = run.record.spec.train
+    if train.horizon is None or steps <= train.horizon:
+        return steps
+    console.notice(f"train.schedule {train.schedule} ends at train.horizon {train.horizon}, before step {steps}")
+    return train.horizon
+
+
 def fewer_steps(run: Run, history: History, steps: int, done: int, console: Console) -> None:
     """Print that an interrupted run already has more steps than requested."""
     console.print(f"{run.id} already has {done} steps, more than the {steps} requested; nothing changed")
@@ -131,7 +140,8 @@ def opening(
     console.fact("question", spec.why)
     console.fact(
         "model",
-        f"{model.parameters:,} parameters · {model.n_layer} layers · {model.n_head} heads · width {model.n_embd} · "
+        f"{run.record.model_size.parameters:,} parameters · {model.n_layer} layers · {model.n_head} heads · "
+        f"width {model.n_embd} · "
         f"context {model.context_length}",
     )
     console.fact(
@@ -152,10 +162,17 @@ def opening(
     console.fact(
         "training",
         f"{steps:,} steps of {train.batch_size} × {train.sequence_length} tokens · {epochs:.2f} epochs · "
-        f"AdamW at {train.learning_rate:g}",
+        f"{_optimizer(train)}",
     )
     console.fact("W&B", wandb)
     console.fact("directory", project.display_path(run.directory))
+
+
+def _optimizer(train: TrainSpec) -> str:
+    name = "AdamW" if train.optimizer == "adamw" else train.optimizer
+    schedule = "" if train.schedule == "constant" and not train.warmup_steps else f", {train.schedule}"
+    ends = f" to step {train.horizon:,}" if train.horizon else ""
+    return f"{name} at {train.learning_rate:g}{schedule}{ends}"
 
 
 def changed_environment(
@@ -249,7 +266,15 @@ def _format_loss(value: float | None) -> str:
 
 def _print_next_commands(run: Run, step: int, console: Console) -> None:
     console.print("next")
-    console.fact("extend", shell_command("resume", run.reference, "--steps", str(2 * step)))
+    train = run.record.spec.train
+    if train.horizon is None or step < train.horizon:
+        further = min(2 * step, train.horizon or 2 * step)
+        console.fact("extend", shell_command("resume", run.reference, "--steps", str(further)))
+    else:
+        console.fact(
+            "extend",
+            f"not possible: train.schedule {train.schedule} ends here; start a run with a larger train.horizon",
+        )
     console.fact("sample", shell_command("sample", run.reference, "--prompt", run.record.spec.train.prompt))
     console.fact("dashboard", shell_command("dashboard", run.reference))
     root = project.find_root()

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from gptlab.data.vocabularies import GPT2, Tokenizer
 from gptlab.errors import BadInputError, GptlabError
-from gptlab.model.gpt import GPT, KeyValueCache
+from gptlab.model.cache import KeyValueCache
+from gptlab.model.gpt import GPT
 from gptlab.randomness import Purpose, random_bits
 
 BATCH = 16

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from gptlab.digests import mark_if_altered, with_digest
 from gptlab.identity import Fingerprint, Identity, hash_of, identify
+from gptlab.size import Size, size_in_closed_form
 from gptlab.spec import Experiment, Precision
 from gptlab.untrusted import Count
 
@@ -66,10 +67,19 @@ class RunRecord(BaseModel):
     """None if the weights are drawn from the seed."""
     fingerprint: Fingerprint | None = None
     """Of the code that the run began with; None in records of earlier versions of gptlab."""
+    size: Size | None = None
+    """The model's size; None in records of earlier versions, whose models have no parts."""
     wandb_id: str
     """The run's id and a random suffix, so that equal runs on two machines, or after a deletion, differ in W&B."""
     altered: Literal[True] | None = Field(None, exclude=True)
     """Whether the file no longer matches the digest that it was written with."""
+
+    @property
+    def model_size(self) -> Size:
+        """The model's size."""
+        size = self.size or size_in_closed_form(self.spec)
+        assert size, "validated"  # noqa: S101 - `_check_size`
+        return size
 
     def to_json(self) -> str:
         """Return the content of the file."""
@@ -99,6 +109,15 @@ class RunRecord(BaseModel):
             raise ValueError("the run's id does not belong to its identity")
         if not re.fullmatch(rf"{re.escape(self.run)}-[0-9a-f]{{8}}", self.wandb_id):
             raise ValueError("the W&B id does not start with the run's id")
+        return self
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        known = size_in_closed_form(self.spec)
+        if known is None and self.size is None:
+            raise ValueError("the size of a model with parts is missing")
+        if known and self.size not in {known, None}:
+            raise ValueError("the size does not belong to the spec")
         return self
 
 

@@ -30,6 +30,7 @@ from gptlab.digests import with_digest
 from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
 from gptlab.files import append_json_line, locked_directory, make_directory, write_durably
 from gptlab.identity import Identity
+from gptlab.size import size_in_closed_form
 from gptlab.spec import Experiment, Precision
 from gptlab.tracking.history import ATTEMPTS, History, warn_altered
 from gptlab.tracking.lock import lock_holder
@@ -141,13 +142,15 @@ def create_run(
         precision: The resolved precision.
         text: The text as it is now.
         tokenizer: The content of the tokenizer file, of which the run keeps a copy; None if the tokenizer has a name.
-        more: Optional fields of `RunRecord`, such as `fingerprint`.
+        more: Optional fields of `RunRecord`, such as `fingerprint`. A model with parts needs `size`.
 
     Raises:
         GptlabError: The directory is damaged or holds another run.
     """
     make_directory(project.runs_directory())
     with locked_directory(project.runs_directory()):  # of two processes that begin the same run, one creates it
+        if "size" not in more:
+            more["size"] = size_in_closed_form(experiment)
         return _create_or_load(identity, seed, tokenizer, spec=experiment, precision=precision, text=text, **more)
 
 

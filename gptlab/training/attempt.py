@@ -128,7 +128,7 @@ class Attempt:
 
     def _loop(self, number: int, metrics: MetricsFile) -> TrainingLoop:
         run = self._run
-        rows = RowWriter(run.id, number, run.record.spec, self._data.windows, self._settings, metrics, self.state)
+        rows = RowWriter(run.record, number, self._data.windows, self._settings, metrics, self.state)
         saver = BackgroundSaver(
             run.directory,
             self._train_spec,

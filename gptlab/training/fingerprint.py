@@ -24,6 +24,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,6 +50,7 @@ from gptlab.sources import function_hash, import_closure
 from gptlab.spec import Experiment
 from gptlab.training import optimizer
 from gptlab.training.evaluate import evaluate
+from gptlab.training.schedule import learning_rate
 from gptlab.training.settings import Settings
 from gptlab.training.step import TrainingStep
 
@@ -56,6 +58,7 @@ TEXT = Path(__file__).with_suffix(".txt")
 SEED = 0
 MAX_LAYERS, MAX_HEADS, HEAD_WIDTH, MAX_VOCABULARY = 24, 32, 4, 1 << 16
 MAX_BATCH, MAX_LENGTH, MAX_VAL_WINDOWS = 4, 16, 3
+LEARNING_RATE, HORIZON = 0.02, 200
 SMALL_CLIP, LARGE_CLIP = 0.05, 1e6
 VECTOR_NOISE = 0.3
 
@@ -91,9 +94,11 @@ def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
 
 def compute(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
     """Compute the fingerprint of the code that this process has imported; see `fingerprint`."""
-    low_precision = _LowPrecision()
+    small, low_precision = _small(experiment), _LowPrecision()
+    model = gpt.build(small.model, SEED).double()
     with _reproducible():
-        numbers = dict(_train(_small(experiment), tokenizer, low_precision)) | dict(_schedule(experiment))
+        results = chain(_moments(model), _train(model, small, tokenizer, low_precision), _schedule(experiment))
+        numbers = dict(results)
     unchecked = {*UNCHECKED, *low_precision.functions}
     files = import_closure([__name__, *_parts(experiment)], _folders())
     return Fingerprint(
@@ -116,20 +121,23 @@ def _small(experiment: Experiment) -> Experiment:
         "data.val_windows": min(data.val_windows, MAX_VAL_WINDOWS),
         "train.batch_size": min(train.batch_size, MAX_BATCH),
         "train.sequence_length": min(train.sequence_length, MAX_LENGTH),
-        "train.learning_rate": 0.02,
+        "train.learning_rate": LEARNING_RATE,
+        "train.warmup_steps": min(train.warmup_steps, 2),
+        "train.horizon": train.horizon and HORIZON,
+        "train.decay_steps": train.decay_steps and HORIZON // 2,
         "train.eps": max(train.eps, 1e-8),  # a smaller one would amplify rounding errors
         "train.weight_decay": 0.5 if train.weight_decay else 0.0,
     }
     return experiment.with_changes(changes)
 
 
-def _train(small: Experiment, tokenizer: Tokenizer, low_precision: "_LowPrecision") -> Iterator[tuple[str, float]]:
+def _train(
+    model: gpt.GPT, small: Experiment, tokenizer: Tokenizer, low_precision: "_LowPrecision"
+) -> Iterator[tuple[str, float]]:
     """Train the small model and yield its results by name."""
     settings = Settings(device="cpu", precision="float32", compile=False, fused=False, asynchronous=False)
     train, val = _split(small, tokenizer)
     windows = Windows(train.tokens, small.train.sequence_length, small.train.batch_size, SEED)
-    model = gpt.build(small.model, SEED).double()
-    yield from _moments(model)
     _add_noise(model)
     update = optimizer.build(model, small.train, fused=False)
     steps = [
@@ -187,12 +195,18 @@ def _split(small: Experiment, tokenizer: Tokenizer) -> tuple[tokens.Split, token
 
 
 def _schedule(experiment: Experiment) -> Iterator[tuple[str, float]]:
-    yield from ()
+    """Yield the learning rate at steps of each phase of the schedule."""
+    train = experiment.train
+    end = train.horizon or train.warmup_steps + 1000
+    steps = [0, train.warmup_steps // 2, train.warmup_steps, (train.warmup_steps + end) // 2]
+    for step in [*steps, end - max(train.decay_length // 2, 1), end]:
+        yield f"learning rate of step {step}", learning_rate(step, train)
 
 
-def _parts(experiment: Experiment) -> Iterator[str]:
-    """Yield the modules of the experiment's parts."""
-    yield from ()
+def _parts(experiment: Experiment) -> list[str]:
+    """Return the modules of the experiment's parts."""
+    names = (*experiment.model.parts.values(), *experiment.train.parts.values())
+    return [name.partition(":")[0] for name in names]
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from gptlab.data.windows import Windows
 from gptlab.errors import DivergedError
-from gptlab.spec import Experiment
 from gptlab.tracking.metrics import COLUMNS, MetricsFile, Row
+from gptlab.tracking.records import RunRecord
 from gptlab.training.evaluate import Evaluation
+from gptlab.training.schedule import learning_rate
 from gptlab.training.settings import Settings, peak_flops
 from gptlab.training.state import TrainingState
 from gptlab.training.stopwatch import Stopwatch, peak_memory_gib
@@ -25,9 +26,8 @@ class RowWriter:
 
     def __init__(
         self,
-        run: str,
+        record: RunRecord,
         attempt: int,
-        spec: Experiment,
         windows: Windows,
         settings: Settings,
         metrics: MetricsFile,
@@ -36,15 +36,15 @@ class RowWriter:
         """Continue from the sums of a checkpoint.
 
         Args:
-            run: The run's id, for error messages.
+            record: The run's record.
             attempt: Number of the attempt, from 1.
-            spec: The run's spec.
             windows: The training windows.
             settings: The device, precision and kernels.
             metrics: The file to append to.
             state: Its `loop` holds the sums since the last row on the grid, and the best validation loss so far.
         """
-        self._run, self.attempt, self._spec, self._windows = run, attempt, spec, windows
+        self._run, self.attempt, self._spec, self._windows = record.run, attempt, record.spec, windows
+        self._size = record.model_size
         self._settings, self._metrics = settings, metrics
         self._state = state
         self.stopwatch = Stopwatch()
@@ -117,13 +117,13 @@ class RowWriter:
         if count := loop.steps_since_row:
             row |= {
                 "train/loss": loop.loss_sum / count,
-                "optim/lr": train.learning_rate,
+                "optim/lr": learning_rate(step - 1, train),  # of the newest update
                 "optim/grad_norm": loop.grad_norm_sum / count,
                 "optim/clip_frac": loop.clipped / count,
             }
         row |= self.stopwatch.performance(batch_tokens, asynchronous=self._settings.asynchronous)
         if "perf/tokens_per_s" in row and (peak := peak_flops(self._settings.device)):
-            flops = 3 * self._spec.model.forward_flops_per_token(train.sequence_length)
+            flops = 3 * self._size.forward_flops_per_token
             row["perf/mfu"] = row["perf/tokens_per_s"] * flops / peak
         if step:
             row["perf/peak_mem_gib"] = peak_memory_gib(self._settings.device)
