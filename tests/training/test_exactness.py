@@ -81,7 +81,7 @@ def test_resume_is_exact_at_every_step(train, micro, monkeypatch, tmp_path, sign
     for step in range(1, 12):  # each attempt makes one step
         assert train(short, hooks=signal_at_step(step)).run.history().step == step
     run = train(short).run
-    assert len(run.history().attempts) == 12
+    assert len(run.history().starts) == 12
     assert final_state(run, 12) == final_state(undisturbed, 12)
     assert deterministic_rows(run) == deterministic_rows(undisturbed)
 
