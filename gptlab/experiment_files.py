@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from gptlab import project
 from gptlab.errors import EXIT_SIGINT, BadInputError, GptlabError
+from gptlab.interrupts import interrupts
 from gptlab.spec import Experiment, explain_spec_error
 
 IMPORT_LIMIT_S = 60.0
@@ -210,7 +211,7 @@ def _import_in_child(file: Path) -> Definitions:
         with suppress(Exception):  # closed, or not there
             stream.flush()  # else the child would write what is buffered once more
     reading, writing = os.pipe()
-    child = os.fork()
+    child = interrupts.fork()
     if child == 0:
         try:
             os.close(reading)
@@ -219,6 +220,7 @@ def _import_in_child(file: Path) -> Definitions:
             os._exit(1)
     os.close(writing)
     try:
+        interrupts.check()
         with os.fdopen(reading, "rb") as pipe:
             answer = pipe.readline()
     except KeyboardInterrupt:

@@ -38,7 +38,7 @@ FACTS = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def weights() -> Tensors:
     """Two blocks of one matrix and one bias each, and a final norm."""
     tensors: dict[str, NDArray[Any]] = {"final_norm.weight": np.ones(3, np.float32)}
@@ -48,7 +48,7 @@ def weights() -> Tensors:
     return tensors
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> MakeRun:
     """`make_run(name, seed=…, …)` makes a run with one attempt.
 
