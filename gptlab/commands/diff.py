@@ -184,7 +184,7 @@ def differing(a: Facts, b: Facts) -> Pairs:
 
 
 def _spec(experiment: Experiment, precision: str, numerics: Any) -> Facts:
-    """The fields of a spec with the resolved precision, without text and tokenizer, which are compared by their sha256."""
+    """The fields of a spec with the resolved precision. Text and tokenizer are compared by their sha256."""
     fields = dict(flatten(experiment.model_dump(mode="json", exclude={"data": {"text", "tokenizer"}})))
     return {**fields, "train.precision": precision, "numerics": numerics}
 

@@ -15,7 +15,7 @@ from gptlab.checkpoints.read import SavedState, read_newest_state
 from gptlab.checkpoints.retention import check_space, remove_incomplete
 from gptlab.commands import run_messages as messages
 from gptlab.data.vocabularies import Tokenizer
-from gptlab.errors import BadInputError, DivergedError, GptlabError
+from gptlab.errors import DivergedError, GptlabError
 from gptlab.files import remove_temporary_files
 from gptlab.limits import out_of_memory_kills
 from gptlab.mirror.mirror import Mirror
@@ -148,7 +148,7 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     """Resume or extend a run from its stored spec, even if its experiment has changed or is gone.
 
     Raises:
-        BadInputError: The text or the tokenizer is gone or has changed since the run began, or the device cannot be used.
+        BadInputError: Text or tokenizer are gone or have changed since the run began, or the device cannot be used.
         DivergedError: See `run_experiment`.
         GptlabError: See `run_experiment`.
     """

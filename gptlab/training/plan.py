@@ -38,7 +38,8 @@ def plan(
     """Resolve an experiment.
 
     Raises:
-        BadInputError: The text or the tokenizer cannot be found or used, or the device is not available or does not support the precision.
+        BadInputError: Text or tokenizer cannot be found or used, or the device is not available or does not support the
+            precision.
     """
     settings = resolve_settings(device, experiment.train.precision, Available.here())
     tokenizer = tokenizer_of(experiment)
