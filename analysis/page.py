@@ -25,6 +25,7 @@ from analysis.findings import (
     speed_table,
 )
 from analysis.formatting import MISSING
+from analysis.measures import LOSS
 from analysis.sentences import COST_NOTE, HOW_TO_READ, all_caveats, comparison_note, headlines
 from gptlab.terminal.text import printable
 
@@ -70,7 +71,7 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
     weights = page_data.weight_tables(checkpoints, _run_labels(findings))
     order = findings.summary["experiment"].tolist()
     figures = {
-        "estimates": plots.estimates(findings.summary, findings.labels),
+        "estimates": plots.estimates(findings.summary, findings.labels, findings.measure),
         "speed": plots.speed(findings.runs, {key: findings.labels[key] for key in order}),
     }
     if len(order) > 1:
@@ -78,6 +79,9 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
     data = {
         "palette": {"colors": palette.COLORS, "dashes": palette.DASHES},
         "runs": curves,
+        "measure": f"{findings.measure.name}, {findings.measure.unit}"
+        if findings.measure is LOSS
+        else findings.measure.unit,
         "figures": {name: json.loads(str(figure.to_json())) for name, figure in figures.items()},
         "weights": weights,
     }

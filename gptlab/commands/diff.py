@@ -169,7 +169,7 @@ def compare(a: Side, b: Side) -> Comparison:
         notes.append("the code is the same in every file")
     sections["results"] = differing(a.results, b.results)
     if a.metrics and b.metrics:
-        found = compare_metrics(a.metrics, b.metrics)
+        found = compare_metrics(a.metrics, b.metrics, same_tokenizer="tokenizer_sha256" not in sections["data"])
         if not a.damaged and not b.damaged:
             newest = (newest_values(run, PERFORMANCE) for run in (a.metrics, b.metrics))
             sections["results"] |= found.losses | differing(*newest)
