@@ -12,10 +12,12 @@ class Measure(NamedTuple):
     name: str
     short: str
     unit: str
+    axis: str
+    """The label of an axis."""
 
 
-LOSS = Measure("val/loss", "validation loss", "val loss", "nats per token")
-BITS = Measure("val/bpb", "bits per byte", "bits/byte", "bits per byte of the validation text")
+LOSS = Measure("val/loss", "validation loss", "val loss", "nats per token", "validation loss, nats per token")
+BITS = Measure("val/bpb", "bits per byte", "bits/byte", "bits per byte", "validation loss, bits per byte")
 
 
 def measure_of(runs: DataFrame) -> Measure:

@@ -25,7 +25,6 @@ from analysis.findings import (
     speed_table,
 )
 from analysis.formatting import MISSING
-from analysis.measures import LOSS
 from analysis.sentences import COST_NOTE, HOW_TO_READ, all_caveats, comparison_note, headlines
 from gptlab.terminal.text import printable
 
