@@ -78,9 +78,7 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
     data = {
         "palette": {"colors": palette.COLORS, "dashes": palette.DASHES},
         "runs": curves,
-        "measure": f"{findings.measure.name}, {findings.measure.unit}"
-        if findings.measure is LOSS
-        else findings.measure.unit,
+        "measure": findings.measure.axis,
         "figures": {name: json.loads(str(figure.to_json())) for name, figure in figures.items()},
         "weights": weights,
     }

