@@ -24,6 +24,7 @@ from gptlab.terminal.console import Console
 from gptlab.terminal.text import abbreviate_hash
 from gptlab.tracking.metrics import read_metrics
 from gptlab.tracking.run import Run, load_run
+from gptlab.training.initial import find_initial_weights
 
 Train = Callable[..., object]
 
@@ -153,6 +154,16 @@ def test_a_damaged_copy_is_replaced_by_the_original_or_named(train, of_file, tok
     ):
         with pytest.raises(BadInputError, match=answer):
             use()
+
+
+def test_a_warm_start_from_another_tokenizer_of_the_same_size_is_refused(train, of_file, tmp_path):
+    parent = find_initial_weights(train(of_file, steps=1).run.id)
+    mine = Path(of_file.data.tokenizer)
+    mine.write_bytes(mine.read_bytes() + b"\n")
+    with pytest.raises(BadInputError, match="has another tokenizer than .*mine.json' of experiment micro"):
+        train(of_file, steps=1, initial_weights=parent)
+    mine.write_bytes(mine.read_bytes()[:-1])
+    assert train(of_file, steps=1, initial_weights=parent).run.record.initial_weights == parent
 
 
 def test_another_tokenizer_of_an_experiment_is_another_run_with_the_reason(train, micro, of_bytes, capfd):
