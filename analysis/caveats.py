@@ -62,6 +62,7 @@ def seconds_caveat(runs: DataFrame) -> str | None:
 
 def _candidates(runs: DataFrame) -> Iterator[str | None]:
     yield _damaged(runs)
+    yield _several_tokenizers(runs)
     yield compare.yardstick_caveat(runs)
     yield _different(runs, "text.sha256", "text.source", "Different texts: these runs were trained on {n} texts")
     yield _with_status(
@@ -102,6 +103,17 @@ def _damaged(runs: DataFrame) -> str | None:
     return (
         f"The metrics of {len(damaged)} of {len(runs)} runs have changed since they were written, so none of their "
         f"numbers is used: {abbreviate(damaged)}."
+    )
+
+
+def _several_tokenizers(runs: DataFrame) -> str | None:
+    found = _different(runs, "tokenizer.sha256", "data.tokenizer", "These runs have {n} different tokenizers")
+    if found is None:
+        return None
+    return (
+        f"{found} Losses per token do not compare across tokenizers, so the runs are ranked and compared by bits per "
+        "byte. During training these are measured on different windows of the validation text; `gptlab eval` measures "
+        "them on all of it. After the same number of steps, the runs have read different amounts of text."
     )
 
 

@@ -57,6 +57,7 @@ RUNS = {
     "numerics": "Int64",
     "text.source": "str",
     "text.sha256": "str",
+    "tokenizer.sha256": "str",
     "initial_weights": "str",
     "parameters": "Int64",
     "flops_per_token": "float64",
@@ -116,7 +117,11 @@ IDENTITY = (
     "numerics",
     "precision",
     "text.sha256",
+    "tokenizer.sha256",
     "initial_weights",
     *dict(flatten(identity_fields(_DEFAULTS))),
 )
 """Columns of `RUNS` that, together with the seed, determine a run's numbers."""
+
+NAMES = {"text.sha256": "text.source", "tokenizer.sha256": "data.tokenizer"}
+"""More readable columns than some of these."""

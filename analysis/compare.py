@@ -6,21 +6,22 @@ import numpy as np
 from pandas import DataFrame
 
 from analysis import columns, formatting
+from analysis.measures import measure_of
 from gptlab.terminal import sparkline
 
 
 def ranked(runs: DataFrame) -> DataFrame:
-    """Rows of `load.runs()` by ascending validation loss; runs without one come last."""
-    return runs.sort_values("val/loss", kind="stable", na_position="last", ignore_index=True)
+    """Rows of `load.runs()` by ascending validation loss (see `measures.measure_of`); runs without one come last."""
+    return runs.sort_values(measure_of(runs).column, kind="stable", na_position="last", ignore_index=True)
 
 
 def differing_columns(runs: DataFrame) -> list[str]:
     """The columns in `columns.IDENTITY` that differ between these runs.
 
-    If `text.sha256` differs, the more readable `text.source` is included as well.
+    For those in `columns.NAMES`, the more readable columns are included as well.
     """
     differing = [column for column in columns.IDENTITY if runs[column].nunique(dropna=False) > 1]
-    return [*differing, *(["text.source"] if "text.sha256" in differing else [])]
+    return [*differing, *(columns.NAMES[column] for column in differing if column in columns.NAMES)]
 
 
 def comparison(runs: DataFrame) -> DataFrame:

@@ -80,6 +80,7 @@ def runs(
         precision: The resolved `train.precision`: `float32` or `bfloat16`.
         numerics: Numerics revision of the code that created the run.
         text.source, text.sha256: The name or path of the text, and the SHA-256 of its bytes.
+        tokenizer.sha256: The SHA-256 of the tokenizer.
         initial_weights: SHA-256 of the weights that the run started from; missing if they were initialized from the
             seed.
         parameters: Number of trainable parameters.
@@ -357,6 +358,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "numerics": record.identity["numerics"],
         "text.source": record.text.source,
         "text.sha256": record.text.sha256,
+        "tokenizer.sha256": record.tokenizer_sha256,
         "initial_weights": record.initial_weights.sha256 if record.initial_weights else None,
         "parameters": record.model_size.parameters,
         "flops_per_token": 3.0 * record.model_size.forward_flops_per_token,

@@ -92,6 +92,17 @@ COMMANDS = [
     ("rm nothing", "there is no run 'nothing'"),
     ("rm ..", "there is no run in '..'"),
     ("gc --all", "No such option: --all"),
+    ("tokenizer make", "No such command 'make'"),
+    ("tokenizer train", "Missing argument 'TEXT'"),
+    ("tokenizer train pandas-docs", "Missing option '--vocab-size'"),
+    ("tokenizer train pandas-docs --vocab-size 256", "'--vocab-size': Input should be greater than or equal to 257"),
+    ("tokenizer train pandas-docs --vocab-size 65537", "'--vocab-size': Input should be less than or equal to 65536"),
+    ("tokenizer train missing.txt --vocab-size 300", "there is no file 'missing.txt'"),
+    ("tokenizer train pandas-docs --vocab-size 300 --out /", "--out is '/', which cannot be a file"),
+    ("run tiny --set data.tokenizer=bytes", "set model.vocab_size=256"),
+    ("run tiny --set data.tokenizer=byte", "there is no tokenizer 'byte'; did you mean 'bytes'?"),
+    ("run tiny --set data.tokenizer=README.md", "'README.md' cannot be used as a tokenizer: Invalid JSON"),
+    ("run tiny-4k --set model.vocab_size=4097", "which has 4096 tokens; set model.vocab_size=4096"),
 ]
 
 FIELDS = [
@@ -117,6 +128,7 @@ FIELDS = [
     ("data.text", "", "at least 1 character"),
     ("data.val_fraction", "0", "greater than 0"),
     ("data.val_windows", "-1", "greater than or equal to 1"),
+    ("data.tokenizer", "", "at least 1 character"),
     ("train.sequence_length", "", "valid integer"),
     ("train.batch_size", "-4", "greater than or equal to 1, not '-4'"),
     ("train.learning_rate", "fast", "valid number, unable to parse string as a number, not 'fast'"),
@@ -280,8 +292,9 @@ def test_an_empty_variable_counts_as_unset(monkeypatch):
 def test_every_option_and_argument_has_a_case():
     group = typer.main.get_command(cli.app)
     missing = []
-    for name, command in group.commands.items():
-        lines = [line for line, _ in COMMANDS if line.split()[0] == name]
+    nested = {f"{name} {sub}": c for name in ("tokenizer",) for sub, c in group.commands[name].commands.items()}
+    for name, command in {**group.commands, **nested}.items():
+        lines = [line for line, _ in COMMANDS if f"{line} ".startswith(f"{name} ")]
         if not lines:
             missing.append(name)
         for parameter in command.params:

@@ -335,6 +335,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "data.text": ("shakespeare", False),  # its sha256 is what counts
     "data.val_fraction": (0.2, True),
     "data.val_windows": (8, True),
+    "data.tokenizer": ("my.json", False),  # its sha256 is what counts
     "train.sequence_length": (64, True),
     "train.batch_size": (8, True),
     "train.learning_rate": (1e-3, True),
@@ -489,7 +490,7 @@ GOLDEN_DEFAULTS = {
         "norm": "layer-norm",
         "position": "learned",
     },
-    "data": {"text": "pandas-docs", "val_fraction": 0.1, "val_windows": 32},
+    "data": {"text": "pandas-docs", "val_fraction": 0.1, "val_windows": 32, "tokenizer": "gpt2"},
     "train": {
         "sequence_length": 100,
         "batch_size": 4,

@@ -8,7 +8,7 @@
     flops: ["training FLOPs", (run) => run.step.map((s) => s * run.tokensPerStep * run.flopsPerToken)],
     time: ["seconds of training", (run) => run.time],
   };
-  const Y = { val: "validation loss, nats per token", train: "training loss, nats per token" };
+  const Y = { val: DATA.measure, train: "training loss, nats per token" };
 
   function points(run, x, y) {
     const xs = X[x][1](run);

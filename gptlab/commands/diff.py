@@ -183,7 +183,7 @@ def compare(a: Side, b: Side) -> Comparison:
     notes += _arithmetic(a, b)
     sections["results"] = differing(a.results, b.results)
     if a.metrics and b.metrics:
-        found = compare_metrics(a.metrics, b.metrics)
+        found = compare_metrics(a.metrics, b.metrics, same_tokenizer="tokenizer_sha256" not in sections["data"])
         if not a.damaged and not b.damaged:
             newest = (newest_values(run, PERFORMANCE) for run in (a.metrics, b.metrics))
             sections["results"] |= found.losses | differing(*newest)
@@ -213,7 +213,7 @@ def differing(a: Facts, b: Facts) -> Pairs:
 
 
 def _spec(experiment: Experiment, precision: str, numerics: Any) -> Facts:
-    """The fields of a spec with the resolved precision, without text and tokenizer, which are compared by hash."""
+    """The fields of a spec with the resolved precision. Text and tokenizer are compared by their sha256."""
     fields = dict(flatten(experiment.model_dump(mode="json", exclude={"data": {"text", "tokenizer"}})))
     return {**fields, "train.precision": precision, "numerics": numerics}
 

@@ -15,7 +15,7 @@ from gptlab.checkpoints.read import SavedState, read_newest_state
 from gptlab.checkpoints.retention import check_space, remove_incomplete
 from gptlab.commands import run_messages as messages
 from gptlab.data.vocabularies import Tokenizer
-from gptlab.errors import BadInputError, DivergedError, GptlabError
+from gptlab.errors import DivergedError, GptlabError
 from gptlab.files import remove_temporary_files
 from gptlab.identity import Fingerprint
 from gptlab.limits import out_of_memory_kills

@@ -51,7 +51,8 @@ def sample(
         seed: The same seed gives the same texts.
 
     Raises:
-        BadInputError: There is no such checkpoint, the tokenizer is gone, the prompt is empty, or prompt and new tokens do not fit.
+        BadInputError: There is no such checkpoint, the tokenizer is gone, the prompt is empty, or prompt and new tokens
+            do not fit.
         GptlabError: The checkpoint is damaged, or the model's output is not finite.
     """
     limit_threads()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from gptlab.data import byte_pairs, tokenizer
 from gptlab.data.text import find_file
@@ -69,13 +70,16 @@ class BytePairTokenizer(Tokenizer):
     def _encoding(self) -> "tiktoken.Encoding":
         """Return the encoding; a second call is fast."""
 
-    def encode(self, text: str) -> list[int]:  # noqa: D102 - inherited
+    @override
+    def encode(self, text: str) -> list[int]:
         return self._encoding().encode_ordinary(text)
 
-    def decode(self, tokens: Sequence[int]) -> str:  # noqa: D102 - inherited
+    @override
+    def decode(self, tokens: Sequence[int]) -> str:
         return self._encoding().decode(tokens)
 
-    def encoders(self) -> Callable[[], Encoder]:  # noqa: D102 - inherited
+    @override
+    def encoders(self) -> Callable[[], Encoder]:
         encoding = self._encoding()
 
         def new_encoder() -> Encoder:
@@ -92,12 +96,15 @@ class Gpt2Tokenizer(BytePairTokenizer):
     vocab_size = VOCAB_SIZES["gpt2"]
 
     @property
-    def sha256(self) -> str:  # noqa: D102 - inherited
+    @override
+    def sha256(self) -> str:
         return tokenizer.TOKENIZER_SHA256
 
-    def token_bytes(self) -> NDArray[np.int64]:  # noqa: D102 - inherited
+    @override
+    def token_bytes(self) -> NDArray[np.int64]:
         return tokenizer.token_bytes()
 
+    @override
     def _encoding(self) -> "tiktoken.Encoding":
         return tokenizer.gpt2()
 
@@ -117,12 +124,15 @@ class FileTokenizer(BytePairTokenizer):
         self._sha256 = hashlib.sha256(content).hexdigest()
 
     @property
-    def sha256(self) -> str:  # noqa: D102 - inherited
+    @override
+    def sha256(self) -> str:
         return self._sha256
 
-    def token_bytes(self) -> NDArray[np.int64]:  # noqa: D102 - inherited
+    @override
+    def token_bytes(self) -> NDArray[np.int64]:
         return np.array([len(token) for token in self._tokens])
 
+    @override
     def _encoding(self) -> "tiktoken.Encoding":
         return self._loaded
 
@@ -138,20 +148,25 @@ class ByteTokenizer(Tokenizer):
     vocab_size = VOCAB_SIZES["bytes"]
 
     @property
-    def sha256(self) -> str:  # noqa: D102 - inherited
+    @override
+    def sha256(self) -> str:
         return hashlib.sha256(b"bytes").hexdigest()
 
-    def encode(self, text: str) -> list[int]:  # noqa: D102 - inherited
+    @override
+    def encode(self, text: str) -> list[int]:
         # Halves of surrogate pairs, as from an argument that is not UTF-8, become U+FFFD; so they do in tiktoken.
         return list(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode())
 
-    def decode(self, tokens: Sequence[int]) -> str:  # noqa: D102 - inherited
+    @override
+    def decode(self, tokens: Sequence[int]) -> str:
         return bytes(tokens).decode(errors="replace")
 
-    def token_bytes(self) -> NDArray[np.int64]:  # noqa: D102 - inherited
+    @override
+    def token_bytes(self) -> NDArray[np.int64]:
         return np.ones(self.vocab_size, np.int64)
 
-    def encoders(self) -> Callable[[], Encoder]:  # noqa: D102 - inherited
+    @override
+    def encoders(self) -> Callable[[], Encoder]:
         return lambda: lambda text: np.frombuffer(text.encode(), np.uint8)
 
 

@@ -66,15 +66,12 @@ def samples(
             f"training; ask for at most {room}"
         )
     length = len(tokens) + (max_tokens if max_tokens is not None else room)
-    drawable = tokenizer.vocab_size
     was_training = model.training
     model.eval()
     try:
         batches = [
-            _continue(
-                model, tokens, length, range(first, min(first + BATCH, count)), drawable, temperature, top_k, seed
-            )
-            for first in range(0, count, BATCH)
+            _continue(model, tokens, length, indices, tokenizer.vocab_size, temperature, top_k, seed)
+            for indices in (range(first, min(first + BATCH, count)) for first in range(0, count, BATCH))
         ]
     finally:
         model.train(was_training)
@@ -86,14 +83,14 @@ def _continue(
     tokens: list[int],
     length: int,
     indices: range,
-    drawable: int,
+    vocab_size: int,
     temperature: float,
     top_k: int,
     seed: int,
 ) -> Tensor:
     """Return the new tokens of the continuations with these indices, `(B, length - len(tokens))`.
 
-    Only the first `drawable` tokens are drawn: a model can have more embeddings than there are tokens.
+    Only the first `vocab_size` tokens are drawn: a model can have more embeddings than there are tokens.
     """
     device = model.token_embedding.weight.device
     cache = KeyValueCache(model.spec, len(indices), length - 1, device)  # the last token is never an input
@@ -101,7 +98,7 @@ def _continue(
     new = torch.tensor([tokens], device=device)  # (1, T), then (B, 1)
     drawn = []
     for position in range(len(tokens), length):
-        logits = model(new, cache=cache)[:, -1, :drawable]  # (1, V), then (B, V)
+        logits = model(new, cache=cache)[:, -1, :vocab_size]  # (1, V), then (B, V)
         logits = logits.float().expand(len(indices), -1)
         drawn.append(_draw(logits, uniform[:, position, None], temperature, top_k))
         new = drawn[-1].to(device)

@@ -40,6 +40,8 @@ class InitialWeights(BaseModel):
     step: Count
     path: AbsolutePath
     sha256: str
+    tokenizer_sha256: str | None = None
+    """None in records of earlier versions of gptlab."""
 
 
 def _check_timestamp(created: str) -> str:

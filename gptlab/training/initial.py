@@ -36,7 +36,13 @@ def find_initial_weights(reference: str) -> InitialWeights:
         read_weights(path, run.record.spec.model, xxhash.xxh3_128(), expected.xxh3_128)
     except GptlabError as error:
         raise BadInputError(f"{error}; choose another step") from error
-    return InitialWeights(run=run.id, step=checkpoint.step, path=str(path), sha256=sha256)
+    return InitialWeights(
+        run=run.id,
+        step=checkpoint.step,
+        path=str(path),
+        sha256=sha256,
+        tokenizer_sha256=run.record.tokenizer_sha256,
+    )
 
 
 def check_initial_weights(weights: InitialWeights, spec: ModelSpec) -> None:

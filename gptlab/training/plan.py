@@ -7,6 +7,7 @@ from gptlab import project
 from gptlab.data import text as texts
 from gptlab.data.text import Text
 from gptlab.data.vocabularies import Tokenizer, tokenizer_of
+from gptlab.errors import BadInputError
 from gptlab.identity import Fingerprint, Identity, identify
 from gptlab.spec import Experiment
 from gptlab.tracking.records import InitialWeights
@@ -40,11 +41,16 @@ def plan(
     """Resolve an experiment.
 
     Raises:
-        BadInputError: The text, the tokenizer or the code cannot be read or used, or the device is not available or
-            does not support the precision.
+        BadInputError: The text, the tokenizer or the code cannot be read or used, the device is not available or does
+            not support the precision, or the initial weights are those of a model with another tokenizer.
     """
     settings = resolve_settings(device, experiment.train.precision, Available.here())
     tokenizer = tokenizer_of(experiment)
+    if initial_weights and initial_weights.tokenizer_sha256 not in {None, tokenizer.sha256}:
+        raise BadInputError(
+            f"{initial_weights.run} has another tokenizer than '{tokenizer.name}' of experiment {experiment.name}, so "
+            "its embeddings are those of other tokens; start from a run with the same data.tokenizer"
+        )
     text = texts.locate(experiment.data.text)
     code = fingerprint(experiment, tokenizer)
     identity = identify(
