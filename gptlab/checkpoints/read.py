@@ -96,14 +96,7 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
     Raises:
         GptlabError: The file is damaged or belongs to another model.
     """
-    return model_from(_read_weights(checkpoint, spec), spec).eval()
-
-
-def model_from(weights: Tensors, spec: ModelSpec) -> GPT:
-    """Return a model whose parameters are the given tensors, not copies of them."""
-    model = gpt.empty(spec, "cpu" if spec.has_parts else "meta")  # parts compute their buffers in the constructor
-    model.load_state_dict(weights, assign=True)
-    return model
+    return gpt.with_weights(spec, _read_weights(checkpoint, spec)).eval()
 
 
 def read_weights(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Tensors:

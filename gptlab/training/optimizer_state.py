@@ -82,9 +82,9 @@ def restore(
             _group(optimizer, name)[key.partition("/")[2]] = value
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any, nn.Parameter | None]]:
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any, Tensor | None]]:
     """Yield name, value and parameter of everything in the state; None for the parameter of what is in a group."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for owner, state in optimizer.state.items():
         if owner not in names:
             raise GptlabError(f"the optimizer keeps state under {owner!r:.80}, which is no parameter of the model")

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, LoopState
-from gptlab.checkpoints.read import SavedState, model_from
+from gptlab.checkpoints.read import SavedState
 from gptlab.checkpoints.tensors import Tensors
 from gptlab.identity import identity_fields
-from gptlab.model.gpt import GPT
+from gptlab.model.gpt import GPT, with_weights
 from gptlab.tracking.records import RunRecord
 from gptlab.training import optimizer
 from gptlab.training.initial import initial_model
@@ -37,7 +37,7 @@ def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> 
     if saved is None:
         model = initial_model(record).to(settings.device)
         return TrainingState(model, optimizer.build(model, spec.train, fused=settings.fused))
-    model = model_from(saved.weights, spec.model).to(settings.device)
+    model = with_weights(spec.model, saved.weights).to(settings.device)
     built = optimizer.build(model, spec.train, fused=settings.fused)
     manifest = saved.checkpoint.manifest
     optimizer.load_state(model, built, saved.optimizer, manifest.optimizer_values)
