@@ -91,6 +91,24 @@ def show(
 
 
 @app.command()
+def check(
+    part: Annotated[str, typer.Argument(metavar="PART", help="A part, such as experiments.parts.swiglu:SwiGLU.")],
+    field: Annotated[
+        str | None, typer.Option(help="The field that it is for. Default: that of the experiments that use it.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a part of a model or of its training."""
+    with _heavy_imports():
+        from gptlab.commands import check
+
+    result = check.check(part, field)
+    if not as_json:
+        check.render(result)
+    _exit_with(result, as_json)
+
+
+@app.command()
 def run(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment in experiments/.")],
     seed: Annotated[

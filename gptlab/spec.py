@@ -82,7 +82,7 @@ class ModelSpec(Section):
     norm: Annotated[str, AfterValidator(one_of("model.norm"))] = "layer-norm"
     """Normalization: `layer-norm`, or a part such as `experiments.parts.rms_norm:RMSNorm`."""
     position: Annotated[str, AfterValidator(one_of("model.position"))] = "learned"
-    """How positions enter: `learned` embeddings, or a part such as `experiments.parts.rotary:Rotary`."""
+    """How positions enter: `learned` embeddings, or a part such as `experiments.parts.positions:Rotary`."""
 
     @field_validator("vocab_size")
     @classmethod
@@ -231,6 +231,11 @@ class TrainSpec(Section):
                 f"warmup_steps {warmup} and a decay of at least {decay} steps exceed horizon {horizon}; raise it"
             )
         return self
+
+    @property
+    def has_own_optimizer(self) -> bool:
+        """Whether the optimizer is a part of the user's own."""
+        return is_part(self.optimizer)
 
     @property
     def decay_length(self) -> int:

@@ -331,7 +331,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "model.feed_forward": ("experiments.parts.swiglu:SwiGLU", True),
     "model.activation": ("relu2", True),
     "model.norm": ("experiments.parts.rms_norm:RMSNorm", True),
-    "model.position": ("experiments.parts.rotary:Rotary", True),
+    "model.position": ("experiments.parts.positions:Rotary", True),
     "data.text": ("shakespeare", False),  # its sha256 is what counts
     "data.val_fraction": (0.2, True),
     "data.val_windows": (8, True),

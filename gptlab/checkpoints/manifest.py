@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, field_validator, model_validator
 
 from gptlab.digests import document_digest
 from gptlab.errors import BadInputError, GptlabError
@@ -94,6 +94,8 @@ class Manifest(_Document):
     """Number of the attempt that saved it; None in manifests of earlier versions of gptlab."""
     files: dict[str, FileDigest]
     progress: LoopState
+    optimizer_values: dict[str, JsonValue] = {}
+    """State of the optimizer besides its tensors; see `gptlab.training.optimizer_state`. AdamW has none."""
     text_sha256: str
     tokenizer_sha256: str
     torch: str
@@ -101,7 +103,7 @@ class Manifest(_Document):
 
     def to_json(self) -> str:
         """Return the content of the file."""
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude=None if self.optimizer_values else {"optimizer_values"})
         return json.dumps({"digest": document_digest(content), "content": content}, indent=2) + "\n"
 
     @model_validator(mode="before")
@@ -219,13 +221,16 @@ def plausible_sizes(model: ModelSpec, file: str) -> range:
 
 
 @contextmanager
-def open_tensors(path: Path, model: ModelSpec, expected: FileDigest | None) -> Iterator[tuple[BufferedReader, int]]:
+def open_tensors(
+    path: Path, model: ModelSpec, expected: FileDigest | None, *, any_size: bool = False
+) -> Iterator[tuple[BufferedReader, int]]:
     """Open a checkpoint's file for reading; yields the file and its length.
 
     Args:
         path: The file.
         model: The model that the tensors belong to.
         expected: The file's digest in the manifest, or None to check only whether the length is plausible.
+        any_size: Whether a length that agrees with the manifest is plausible, as for an optimizer other than AdamW.
 
     Raises:
         GptlabError: The file is missing, or its length is wrong.
@@ -235,7 +240,7 @@ def open_tensors(path: Path, model: ModelSpec, expected: FileDigest | None) -> I
             size = os.fstat(file.fileno()).st_size
             if expected and size != expected.bytes:
                 raise GptlabError(f"{path} has {size:,} bytes, not {expected.bytes:,}")
-            if size not in plausible_sizes(model, path.name):
+            if not any_size and size not in plausible_sizes(model, path.name):
                 raise GptlabError(
                     f"{path} belongs to another model: {size:,} bytes for {model.parameters:,} parameters"
                 )

@@ -88,6 +88,6 @@ def discard(directory: Path) -> None:
 
 def _strip_optimizer(checkpoint: Checkpoint) -> None:
     weights = {MODEL: checkpoint.manifest.files[MODEL]}
-    manifest = checkpoint.manifest.model_copy(update={"files": weights})
+    manifest = checkpoint.manifest.model_copy(update={"files": weights, "optimizer_values": {}})
     write_durably(checkpoint.directory / MANIFEST, manifest.to_json())
     (checkpoint.directory / OPTIMIZER).unlink()

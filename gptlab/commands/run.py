@@ -15,7 +15,7 @@ from gptlab.checkpoints.read import SavedState, read_newest_state
 from gptlab.checkpoints.retention import check_space, remove_incomplete
 from gptlab.commands import run_messages as messages
 from gptlab.data.vocabularies import Tokenizer
-from gptlab.errors import DivergedError, GptlabError
+from gptlab.errors import BadInputError, DivergedError, GptlabError
 from gptlab.files import remove_temporary_files
 from gptlab.identity import Fingerprint
 from gptlab.limits import out_of_memory_kills
@@ -220,8 +220,9 @@ class _Session:
             spec, size, device = run.record.spec, run.record.model_size, self.settings.device
             if notice := memory_notice(size.parameters, device, history.attempts, killed=lock.predecessor_was_killed):
                 self.console.notice(notice)
+            is_adamw = not spec.train.has_own_optimizer
             find_problem = partial(find_rows_problem, run.directory)
-            saved = read_newest_state(run.directory, spec.model, self.console.notice, find_problem)
+            saved = read_newest_state(run.directory, spec.model, self.console.notice, find_problem, is_adamw=is_adamw)
             if saved is None:
                 _check_nothing_is_lost(run, history)
             if saved and steps < saved.checkpoint.step:

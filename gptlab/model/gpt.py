@@ -191,6 +191,17 @@ def empty(spec: ModelSpec, device: str = "cpu") -> GPT:
     return model
 
 
+def with_weights(spec: ModelSpec, weights: dict[str, Tensor]) -> GPT:
+    """Return a model whose parameters are the given tensors, not copies of them.
+
+    Raises:
+        BadInputError: See `empty`.
+    """
+    model = empty(spec, "cpu" if spec.has_parts else "meta")  # parts compute their buffers in the constructor
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
 def _check_tensors(model: GPT) -> None:
     """Check that every parameter and buffer has one name and can be saved and restored under it."""
     first: dict[int, str] = {}

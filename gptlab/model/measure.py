@@ -29,14 +29,17 @@ def count(spec: ModelSpec, sequence_length: int) -> Size:
     model = gpt.empty(spec, "meta").eval()
     tokens = torch.zeros((1, sequence_length), dtype=torch.long, device="meta")
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        with FlopCounterMode(display=False) as counted:
             logits = model(tokens)
+        logits.sum().backward()
     except BadInputError:
         raise
     except Exception as error:
         raise BadInputError(f"the model cannot be computed with {_named(spec)}: {reason(error)}") from error
     if logits.shape != (1, sequence_length, spec.vocab_size):
         raise BadInputError(f"the model with {_named(spec)} returns logits of shape {tuple(logits.shape)}")
+    if unused := [name for name, parameter in model.named_parameters() if parameter.grad is None]:
+        raise BadInputError(f"{unused[0]} has no gradient with {_named(spec)}: the forward pass does not use it")
     return Size(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         forward_flops_per_token=counted.get_total_flops() // sequence_length,

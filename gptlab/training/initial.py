@@ -6,7 +6,7 @@ from pathlib import Path
 import xxhash
 
 from gptlab.checkpoints.manifest import MODEL, checkpoint_directory, open_tensors, select_checkpoint
-from gptlab.checkpoints.read import model_from, read_weights
+from gptlab.checkpoints.read import read_weights
 from gptlab.checkpoints.tensors import Tensors
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
@@ -63,7 +63,7 @@ def initial_model(record: RunRecord) -> GPT:
     parent = record.initial_weights
     if parent is None:
         return gpt.build(record.spec.model, record.seed)
-    return model_from(_read(parent, record.spec.model), record.spec.model)
+    return gpt.with_weights(record.spec.model, _read(parent, record.spec.model))
 
 
 def _read(weights: InitialWeights, spec: ModelSpec) -> Tensors:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, LoopState
-from gptlab.checkpoints.read import SavedState, model_from
+from gptlab.checkpoints.read import SavedState
 from gptlab.checkpoints.tensors import Tensors
 from gptlab.identity import identity_fields
-from gptlab.model.gpt import GPT
+from gptlab.model.gpt import GPT, with_weights
 from gptlab.tracking.records import RunRecord
 from gptlab.training import optimizer
 from gptlab.training.initial import initial_model
@@ -21,7 +21,7 @@ class TrainingState:
     """The mutable state of a run in training."""
 
     model: GPT
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step: int = 0
     """Optimizer steps done."""
     loop: LoopState = field(default_factory=lambda: LoopState(cpu_s=0.0))
@@ -37,10 +37,11 @@ def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> 
     if saved is None:
         model = initial_model(record).to(settings.device)
         return TrainingState(model, optimizer.build(model, spec.train, fused=settings.fused))
-    model = model_from(saved.weights, spec.model).to(settings.device)
-    adamw = optimizer.build(model, spec.train, fused=settings.fused)
-    optimizer.load_state_tensors(model, adamw, saved.optimizer)
-    return TrainingState(model, adamw, saved.checkpoint.step, saved.checkpoint.manifest.progress)
+    model = with_weights(spec.model, saved.weights).to(settings.device)
+    built = optimizer.build(model, spec.train, fused=settings.fused)
+    manifest = saved.checkpoint.manifest
+    optimizer.load_state(model, built, saved.optimizer, manifest.optimizer_values)
+    return TrainingState(model, built, manifest.step, manifest.progress)
 
 
 def on_host(state: TrainingState) -> bool:
@@ -56,9 +57,12 @@ def checkpoint_files(state: TrainingState, *, resumable: bool, copy: bool) -> di
         resumable: Whether to include the optimizer state.
         copy: Whether to also copy tensors that are on the CPU already.
     """
-    files = {MODEL: _to_host(state.model.state_dict(), copy)}
+    buffers = {name for name, _ in state.model.named_buffers()}  # the forward pass may change them during a save
+    weights = state.model.state_dict().items()
+    files = {MODEL: {name: _to_host(tensor, copy or name in buffers) for name, tensor in weights}}
     if resumable:
-        files[OPTIMIZER] = _to_host(optimizer.state_tensors(state.model, state.optimizer), copy)
+        tensors = optimizer.state_tensors(state.model, state.optimizer).items()
+        files[OPTIMIZER] = {name: _to_host(tensor, copy) for name, tensor in tensors}
     return files
 
 
@@ -88,5 +92,5 @@ def manifest_fields(record: RunRecord, attempt: int, step: int, loop: LoopState)
     }
 
 
-def _to_host(tensors: dict[str, torch.Tensor], copy: bool) -> Tensors:
-    return {name: tensor.detach().to("cpu", copy=copy) for name, tensor in tensors.items()}
+def _to_host(tensor: torch.Tensor, copy: bool) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=copy).contiguous()

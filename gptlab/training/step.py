@@ -48,6 +48,8 @@ class TrainingStep:
         with self.settings.autocast():
             loss = self.model(batch[:, :-1], batch[:, 1:])
         loss.backward()
+        if self.experiment.model.parts:
+            optimizers.check_gradients(self.model)
         loss, norm = loss.detach(), optimizers.gradient_norm(cast(Any, self.model)).detach()
         finite = loss.isfinite() & norm.isfinite()
         if self.settings.asynchronous and self.settings.fused:
