@@ -44,7 +44,7 @@ from gptlab.digests import canonical_json, check_digest, with_digest
 from gptlab.errors import GptlabError
 from gptlab.files import atomic_write, writable_cache
 from gptlab.identity import NUMERICS, Fingerprint
-from gptlab.model import gpt
+from gptlab.model import gpt, loss
 from gptlab.randomness import Purpose, normal_generator
 from gptlab.sources import function_hash, import_closure
 from gptlab.spec import Experiment
@@ -58,6 +58,7 @@ TEXT = Path(__file__).with_suffix(".txt")
 SEED = 0
 MAX_LAYERS, MAX_HEADS, HEAD_WIDTH, MAX_VOCABULARY = 24, 32, 4, 1 << 16
 MAX_BATCH, MAX_LENGTH, MAX_VAL_WINDOWS = 4, 16, 3
+CHUNK, BLOCK = 24, 200
 LEARNING_RATE, HORIZON = 0.02, 200
 SMALL_CLIP, LARGE_CLIP = 0.05, 1e6
 VECTOR_NOISE = 0.3
@@ -145,8 +146,8 @@ def _train(
     ]
     for index, step in enumerate(_steps(windows)):
         with low_precision:
-            loss, norm = steps[index % 2](torch.from_numpy(windows.batch(step)), step)
-        yield f"loss {index}", float(loss)
+            mean_loss, norm = steps[index % 2](torch.from_numpy(windows.batch(step)), step)
+        yield f"loss {index}", float(mean_loss)
         yield f"gradient norm {index}", float(norm)
     starts = validation_starts(val, small.train.sequence_length, small.data.val_windows)
     with low_precision:
@@ -211,14 +212,20 @@ def _parts(experiment: Experiment) -> list[str]:
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """Compute in float64 on one thread, whatever the process does otherwise, and leave its random state alone."""
+    """Compute in float64 on one thread, whatever the process does otherwise, and leave its random state alone.
+
+    The loss is computed in several chunks and blocks, as in real training.
+    """
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    chunk, block = loss.CHUNK_ON_CPU, loss.BLOCK_ON_CPU
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
+    loss.CHUNK_ON_CPU, loss.BLOCK_ON_CPU = CHUNK, BLOCK
     try:
         with torch.random.fork_rng(devices=()), torch.enable_grad():
             yield
     finally:
+        loss.CHUNK_ON_CPU, loss.BLOCK_ON_CPU = chunk, block
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
 

@@ -77,7 +77,7 @@ DATA_MUTATIONS = [
 
 LOSS_MUTATIONS = [
     Edit(LOSS, "loss.new_full((len(loss), 1), -1.0)", "loss.new_full((len(loss), 1), -0.999)"),
-    Edit(LOSS, "first=not losses)", "first=True)", {"train.batch_size": 20}),
+    Edit(LOSS, "first=not losses)", "first=True)", {}),
     Edit(LOSS, "chunk / N, first", "chunk / (N + 1), first"),
     Edit(LOSS, "@ weight).div_(N)", "@ weight).div_(N + 1)"),
     Edit(LOSS, "return torch.cat(losses).mean()", "return torch.cat(losses).sum()"),
