@@ -62,10 +62,10 @@ else
 endif
 
 test: $(READY)
-	@$(VENV)/bin/pytest -n auto
+	@$(VENV)/bin/pytest -n auto --dist worksteal
 
 test-fast: $(READY)
-	@$(VENV)/bin/pytest -n auto -m 'not slow' --hypothesis-profile=fast
+	@$(VENV)/bin/pytest -n auto --dist worksteal -m 'not slow' --hypothesis-profile=fast
 
 fuzz: $(READY)
 	@case $(call quote,$(EXAMPLES)) in *[!0-9]*) echo 'error: EXAMPLES must be a number such as 100000' >&2; exit 2;; esac

@@ -15,7 +15,13 @@ CODE = "code"
 SOURCE = ("git_commit", "diff_sha256", "git_dirty")
 """Facts that make up a version of the code. With a commit, an unknown `git_dirty` means that the diff is unknown."""
 
-DECISIVE = (CODE, "device", "torch", "threads")
+ARITHMETIC = "fingerprint"
+"""What the code computes. If it is known and the same in all attempts, changes of the code do not matter."""
+
+NAMES = {ARITHMETIC: "arithmetic"}
+HASH_LENGTH = 64
+
+DECISIVE = (ARITHMETIC, CODE, "device", "torch", "threads")
 """Facts that can change a run's numbers."""
 
 
@@ -60,16 +66,24 @@ def mixed(runs: DataFrame) -> Series:
         Texts such as `threads: 2, then 1`, in the order of `runs`.
     """
 
-    def describe(text: Any) -> str:
+    def describe(text: Any, fingerprint: Any) -> str:
         changed = _changed(text)
-        return "; ".join(f"{fact}: {then(changed[fact])}" for fact in DECISIVE if fact in changed)
+        same = not isna(fingerprint) and ARITHMETIC not in changed
+        facts = [fact for fact in DECISIVE if fact in changed and not (fact == CODE and same)]
+        return "; ".join(f"{NAMES.get(fact, fact)}: {then(map(_short, changed[fact]))}" for fact in facts)
 
-    return Series([describe(text) for text in runs["changed"]], index=runs.index, dtype="str")
+    described = [describe(*row) for row in zip(runs["changed"], runs[ARITHMETIC], strict=True)]
+    return Series(described, index=runs.index, dtype="str")
 
 
 def then(successive: Iterable[Any], missing: str = "unknown") -> str:
     """Successive values as text: `2, then 1`."""
     return ", then ".join(missing if value is None else str(value) for value in successive)
+
+
+def _short(value: Any) -> Any:
+    """A hash in 8 digits, other values as they are."""
+    return value[:8] if isinstance(value, str) and len(value) == HASH_LENGTH else value
 
 
 def _changed(text: Any) -> dict[str, list[Any]]:

@@ -1,12 +1,13 @@
 """Caveats of a comparison of runs, as sentences."""
 
+import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pandas import DataFrame
 
-from analysis import attempts, compare
+from analysis import attempts, columns, compare
 
 OPTIMISTIC = (
     "Best values are optimistic: the best step and the best run were selected by the same losses that are reported. On "
@@ -61,6 +62,7 @@ def seconds_caveat(runs: DataFrame) -> str | None:
 
 def _candidates(runs: DataFrame) -> Iterator[str | None]:
     yield _damaged(runs)
+    yield _several_tokenizers(runs)
     yield compare.yardstick_caveat(runs)
     yield _different(runs, "text.sha256", "text.source", "Different texts: these runs were trained on {n} texts")
     yield _with_status(
@@ -73,6 +75,7 @@ def _candidates(runs: DataFrame) -> Iterator[str | None]:
     )
     yield from _shared_trunks(runs)
     yield _profiled(runs)
+    yield _different_arithmetic(runs)
     yield _changed_between_attempts(runs)
     yield _mixed_code(runs)
     for column, what in {"numerics": "numerics revisions", "precision": "precisions"}.items():
@@ -101,6 +104,17 @@ def _damaged(runs: DataFrame) -> str | None:
     return (
         f"The metrics of {len(damaged)} of {len(runs)} runs have changed since they were written, so none of their "
         f"numbers is used: {abbreviate(damaged)}."
+    )
+
+
+def _several_tokenizers(runs: DataFrame) -> str | None:
+    found = _different(runs, "tokenizer.sha256", "data.tokenizer", "These runs have {n} different tokenizers")
+    if found is None:
+        return None
+    return (
+        f"{found} Losses per token do not compare across tokenizers, so the runs are ranked and compared by bits per "
+        "byte. During training these are measured on different windows of the validation text; `gptlab eval` measures "
+        "them on all of it. After the same number of steps, the runs have read different amounts of text."
     )
 
 
@@ -142,6 +156,28 @@ def _changed_between_attempts(runs: DataFrame) -> str | None:
         f"{len(listed)} of {len(runs)} runs consist of attempts that differ in code or environment, so they are not "
         f"exact replicates: {abbreviate(listed)}."
     )
+
+
+def _different_arithmetic(runs: DataFrame) -> str | None:
+    """A caveat on experiments of one spec whose code computes different numbers."""
+    known = runs.dropna(subset=["fingerprint", "code_files"])
+    sentences = []
+    for _, group in known.groupby([*columns.IDENTITY, "name"], dropna=False, sort=False):
+        versions = group.drop_duplicates("fingerprint")
+        if len(versions) > 1:
+            listed = ", ".join(f"{row.experiment}" for row in versions.itertuples())
+            sentences.append(f"{listed}: {', '.join(_differing_files(versions['code_files'])) or 'no file differs'}")
+    if not sentences:
+        return None
+    return (
+        f"Different arithmetic: the same spec was trained by code that computes other numbers ({'; '.join(sentences)})."
+    )
+
+
+def _differing_files(code_files: Iterable[str]) -> list[str]:
+    versions = [json.loads(files) for files in code_files]
+    names = sorted({name for files in versions for name in files})
+    return [name for name in names if len({files.get(name) for files in versions}) > 1]
 
 
 def _mixed_code(runs: DataFrame) -> str | None:

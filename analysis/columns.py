@@ -39,6 +39,7 @@ START = {
     "git_commit": "str",
     "git_dirty": "boolean",
     "diff_sha256": "str",
+    "fingerprint": "str",
     "notes": "str",
 }
 """Facts about the last attempt: its machine, its versions and its code."""
@@ -56,6 +57,7 @@ RUNS = {
     "numerics": "Int64",
     "text.source": "str",
     "text.sha256": "str",
+    "tokenizer.sha256": "str",
     "initial_weights": "str",
     "parent": "str",
     "parent_step": "Int64",
@@ -71,6 +73,7 @@ RUNS = {
     "attempts": "Int64",
     **START,
     "changed": "str",
+    "code_files": "str",
     "damage": "str",
     "profiled": "boolean",
     "tags": "str",
@@ -119,8 +122,12 @@ IDENTITY = (
     "numerics",
     "precision",
     "text.sha256",
+    "tokenizer.sha256",
     "initial_weights",
     "branch",
     *dict(flatten(identity_fields(_DEFAULTS))),
 )
 """Columns of `RUNS` that, together with the seed, determine a run's numbers."""
+
+NAMES = {"text.sha256": "text.source", "tokenizer.sha256": "data.tokenizer"}
+"""More readable columns than some of these."""

@@ -6,21 +6,22 @@ import numpy as np
 from pandas import DataFrame
 
 from analysis import columns, formatting
+from analysis.measures import measure_of
 from gptlab.terminal import sparkline
 
 
 def ranked(runs: DataFrame) -> DataFrame:
-    """Rows of `load.runs()` by ascending validation loss; runs without one come last."""
-    return runs.sort_values("val/loss", kind="stable", na_position="last", ignore_index=True)
+    """Rows of `load.runs()` by ascending validation loss (see `measures.measure_of`); runs without one come last."""
+    return runs.sort_values(measure_of(runs).column, kind="stable", na_position="last", ignore_index=True)
 
 
 def differing_columns(runs: DataFrame) -> list[str]:
     """The columns in `columns.IDENTITY` that differ between these runs.
 
-    If `text.sha256` differs, the more readable `text.source` is included as well.
+    For those in `columns.NAMES`, the more readable columns are included as well.
     """
     differing = [column for column in columns.IDENTITY if runs[column].nunique(dropna=False) > 1]
-    return [*differing, *(["text.source"] if "text.sha256" in differing else [])]
+    return [*differing, *(columns.NAMES[column] for column in differing if column in columns.NAMES)]
 
 
 def comparison(runs: DataFrame) -> DataFrame:
@@ -79,8 +80,9 @@ def labels(runs: DataFrame) -> dict[str, str]:
     """A label for each experiment: its name, and the settings that differ from others of the same name.
 
     Returns:
-        Labels such as `tiny` or `tiny learning_rate=0.003` by experiment (`NAME-HASH8`). An experiment whose label
-        would not be unique is labeled with its id.
+        Labels such as `tiny` or `tiny learning_rate=0.003` by experiment (`NAME-HASH8`). Experiments that differ only
+        in the arithmetic of their code have its hash, such as `tiny arithmetic=1a2b3c4d`. An experiment whose label
+        would still not be unique is labeled with its id.
     """
     labeled = {}
     for name, group in runs.groupby("name", sort=False):
@@ -88,5 +90,11 @@ def labels(runs: DataFrame) -> dict[str, str]:
         for experiment, row in group.drop_duplicates("experiment").set_index("experiment").iterrows():
             settings = [f"{column.rpartition('.')[2]}={formatting.setting(row[column])}" for column in differing]
             labeled[str(experiment)] = " ".join([str(name), *settings])
+    fingerprints = (
+        runs.dropna(subset="fingerprint").drop_duplicates("experiment").set_index("experiment")["fingerprint"]
+    )
+    taken = list(labeled.values())
+    for key in [key for key, label in labeled.items() if taken.count(label) > 1 and key in fingerprints]:
+        labeled[key] += f" arithmetic={fingerprints[key][:8]}"
     taken = list(labeled.values())
     return {key: label if taken.count(label) == 1 else key for key, label in labeled.items()}

@@ -10,6 +10,7 @@ from pandas import DataFrame, Series, isna
 
 from analysis import attempts, columns, compare, formatting, replicates
 from analysis.formatting import MISSING
+from analysis.measures import LOSS, Measure, measure_of
 from gptlab.terminal.text import format_duration
 
 MAX_EXPERIMENTS = 30
@@ -45,13 +46,18 @@ class Findings:
         return compare.labels(self.runs)
 
     @cached_property
+    def measure(self) -> Measure:
+        """What experiments are compared by."""
+        return measure_of(self.runs)
+
+    @cached_property
     def budget(self) -> float:
         """The number of steps at which experiments are compared."""
         return replicates.budget(self.runs, self.metrics) if self.at is None else float(self.at)
 
     @cached_property
     def values(self) -> DataFrame:
-        """Each run's validation loss at the budget."""
+        """Each run's validation loss, or bits per byte, at the budget."""
         return replicates.at_equal(self.runs, self.metrics, at=self.budget)
 
     @cached_property
@@ -118,7 +124,7 @@ def experiment_table(findings: Findings) -> DataFrame:
         cells = {
             "experiment": findings.labels[row["experiment"]],
             "seeds": _seeds(findings, row),
-            f"val loss at {formatting.count(findings.budget)} steps": formatting.loss(row["mean"]),
+            f"{findings.measure.short} at {formatting.count(findings.budget)} steps": formatting.loss(row["mean"]),
             "95% interval": formatting.interval(row["low"], row["high"]),
         }
         rows.append(cells | (_difference(findings, row["experiment"]) if len(findings.summary) > 1 else {}))
@@ -131,7 +137,8 @@ def cost_table(findings: Findings) -> DataFrame:
     table = {"experiment": experiments.map(findings.labels)}
     target = _reference_loss(findings)
     if math.isfinite(target):
-        table[f"steps to loss {target:.3f}"] = experiments.map(_steps_to(findings, target)).map(formatting.count)
+        goal = f"loss {target:.3f}" if findings.measure is LOSS else f"{target:.3f} {findings.measure.short}"
+        table[f"steps to {goal}"] = experiments.map(_steps_to(findings, target)).map(formatting.count)
     for by, unit in {"flops": "{:.2g} FLOPs", "elapsed_s": "{}", "cpu_s": "{} of CPU time"}.items():
         budget = replicates.budget(findings.runs, findings.metrics, by)
         if math.isfinite(budget):
@@ -143,7 +150,7 @@ def cost_table(findings: Findings) -> DataFrame:
                 for experiment, row in means.iterrows()
             }
             at = unit.format(budget if by == "flops" else format_duration(budget))
-            table[f"val loss at {at}"] = experiments.map(cells)
+            table[f"{findings.measure.short} at {at}"] = experiments.map(cells)
     return DataFrame(table, dtype="str")
 
 
@@ -158,7 +165,7 @@ def _steps_to(findings: Findings, target: float) -> Series:
     values = findings.values[findings.values["state"].isin(replicates.KNOWN)]
     own = values.loc[values["experiment"] == findings.reference, "yardstick"].dropna()
     comparable = values[values["yardstick"].isin(own) | values["yardstick"].isna()].set_index("run")
-    steps = replicates.steps_to_reach(findings.metrics, target).reindex(comparable.index)
+    steps = replicates.steps_to_reach(findings.metrics, target, findings.measure.column).reindex(comparable.index)
     return steps.groupby(comparable["experiment"]).agg(lambda seeds: seeds.mean() if seeds.notna().all() else math.nan)
 
 

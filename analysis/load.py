@@ -80,6 +80,7 @@ def runs(
         precision: The resolved `train.precision`: `float32` or `bfloat16`.
         numerics: Numerics revision of the code that created the run.
         text.source, text.sha256: The name or path of the text, and the SHA-256 of its bytes.
+        tokenizer.sha256: The SHA-256 of the tokenizer.
         initial_weights: SHA-256 of the weights that the run started from; missing if they were initialized from the
             seed.
         parent, parent_step: Id of the run that it started from, and the step; missing if there is none.
@@ -105,6 +106,8 @@ def runs(
         device, host, torch, threads: Device, host, PyTorch version and number of threads of the last attempt.
         git_commit, git_dirty, diff_sha256: Commit of the last attempt's code, whether it had uncommitted changes, and
             the SHA-256 of their diff.
+        fingerprint: Hash of what the code of the last attempt computes. It also depends on the spec.
+        code_files: The SHA-256 of each file of code that determines the numbers, as a JSON object, when the run began.
         changed: Which of these facts, `notes` excluded, changed between the attempts, as a JSON object of lists of
             successive values, and `code`, a list of successive versions; missing if nothing changed.
         damage: How the metrics differ from what was written; missing if they do not. A damaged run has no losses and
@@ -362,18 +365,20 @@ def _facts(run: Run) -> dict[str, Any]:
         "numerics": record.identity["numerics"],
         "text.source": record.text.source,
         "text.sha256": record.text.sha256,
+        "tokenizer.sha256": record.tokenizer_sha256,
         "initial_weights": record.initial_weights.sha256 if record.initial_weights else None,
         "parent": parent and parent.run,
         "parent_step": parent and parent.step,
         "branch": branch and branch.reference,
         "branch_tokens": branch.tokens if branch else 0,
         "branch_flops": branch.flops if branch else 0.0,
-        "parameters": record.spec.model.parameters,
+        "parameters": record.model_size.parameters,
         "flops_per_token": record.flops_per_token,
         "best/val_loss": progress.best_val_loss,
         "best/step": progress.best_step,
         "attempts": len(starts),
         "changed": attempts.changes(starts),
+        "code_files": json.dumps(record.fingerprint.files) if record.fingerprint else None,
         "damage": history.damage,
         "profiled": any(start.get("profile") for start in starts) or (run.directory / PROFILE).exists(),
         "tags": ", ".join(start.get("tags", [])),

@@ -71,7 +71,7 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
     weights = page_data.weight_tables(checkpoints, _run_labels(findings))
     order = findings.summary["experiment"].tolist()
     figures = {
-        "estimates": plots.estimates(findings.summary, findings.labels),
+        "estimates": plots.estimates(findings.summary, findings.labels, findings.measure),
         "speed": plots.speed(findings.runs, {key: findings.labels[key] for key in order}),
     }
     if len(order) > 1:
@@ -79,6 +79,7 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
     data = {
         "palette": {"colors": palette.COLORS, "dashes": palette.DASHES},
         "runs": curves,
+        "measure": findings.measure.axis,
         "figures": {name: json.loads(str(figure.to_json())) for name, figure in figures.items()},
         "weights": weights,
     }

@@ -53,7 +53,7 @@ def run_curves(findings: Findings) -> tuple[list[dict[str, Any]], int]:
                 "step": _numbers(rows, "step", 0),
                 "time": _numbers(rows, "elapsed_s", 2),
                 "train": _numbers(rows, "train/loss", 5),
-                "val": _numbers(rows, "val/loss", 5),
+                "val": _numbers(rows, findings.measure.column, 5),
             }
         )
     return curves, stride

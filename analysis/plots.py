@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from pandas import DataFrame, isna
 
 from analysis import palette
+from analysis.measures import LOSS, Measure
 from analysis.stats import Estimate
 from gptlab.terminal.text import printable
 from gptlab.tracking.metrics import COLUMNS
@@ -39,14 +40,15 @@ def loss_curves(metrics: DataFrame, x: str = "step", column: str = "train/loss")
     return figure
 
 
-def estimates(summary: DataFrame, labels: Mapping[str, str]) -> go.Figure:
+def estimates(summary: DataFrame, labels: Mapping[str, str], measure: Measure = LOSS) -> go.Figure:
     """Mean and 95% interval of the best experiments, the lowest on top.
 
     Args:
         summary: The result of `replicates.summary`.
         labels: The label of each experiment.
+        measure: What was summarized.
     """
-    title = "validation loss (mean, 95% interval)"
+    title = f"{measure.name} (mean, 95% interval)"
     return _intervals(title, summary, labels, summary["experiment"].tolist())
 
 

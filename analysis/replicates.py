@@ -13,8 +13,9 @@ from pandas import DataFrame, Series
 
 from analysis import budgets, stats
 from analysis.budgets import MEASURED
+from analysis.measures import comparable, measure_of
 
-BATCH_SETTINGS = ("text.sha256", "data.val_fraction", "train.sequence_length", "train.batch_size")
+BATCH_SETTINGS = ("text.sha256", "tokenizer.sha256", "data.val_fraction", "train.sequence_length", "train.batch_size")
 """Settings that, with the seed, determine the batches. Experiments that differ in one are not paired by seed."""
 
 KNOWN = ("reached", "diverged")
@@ -26,7 +27,7 @@ STATES = ("diverged", "unfinished", "unmeasured", "profiled")
 Difference = stats.Difference
 
 
-def budget(runs: DataFrame, metrics: DataFrame, by: str = "step", column: str = "val/loss") -> float:
+def budget(runs: DataFrame, metrics: DataFrame, by: str = "step", column: str | None = None) -> float:
     """The largest budget that at least half of each experiment's runs reached.
 
     For steps and tokens, it is a value at which they were measured: `column` has a value in a row with exactly this
@@ -36,6 +37,7 @@ def budget(runs: DataFrame, metrics: DataFrame, by: str = "step", column: str = 
     Diverged and profiled runs do not count, nor do experiments without a complete run if another experiment has one.
     NaN if no run has a value. The arguments are those of `at_equal`.
     """
+    column = column or measure_of(runs).column
     counted = runs[(runs["status"] != "diverged") & ~_profiled(runs)]
     complete = counted.loc[counted["status"] == "complete", "experiment"]
     counted = counted[counted["experiment"].isin(complete)] if len(complete) else counted
@@ -48,7 +50,7 @@ def budget(runs: DataFrame, metrics: DataFrame, by: str = "step", column: str = 
 
 
 def at_equal(
-    runs: DataFrame, metrics: DataFrame, by: str = "step", column: str = "val/loss", at: float | None = None
+    runs: DataFrame, metrics: DataFrame, by: str = "step", column: str | None = None, at: float | None = None
 ) -> DataFrame:
     """The value of each run at the same budget of steps, tokens, FLOPs or time.
 
@@ -58,7 +60,7 @@ def at_equal(
         runs: Rows of `load.runs()`.
         metrics: Their rows of `load.metrics()`.
         by: The budget's column: `step`, `tokens`, `flops`, `elapsed_s` or `cpu_s`.
-        column: The column of `metrics` to compare.
+        column: The column of `metrics` to compare; by default `val/loss`, or `val/bpb` if the tokenizers differ.
         at: The budget; `budget(runs, metrics, by, column)` by default.
 
     Returns:
@@ -68,11 +70,13 @@ def at_equal(
         value: The value at the budget. At a number of steps or tokens only a measured one; at FLOPs or seconds
             interpolated linearly between two rows if there is none. Infinite if the run diverged before the budget,
             NaN if its state is not `reached` or `diverged`.
-        yardstick: Identifies the windows that the value was measured on.
+        yardstick: Identifies what the value was measured on: the windows, or, for bits per byte of different
+            tokenizers, the validation text.
         state: `reached`; `diverged`; `unfinished`, before the budget; `unmeasured`, if it is past the budget but has
             no value there; `profiled`, because such a run is never a replicate.
         interpolated: Whether the value is interpolated.
     """
+    column = column or measure_of(runs).column
     at = budget(runs, metrics, by, column) if at is None else at
     rows = metrics.dropna(subset=[by, column]).drop_duplicates(["run", by], keep="last").sort_values(by, kind="stable")
     groups = {str(run): group for run, group in rows.groupby("run", sort=False)}
@@ -92,7 +96,8 @@ def at_equal(
         "state": "str",
         "interpolated": "bool",
     }
-    return DataFrame(table, columns=list(dtypes)).astype(dtypes)
+    values = DataFrame(table, columns=list(dtypes)).astype(dtypes)
+    return values.assign(yardstick=comparable(values["yardstick"], runs, column))
 
 
 def _profiled(runs: DataFrame) -> Series:
@@ -183,6 +188,8 @@ def _difference(specs: DataFrame, first: DataFrame, second: DataFrame) -> Mappin
     if changed:
         how, difference = "unpaired", stats.unpaired(a["value"], b["value"])
         reasons.append(f"different batches ({', '.join(changed)})")
+        if "tokenizer.sha256" in changed:
+            reasons.append("different windows of the validation text, which p does not include")
     elif len(shared) < 2 <= min(len(a), len(b)):
         how, difference = "unpaired", stats.unpaired(a["value"], b["value"])
         reasons.append("too few seeds in common")

@@ -7,6 +7,7 @@ from pandas import Series, isna
 
 from analysis import caveats, formatting, replicates
 from analysis.findings import Findings, mixed_seeds
+from analysis.measures import LOSS
 
 HOW_TO_READ = (
     "Losses are in nats per token. For a run, ± is the standard error over its validation windows: the uncertainty "
@@ -27,13 +28,14 @@ SIGNIFICANCE = 0.05
 
 def headlines(findings: Findings) -> list[str]:
     """The main results: the best experiment, and whether its difference from the reference is significant."""
-    best = findings.summary.iloc[0]
+    best, measure = findings.summary.iloc[0], findings.measure
     if math.isnan(best["mean"]) or math.isinf(best["mean"]):
         return []
     if findings.values["yardstick"].nunique() > 1:
-        return ["No lowest validation loss: the experiments were validated on different sets of windows."]
+        on = "sets of windows" if measure is LOSS else "texts"
+        return [f"No lowest {measure.name}: the experiments were validated on different {on}."]
     lines = [
-        f"Lowest validation loss: {findings.labels[best['experiment']]}, {best['mean']:.4f} nats per token after "
+        f"Lowest {measure.name}: {findings.labels[best['experiment']]}, {best['mean']:.4f} {measure.unit} after "
         f"{findings.budget:,.0f} steps ({_mean_of(findings, best)})."
     ]
     if best["experiment"] != findings.reference and best["experiment"] in findings.differences.index:

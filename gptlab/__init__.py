@@ -5,21 +5,25 @@ For notebooks: `load` a trained model, read `runs`, `metrics` and `samples` into
 
 from __future__ import annotations
 
+import time
+
+STARTED_NS = time.time_ns()
+"""When this process imported the package: code that is changed later is not what it runs."""
+
 TYPE_CHECKING = False  # importing `typing` would triple the time in which Ctrl-C is not handled yet; see `entry`
 
 if TYPE_CHECKING:
     from typing import Any
 
-    import tiktoken
-
     from analysis.load import metrics, runs, samples
+    from gptlab.data.vocabularies import Tokenizer
     from gptlab.model.gpt import GPT
     from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
 
 __all__ = ["DataSpec", "Experiment", "ModelSpec", "TrainSpec", "load", "metrics", "runs", "samples"]
 
 
-def load(run: str, step: int | None = None) -> tuple[GPT, tiktoken.Encoding]:
+def load(run: str, step: int | None = None) -> tuple[GPT, Tokenizer]:
     """Load a run's model, on the CPU and in evaluation mode, and its tokenizer.
 
     Args:
@@ -28,15 +32,15 @@ def load(run: str, step: int | None = None) -> tuple[GPT, tiktoken.Encoding]:
 
     Raises:
         BadInputError: There is no such run or checkpoint.
-        GptlabError: The run or the checkpoint is damaged.
+        GptlabError: The run, the checkpoint or the tokenizer is damaged.
     """
     from gptlab.checkpoints.manifest import select_checkpoint
     from gptlab.checkpoints.read import load_model
-    from gptlab.data.tokenizer import gpt2
     from gptlab.tracking.run import find_run
+    from gptlab.training.run_tokenizer import run_tokenizer
 
     found = find_run(run)
-    return load_model(select_checkpoint(found.directory, step), found.record.spec.model), gpt2()
+    return load_model(select_checkpoint(found.directory, step), found.record.spec.model), run_tokenizer(found)
 
 
 def __getattr__(name: str) -> Any:

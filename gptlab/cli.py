@@ -91,6 +91,24 @@ def show(
 
 
 @app.command()
+def check(
+    part: Annotated[str, typer.Argument(metavar="PART", help="A part, such as experiments.parts.swiglu:SwiGLU.")],
+    field: Annotated[
+        str | None, typer.Option(help="The field that it is for. Default: that of the experiments that use it.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a part of a model or of its training."""
+    with _heavy_imports():
+        from gptlab.commands import check
+
+    result = check.check(part, field)
+    if not as_json:
+        check.render(result)
+    _exit_with(result, as_json)
+
+
+@app.command()
 def run(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment in experiments/.")],
     seed: Annotated[
@@ -176,6 +194,9 @@ def resume(
     run: RunArgument,
     steps: StepsOption = None,
     text: Annotated[str | None, typer.Option(help="The run's text, if it has moved: the same bytes.")] = None,
+    accept_code_change: Annotated[
+        bool, typer.Option("--accept-code-change", help="Resume even if the code computes something else now.")
+    ] = False,
     device: DeviceOption = "auto",
     deterministic: DeterministicOption = False,
     wandb: WandbOption = None,
@@ -193,7 +214,13 @@ def resume(
         from gptlab.terminal.console import Console
 
     options = Options(
-        steps=steps, text=text, device=device, deterministic=deterministic, wandb=wandb, artifacts=artifacts
+        steps=steps,
+        text=text,
+        accept_code_change=accept_code_change,
+        device=device,
+        deterministic=deterministic,
+        wandb=wandb,
+        artifacts=artifacts,
     )
     _exit_with(resume_run(found, options, Console(stderr=as_json)), as_json)
 
@@ -291,6 +318,31 @@ def diff(
         diff.render(comparison)
     if patch:
         (sys.stderr if as_json else sys.stdout).write(comparison.printable_patch())
+
+
+tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tokenizer_app, name="tokenizer", help="Make a tokenizer from a text.")
+
+
+@tokenizer_app.command("train")
+def train_tokenizer(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A named text or the path of a .txt file.")],
+    vocab_size: Annotated[int, typer.Option(min=257, max=65_536, help="Number of tokens.")],
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Where to write it. Default: experiments/tokenizers/TEXT-TOKENS.json."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a byte-level BPE tokenizer on the training part of a text."""
+    with importing():
+        from gptlab.commands import train_tokenizer
+        from gptlab.terminal.console import Console
+
+    result = train_tokenizer.train(text, vocab_size, out)
+    train_tokenizer.render(result, Console(stderr=as_json))
+    if as_json:
+        _print_json(result.document())
 
 
 @app.command()

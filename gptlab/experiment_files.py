@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from gptlab import project
 from gptlab.errors import EXIT_SIGINT, BadInputError, GptlabError
+from gptlab.interrupts import interrupts
 from gptlab.spec import Experiment, explain_spec_error
 
 IMPORT_LIMIT_S = 60.0
@@ -69,7 +70,7 @@ def _import(file: Path) -> Definitions:
     """Import the file in this process."""
     try:
         tree = ast.parse(file.read_bytes(), str(file))
-        with _importable(file.parent):
+        with importable(file.parent):
             module = importlib.import_module(f"{file.parent.name}.{file.stem}")
         return Definitions(list(_own_experiments(module, tree)))
     except KeyboardInterrupt:
@@ -79,11 +80,11 @@ def _import(file: Path) -> Definitions:
 
 
 def _failure(file: Path, error: BaseException) -> Definitions:
-    return Definitions([], f"{project.display_path(file)}{_line_in(file, error)}: {_reason(error)}")
+    return Definitions([], f"{project.display_path(file)}{line_in(file, error)}: {reason(error)}")
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def importable(folder: Path) -> Iterator[None]:
     """Make the folder's modules importable for a while, and forget those of another project's folder.
 
     The project's root does not stay on the path: a file there may have the name of a module that others import later.
@@ -121,14 +122,16 @@ def _imported_names(tree: ast.Module, package: str) -> Iterator[str]:
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
-def _line_in(file: Path, error: BaseException) -> str:
+def line_in(file: Path, error: BaseException) -> str:
+    """Return the last line of a file that an exception passed through, as `:LINE`; empty if there is none."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f":{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     return f":{lines[-1]}" if lines else ""
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Describe an exception of a user's file in one line."""
     try:
         if isinstance(error, ValidationError):
             text = explain_spec_error(error)
@@ -208,7 +211,7 @@ def _import_in_child(file: Path) -> Definitions:
         with suppress(Exception):  # closed, or not there
             stream.flush()  # else the child would write what is buffered once more
     reading, writing = os.pipe()
-    child = os.fork()
+    child = interrupts.fork()
     if child == 0:
         try:
             os.close(reading)
@@ -217,6 +220,7 @@ def _import_in_child(file: Path) -> Definitions:
             os._exit(1)
     os.close(writing)
     try:
+        interrupts.check()
         with os.fdopen(reading, "rb") as pipe:
             answer = pipe.readline()
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptlab import project
 from gptlab.errors import EXIT_FAILED, EXIT_SIGINT, EXPECTED_OS_ERRORS, GptlabError, is_out_of_memory
-from gptlab.interrupts import interrupts, on_interrupt
+from gptlab.interrupts import interrupts
 from gptlab.permissions import keep_others_from_writing
 from gptlab.terminal.output import discard, prepare_standard_streams
 from gptlab.terminal.text import one_line
@@ -27,11 +27,10 @@ def exit_code(work: Callable[[], int | None]) -> int:
     Raises:
         BaseException: A bug.
     """
-    interrupts.received = False
     prepare_standard_streams()
     keep_others_from_writing()
     try:
-        with on_interrupt(interrupts.handle), warnings_on_stderr():
+        with interrupts.raised(), warnings_on_stderr():
             code = work() or 0
     except SystemExit as exit_:  # such as --help
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

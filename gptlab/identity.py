@@ -1,17 +1,54 @@
 """The identity of a run: everything that determines its numbers, and the hash that names it.
 
-Only fields that differ from their defaults are hashed, so adding a field with a default renames no run.
+- Only fields that differ from their defaults are hashed, so adding a field with a default renames no run.
+- The code is part of it as a fingerprint: what a small training with this code computes. So an edit that changes the
+  arithmetic starts another run, and a refactoring does not.
 """
 
 import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
 from gptlab.digests import canonical_json
 from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, Section
 
 NUMERICS = 2
-"""Revision of the arithmetic; incremented whenever the same spec would give different numbers."""
+"""Revision of what only rounding shows; incremented when the same spec gives other numbers with equal fingerprints."""
+
+DIGITS = 8
+"""Significant digits of a fingerprint's numbers that enter its hash. Environments agree in about fifteen."""
+SMALLEST = 1e-12
+"""Smaller numbers count as zero: they are rounding errors."""
+
+
+class Fingerprint(BaseModel):
+    """What an experiment's code computes, from a small training in float64 (see `gptlab.training.fingerprint`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    numbers: dict[str, FiniteFloat]
+    """Losses, gradient norms and other results by name, unrounded."""
+    code: dict[str, str]
+    """Hashes of the functions that the small training cannot check, by `module:function`."""
+    files: dict[str, str]
+    """The sha256 of each file of code involved, by its path in the project. Not part of the hash."""
+
+    @property
+    def hash(self) -> str:
+        """The sha256 of the rounded numbers and of the code, in hexadecimal."""
+        numbers = {name: _round(value) for name, value in self.numbers.items()}
+        return hashlib.sha256(canonical_json([numbers, self.code]).encode()).hexdigest()
+
+    def differing_files(self, other: "Fingerprint") -> list[str]:
+        """Return the files that differ or that only one of them has, in alphabetical order."""
+        names = sorted(self.files.keys() | other.files.keys())
+        return [name for name in names if self.files.get(name) != other.files.get(name)]
+
+
+def _round(value: float) -> str:
+    return f"{value:.{DIGITS - 1}e}" if abs(value) >= SMALLEST else "0"
 
 
 @dataclass(frozen=True)
@@ -22,7 +59,7 @@ class Identity:
     hash: str
     """The first 8 hexadecimal digits of the sha256 of `content`."""
     content: dict[str, Any]
-    """Numerics revision, precision, hashes of text and tokenizer, and the fields that differ from their defaults."""
+    """Numerics revision, precision, hashes of text, tokenizer and code, and fields that differ from their defaults."""
 
     def run_id(self, seed: int) -> str:
         """Return `NAME-HASH8-sSEED`."""
@@ -37,11 +74,18 @@ def identify(
     tokenizer_sha256: str,
     initial_weights_sha256: str | None = None,
     branch: dict[str, Any] | None = None,
+    fingerprint: Fingerprint | None = None,
 ) -> Identity:
-    """Return the identity of an experiment with a resolved precision and text.
+    """Return the identity of an experiment.
 
-    `initial_weights_sha256` is None unless the run starts from another run's weights, and `branch` unless it continues
-    from another run's checkpoint (see `records.Branch.identity`).
+    Args:
+        experiment: The experiment.
+        precision: Its precision on the device.
+        text_sha256: Of its text.
+        tokenizer_sha256: Of its tokenizer.
+        initial_weights_sha256: None unless the run starts from another run's weights.
+        branch: None unless the run continues from another run's checkpoint; see `records.Branch.identity`.
+        fingerprint: Of its code; None only for a run of an earlier version of gptlab.
     """
     content = {
         "numerics": NUMERICS,
@@ -50,6 +94,7 @@ def identify(
         "tokenizer_sha256": tokenizer_sha256,
         **({"initial_weights_sha256": initial_weights_sha256} if initial_weights_sha256 else {}),
         **({"branch": branch} if branch else {}),
+        **({"fingerprint": fingerprint.hash} if fingerprint else {}),
         **identity_fields(experiment, exclude_defaults=True),
     }
     return Identity(experiment.name, hash_of(content), content)

@@ -6,6 +6,7 @@ The programs import this module first, so it imports little; see `gptlab.entry`.
 
 import os
 import signal
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -40,11 +41,44 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received = False
+        self._forks = False
 
-    def handle(self, number: int, frame: "FrameType | None") -> "NoReturn":
+    def handle(self, number: int, frame: "FrameType | None") -> None:
         """Handle the signal."""
         self.received = True
-        raise KeyboardInterrupt
+        if not self._forks:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def raised(self) -> "Iterator[None]":
+        """Within this context, Ctrl-C raises a `KeyboardInterrupt`. One that Python drops is not printed."""
+        before = sys.unraisablehook
+
+        def hook(dropped: "sys.UnraisableHookArgs") -> None:
+            if not (self.received and dropped.exc_type is KeyboardInterrupt):
+                before(dropped)
+
+        self.received = False
+        sys.unraisablehook = hook
+        try:
+            with on_interrupt(self.handle):
+                yield
+        finally:
+            sys.unraisablehook = before
+            self.received = False
+
+    def fork(self) -> int:
+        """Fork. A Ctrl-C meanwhile waits for `check`: callbacks at a fork would drop it and keep their locks."""
+        self._forks = True
+        try:
+            return os.fork()
+        finally:
+            self._forks = False
+
+    def check(self) -> None:
+        """Raise a `KeyboardInterrupt` that was not raised, or that Python dropped."""
+        if self.received:
+            raise KeyboardInterrupt
 
 
 interrupts = Interrupts()

@@ -28,8 +28,12 @@ def random_bits(seed: int, purpose: Purpose, *key: int, n: int = 1) -> NDArray[n
 
 def normal_generator(seed: int, purpose: Purpose, name: str) -> np.random.Generator:
     """Return a generator for normal variates that depends on seed, purpose and name only."""
-    word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-    return np.random.Generator(_philox(seed, purpose, word))
+    return np.random.Generator(_philox(seed, purpose, name_word(name)))
+
+
+def name_word(name: str) -> int:
+    """Return a 64-bit word for a name, as a part of a key."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
 
 
 def _philox(seed: int, purpose: Purpose, *key: int) -> np.random.Philox:

@@ -13,15 +13,28 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from gptlab.errors import BadInputError
+from gptlab.part_names import is_part, one_of
 from gptlab.validation import did_you_mean, explain
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 NOT_IDENTITY = "not part of the identity"
 RESOLVED = "resolved for the identity"
+
+VOCAB_SIZES = {"gpt2": 50257, "bytes": 256}
+"""The named tokenizers, with their numbers of tokens."""
 
 Precision = Literal["float32", "bfloat16"]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -32,6 +45,11 @@ class Section(BaseModel):
     """Base of all specs: immutable, rejects unknown keys. The string below a field is its documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The names of parts of the user's own, by field."""
+        return {field: value for field, value in self if isinstance(value, str) and is_part(value)}
 
 
 class ModelSpec(Section):
@@ -45,14 +63,36 @@ class ModelSpec(Section):
     """Width of the residual stream."""
     context_length: int = Field(1024, ge=1, le=2**20)
     """Number of position embeddings: the longest sequence that the model accepts."""
-    vocab_size: int = Field(50257, ge=50257, le=2**20)
-    """Number of rows of the token embedding; GPT-2's tokenizer needs 50,257."""
+    vocab_size: int = Field(VOCAB_SIZES["gpt2"], le=2**20)
+    """Number of rows of the token embedding: the number of tokens of `data.tokenizer`; for `gpt2` it may be larger."""
     bias: bool = True
     """Whether LayerNorms and Linears have biases (the output layer never has one)."""
     tied: bool = False
     """Whether the output layer shares its weight with the token embedding."""
     dropout: Fraction = 0.0
     """Dropout probability of activations, attention weights and embeddings during training."""
+    block: Annotated[str, AfterValidator(one_of("model.block"))] = "pre-norm"
+    """Decoder block: `pre-norm`, or a part such as `experiments.parts.post_norm:PostNormBlock`."""
+    attention: Annotated[str, AfterValidator(one_of("model.attention"))] = "causal"
+    """Attention of a block: `causal`, or a part."""
+    feed_forward: Annotated[str, AfterValidator(one_of("model.feed_forward"))] = "mlp"
+    """Feed-forward layer of a block: `mlp`, or a part such as `experiments.parts.swiglu:SwiGLU`."""
+    activation: Annotated[str, AfterValidator(one_of("model.activation"))] = "gelu"
+    """Activation of the `mlp`: `gelu` (its tanh form), `gelu-exact`, `relu`, `relu2`, `silu`, or a part."""
+    norm: Annotated[str, AfterValidator(one_of("model.norm"))] = "layer-norm"
+    """Normalization: `layer-norm`, or a part such as `experiments.parts.rms_norm:RMSNorm`."""
+    position: Annotated[str, AfterValidator(one_of("model.position"))] = "learned"
+    """How positions enter: `learned` embeddings, or a part such as `experiments.parts.positions:Rotary`."""
+
+    @field_validator("vocab_size")
+    @classmethod
+    def _fits_some_tokenizer(cls, size: int) -> int:
+        if size < min(VOCAB_SIZES.values()):
+            raise ValueError(
+                f"input should be greater than or equal to {VOCAB_SIZES['gpt2']}, or {VOCAB_SIZES['bytes']} with "
+                f"data.tokenizer=bytes, not {size}"
+            )
+        return size
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -65,8 +105,14 @@ class ModelSpec(Section):
         return self
 
     @property
+    def has_parts(self) -> bool:
+        """Whether the model has parts of the user's own, so that its size is known only when it is built."""
+        return bool(self.parts)
+
+    @property
     def block_parameters(self) -> int:
         """Number of parameters of one decoder block: two LayerNorms, two attention and two MLP matrices."""
+        self._require_closed_form()
         width, biases = self.n_embd, self.bias
         norms = 2 * (width + biases * width)
         attention = 4 * width * width + biases * 4 * width
@@ -75,7 +121,12 @@ class ModelSpec(Section):
 
     @property
     def parameters(self) -> int:
-        """Number of trainable parameters, in closed form (a test compares it with the built model)."""
+        """Number of trainable parameters, in closed form (a test compares it with the built model).
+
+        Raises:
+            ValueError: The model has parts: use `RunRecord.model_size` or `gptlab.model.size.measure`.
+        """
+        self._require_closed_form()
         embeddings = (self.vocab_size + self.context_length) * self.n_embd
         final_norm = self.n_embd + self.bias * self.n_embd
         output = 0 if self.tied else self.vocab_size * self.n_embd
@@ -86,10 +137,18 @@ class ModelSpec(Section):
 
         The attention term counts the full `sequence_length` × `sequence_length` square, as is usual for model FLOPs
         (PaLM, appendix B); a causal kernel computes about half of it. Training costs three times the forward pass.
+
+        Raises:
+            ValueError: See `parameters`.
         """
+        self._require_closed_form()
         matrices = self.n_layer * 12 * self.n_embd**2 + self.vocab_size * self.n_embd
         attention = self.n_layer * 2 * sequence_length * self.n_embd
         return 2 * (matrices + attention)
+
+    def _require_closed_form(self) -> None:
+        if self.has_parts:
+            raise ValueError("the size of a model with parts is known only when it is built")
 
 
 class DataSpec(Section):
@@ -101,17 +160,29 @@ class DataSpec(Section):
     """Fraction of the text's bytes, at its end, that is held out for validation."""
     val_windows: Positive = 32
     """Number of evenly spaced windows in each validation during training."""
+    tokenizer: Annotated[str, RESOLVED] = Field("gpt2", min_length=1)
+    """`gpt2`, `bytes`, or the path of a `tokenizer.json` of `gptlab tokenizer train`. The identity holds its sha256."""
 
 
 class TrainSpec(Section):
-    """One batch per step, AdamW at a constant learning rate, and what is logged and saved."""
+    """One batch per step, the optimizer and its learning rate, and what is logged and saved."""
 
     sequence_length: Positive = 100
     """Tokens per sequence; at most the model's `context_length`."""
     batch_size: int = Field(4, ge=1, le=2**20)
     """Sequences per step."""
     learning_rate: float = Field(3e-4, ge=0, allow_inf_nan=False)
-    """Constant learning rate."""
+    """Learning rate, before the schedule."""
+    schedule: Annotated[str, AfterValidator(one_of("train.schedule"))] = "constant"
+    """How the learning rate changes: `constant`, `linear`, `cosine`, `wsd` (warm-up, stable, decay), or a part."""
+    warmup_steps: int = Field(0, ge=0, le=10**8)
+    """Steps in which the learning rate rises linearly to its full value."""
+    horizon: Positive | None = None
+    """Step at which the schedule has decayed to zero and training ends. `linear` and `cosine` need it."""
+    decay_steps: Positive | None = None
+    """Steps of `wsd`'s decay before the horizon; by default a fifth of it."""
+    optimizer: Annotated[str, AfterValidator(one_of("train.optimizer"))] = "adamw"
+    """Optimizer: `adamw`, or a part such as `experiments.parts.lion:lion`."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moments."""
     eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
@@ -139,6 +210,40 @@ class TrainSpec(Section):
     prompt: Annotated[str, NOT_IDENTITY] = Field("The", min_length=1, max_length=10**5)
     """Prompt of the sample at the end of training."""
 
+    @model_validator(mode="after")
+    def _schedule_is_complete(self) -> Self:
+        schedule, horizon, warmup = self.schedule, self.horizon, self.warmup_steps
+        if is_part(schedule):
+            return self
+        if schedule in {"linear", "cosine"} and horizon is None:
+            raise ValueError(f"schedule {schedule} needs a horizon, the step at which it ends: set train.horizon")
+        if schedule == "constant" and horizon is not None:
+            raise ValueError(
+                f"schedule constant ignores horizon {horizon}; set train.horizon=none or train.schedule=wsd"
+            )
+        if self.decay_steps is not None and schedule != "wsd":
+            raise ValueError(f"schedule {schedule} ignores decay_steps {self.decay_steps}; set train.decay_steps=none")
+        if self.decay_steps is not None and horizon is None:
+            raise ValueError(
+                f"decay_steps {self.decay_steps} needs a horizon, the step at which the decay ends: set train.horizon"
+            )
+        decay = self.decay_length if schedule == "wsd" else 1
+        if horizon is not None and warmup + decay > horizon:
+            raise ValueError(
+                f"warmup_steps {warmup} and a decay of at least {decay} steps exceed horizon {horizon}; raise it"
+            )
+        return self
+
+    @property
+    def has_own_optimizer(self) -> bool:
+        """Whether the optimizer is a part of the user's own."""
+        return is_part(self.optimizer)
+
+    @property
+    def decay_length(self) -> int:
+        """Number of steps in which the learning rate of `wsd` decays; at least 1."""
+        return self.decay_steps or max((self.horizon or 0) // 5, 1)
+
     @property
     def max_grad_norm(self) -> float:
         """The norm that gradients are clipped to; infinite if clipping is disabled."""
@@ -164,6 +269,16 @@ class Experiment(Section):
                 f"model.context_length {self.model.context_length}; shorten the sequences or raise the context length"
             )
         return self
+
+    @model_validator(mode="after")
+    def _vocabulary_fits_tokenizer(self) -> Self:
+        check_vocab_size(self.data.tokenizer, VOCAB_SIZES.get(self.data.tokenizer), self.model.vocab_size)
+        return self
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the model or its training has parts of the user's own."""
+        return bool(self.model.parts or self.train.parts)
 
     def vary(self, name: str, *, why: str, **changes: Any) -> Self:
         """Return a validated variant of this experiment.
@@ -203,6 +318,31 @@ class Experiment(Section):
 
 
 SECTIONS = ("model", "data", "train")
+
+
+def check_vocab_size(tokenizer: str, tokens: int | None, vocab_size: int) -> None:
+    """Check that a model fits a tokenizer.
+
+    Args:
+        tokenizer: Its name or path.
+        tokens: Its number of tokens; None if it is not known yet.
+        vocab_size: The model's `vocab_size`.
+
+    Raises:
+        ValueError: The model has too few embeddings, or, unless the tokenizer is `gpt2`, too many.
+    """
+    if tokens is None or vocab_size == tokens:
+        return
+    if tokenizer != "gpt2":
+        raise ValueError(
+            f"model.vocab_size {vocab_size} does not fit data.tokenizer '{tokenizer}', which has {tokens} tokens; "
+            f"set model.vocab_size={tokens}"
+        )
+    if vocab_size < tokens:
+        raise ValueError(
+            f"model.vocab_size: input should be greater than or equal to {tokens}, not {vocab_size}: "
+            "data.tokenizer 'gpt2' has so many tokens"
+        )
 
 
 def fields_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

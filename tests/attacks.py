@@ -401,6 +401,8 @@ def checkpoints() -> Iterator[Attack]:
 def _lures(run: Path) -> Path:
     """A folder beside the runs with what a record may point to: a folder, a file, a pipe and a huge file."""
     folder = run.parent.parent / "lures"
+    if folder.exists():
+        return folder
     (folder / "folder").mkdir(parents=True)
     (folder / "secret").write_text("secret")
     os.mkfifo(folder / "pipe")

@@ -95,6 +95,17 @@ COMMANDS = [
     ("rm nothing", "there is no run 'nothing'"),
     ("rm ..", "there is no run in '..'"),
     ("gc --all", "No such option: --all"),
+    ("tokenizer make", "No such command 'make'"),
+    ("tokenizer train", "Missing argument 'TEXT'"),
+    ("tokenizer train pandas-docs", "Missing option '--vocab-size'"),
+    ("tokenizer train pandas-docs --vocab-size 256", "'--vocab-size': Input should be greater than or equal to 257"),
+    ("tokenizer train pandas-docs --vocab-size 65537", "'--vocab-size': Input should be less than or equal to 65536"),
+    ("tokenizer train missing.txt --vocab-size 300", "there is no file 'missing.txt'"),
+    ("tokenizer train pandas-docs --vocab-size 300 --out /", "--out is '/', which cannot be a file"),
+    ("run tiny --set data.tokenizer=bytes", "set model.vocab_size=256"),
+    ("run tiny --set data.tokenizer=byte", "there is no tokenizer 'byte'; did you mean 'bytes'?"),
+    ("run tiny --set data.tokenizer=README.md", "'README.md' cannot be used as a tokenizer: Invalid JSON"),
+    ("run tiny-4k --set model.vocab_size=4097", "which has 4096 tokens; set model.vocab_size=4096"),
 ]
 
 FIELDS = [
@@ -106,9 +117,21 @@ FIELDS = [
     ("model.bias", "perhaps", "valid boolean"),
     ("model.tied", "2", "valid boolean"),
     ("model.dropout", "1", "less than 1"),
+    ("train.schedule", "cosin", "did you mean 'cosine'?"),
+    ("train.warmup_steps", "-1", "greater than or equal to 0"),
+    ("train.horizon", "100", "schedule constant ignores horizon 100; set train.horizon=none or train.schedule=wsd"),
+    ("train.decay_steps", "5", "schedule constant ignores decay_steps 5; set train.decay_steps=none"),
+    ("train.optimizer", "adam", "did you mean 'adamw'?"),
+    ("model.block", "prenorm", "did you mean 'pre-norm'?"),
+    ("model.attention", "full", "choose causal or a part"),
+    ("model.feed_forward", "experiments.parts.relu", "choose mlp or a part"),
+    ("model.activation", "gelu_exact", "did you mean 'gelu-exact'?"),
+    ("model.norm", "experiments.parts.none:Norm", "there is no file experiments/parts/none.py"),
+    ("model.position", "os:getcwd", "there is no position 'os:getcwd'"),
     ("data.text", "", "at least 1 character"),
     ("data.val_fraction", "0", "greater than 0"),
     ("data.val_windows", "-1", "greater than or equal to 1"),
+    ("data.tokenizer", "", "at least 1 character"),
     ("train.sequence_length", "", "valid integer"),
     ("train.batch_size", "-4", "greater than or equal to 1, not '-4'"),
     ("train.learning_rate", "fast", "valid number, unable to parse string as a number, not 'fast'"),
@@ -273,8 +296,9 @@ def test_an_empty_variable_counts_as_unset(monkeypatch):
 def test_every_option_and_argument_has_a_case():
     group = typer.main.get_command(cli.app)
     missing = []
-    for name, command in group.commands.items():
-        lines = [line for line, _ in COMMANDS if line.split()[0] == name]
+    nested = {f"{name} {sub}": c for name in ("tokenizer",) for sub, c in group.commands[name].commands.items()}
+    for name, command in {**group.commands, **nested}.items():
+        lines = [line for line, _ in COMMANDS if f"{line} ".startswith(f"{name} ")]
         if not lines:
             missing.append(name)
         for parameter in command.params:

@@ -6,10 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faults import in_child
 
+from gptlab import cli
 from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, checkpoint_directory
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
 from gptlab.tracking.run import all_runs, find_run
@@ -35,14 +38,26 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "gptlab", "run", "tiny", *settings, *map(str, arguments)]
 
 
-@pytest.mark.parametrize("stop_after", [15])
+@pytest.fixture
+def succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
+    """`succeed(command(…))` runs a command, as if alone, in a forked child that has imported everything."""
+
+    def run(arguments: list[str]) -> None:
+        monkeypatch.setattr(sys, "argv", ["gptlab", *arguments[3:]])
+        monkeypatch.chdir(ROOT)
+        end = in_child(cli.main, tmp_path)
+        assert end.code == 0, end.err
+
+    return run
+
+
 def test_ctrl_c_saves_and_the_same_command_ends_with_the_bytes_of_an_uninterrupted_run(
-    text_file, tmp_path, monkeypatch, stop_after
+    text_file, tmp_path, monkeypatch, succeed
 ):
     arguments = command("--text", text_file, "--steps", 60, "--wandb", "offline")
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT)
     for line in process.stdout:
-        if f"step {stop_after:>6} ·" in line:
+        if "step     15 ·" in line:
             os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
             break
     rest, _ = process.communicate()
@@ -55,7 +70,7 @@ def test_ctrl_c_saves_and_the_same_command_ends_with_the_bytes_of_an_uninterrupt
     subprocess.run(arguments, check=True, cwd=ROOT, capture_output=True)
     assert run.history().status == "complete"
     monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
-    subprocess.run([*arguments[:-1], "off"], check=True, cwd=ROOT, capture_output=True)
+    succeed([*arguments[:-1], "off"])
     undisturbed = find_run(run.id)
     assert undisturbed.directory != run.directory
     for name in (MODEL, OPTIMIZER):
@@ -73,14 +88,14 @@ def test_ctrl_c_saves_and_the_same_command_ends_with_the_bytes_of_an_uninterrupt
     assert steps == [row["step"] for row in read_metrics(run.directory)]
 
 
-def test_sigterm_during_startup_does_not_prevent_the_next_start(text_file):
+def test_sigterm_during_startup_does_not_prevent_the_next_start(text_file, succeed):
     arguments = command("--text", text_file, "--steps", 5, "--wandb", "off")
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     process.stdout.readline()
     process.terminate()
     process.communicate()
     assert process.returncode in {-signal.SIGTERM, 128 + signal.SIGTERM}
-    subprocess.run(arguments, check=True, cwd=ROOT, capture_output=True)
+    succeed(arguments)
     assert all_runs()[0].history().status == "complete"
 
 

@@ -18,7 +18,7 @@ from gptlab import cli, entry
 from gptlab.commands import list_experiments, list_runs
 from gptlab.errors import EXPECTED_OS_ERRORS, GptlabError
 from gptlab.imports import importing
-from gptlab.interrupts import end_at_once, on_interrupt
+from gptlab.interrupts import end_at_once, interrupts, on_interrupt
 
 PROGRAMS = {
     "gptlab": ("gptlab.commands.list_experiments.list_experiments", cli.main),
@@ -153,6 +153,67 @@ def test_ctrl_c_after_the_work_ends_the_program_with_one_line(tmp_path):
                 os.kill(os.getpid(), signal.SIGINT)
 
     assert in_child(work, tmp_path) == Ended(130, "", "error: interrupted\n")
+
+
+class Dropping:
+    """Python drops and prints what its `__del__` raises, as in callbacks of weak references and at a fork."""
+
+    def __init__(self, raise_: Callable[[], object]) -> None:
+        self.raise_ = raise_
+
+    def __del__(self) -> None:
+        self.raise_()
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def divide_by_zero() -> float:
+    return 1 / 0
+
+
+@pytest.fixture
+def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """`dropped(function, …)` ends a program whose exceptions of these functions Python drops; 3: it was interrupted."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # not pytest's
+
+    def end(*functions: Callable[[], object]) -> Ended:
+        def work() -> int:
+            for function in functions:
+                Dropping(function)
+            return 3 if interrupts.received else 0
+
+        return in_child(lambda: cli.exit_code(work), tmp_path)
+
+    return end
+
+
+def test_an_interrupt_that_python_drops_is_remembered_and_not_printed(dropped):
+    assert dropped(interrupt) == Ended(3, "", "")
+
+
+@pytest.mark.parametrize("functions", [[raise_interrupt], [interrupt, divide_by_zero]])
+def test_other_exceptions_that_python_drops_are_printed(dropped, functions):
+    assert dropped(*functions).err.count("Exception ignored in") == 1
+
+
+def test_ctrl_c_at_a_fork_waits_until_its_callbacks_have_released_their_locks(tmp_path):
+    def work() -> None:
+        released = []
+        os.register_at_fork(before=interrupt, after_in_parent=lambda: released.append(True))
+        child = interrupts.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert released
+        interrupts.check()
+
+    assert in_child(lambda: cli.exit_code(work), tmp_path) == Ended(130, "", "error: interrupted\n")
 
 
 def test_ctrl_c_that_is_ignored_stays_ignored(tmp_path):

@@ -27,6 +27,7 @@ from analysis import load as tables
 from analysis import report
 from gptlab import cli
 from gptlab.commands import dashboard
+from gptlab.digests import with_digest
 from gptlab.errors import GptlabError
 from gptlab.spec import Experiment
 from gptlab.tracking.metrics import NewRows
@@ -49,6 +50,7 @@ def two_runs(micro, cache, tmp_path_factory) -> Path:
             segment.mkdir(parents=True)
             (segment / "run-x.wandb").touch()
         report.main([])  # the forked children then have every import and every compiled template
+        outcome(typed("show", run.id))  # it imports torchinfo and much of torch
         (runs / "report.html").unlink()
         (runs / "report.md").unlink()
     return runs
@@ -118,66 +120,102 @@ def mirror(runs: list[Run], notice: object) -> int:
     return 0
 
 
-def meet_all_commands(name: str, micro: Experiment) -> dict[str, tuple[int, str, str]]:
-    """The outcome of each command on a run."""
+def meet_all_commands(strangers: dict[str, int], micro: Experiment) -> dict[str, dict[str, tuple[int, str, str]]]:
+    """The outcome of each command on each of the untrusted runs, given with their seeds; "" stands for all runs."""
     logging.getLogger().handlers.clear()  # send warnings where they go without pytest
     dashboard.show = mirror
-    commands = {
+    commands = {"": commands_on_all_runs()}
+    commands |= {name: commands_on_one_run(name, seed, micro) for name, seed in strangers.items()}
+    return {name: {label: outcome(command) for label, command in some.items()} for name, some in commands.items()}
+
+
+def commands_on_all_runs() -> dict[str, Callable[[], object]]:
+    return {
         "runs": typed("runs"),
         "runs --json": typed("runs", "--json"),
-        "show": typed("show", name),
-        "show --json": typed("show", name, "--json"),
         "report": lambda: report.main([]),
         "weights": tables.checkpoints,
-        "diff": typed("diff", name, name),
-        "diff here": typed("diff", name),
         "headers": tables.headers,
         "windows": tables.windows,
+    }
+
+
+def commands_on_one_run(name: str, seed: int, micro: Experiment) -> dict[str, Callable[[], object]]:
+    return {
+        "show": typed("show", name),
+        "show --json": typed("show", name, "--json"),
+        "diff": typed("diff", name, name),
+        "diff here": typed("diff", name),
         "sample": typed("sample", name, "--tokens", "2"),
         "eval": typed("eval", name, "--json"),
         "dashboard": typed("dashboard", name),
         "from": lambda: initial.find_initial_weights(f"{name}@40"),
         "resume": typed("resume", name, "--steps", "41", "--wandb", "off"),
-        "run": lambda: run_attempt(micro, steps=42),
+        "run": lambda: run_attempt(micro, seed, steps=42),
         "rm": typed("rm", name),
     }
-    return {label: outcome(command) for label, command in commands.items()}
 
 
 OURS = (".trash", "report.md", "report.html")
 """Names in the runs directory that commands create."""
 
 
-@pytest.mark.parametrize("attack", list(attacks()), ids=str)
+def companies() -> list[list[Attack]]:
+    """The attacks that meet the commands together, in one child process; similar ones are in different companies."""
+    found = []
+    for listed, count in ((True, 20), (False, 8)):
+        some = [attack for attack in attacks() if attack.listed == listed]
+        found += [some[first::count] for first in range(count)]
+    return found
+
+
+def copy_as(run: Path, seed: int) -> Path:
+    """Copy the run as if it had another seed."""
+    content = json.loads((run / RECORD).read_bytes())
+    del content["digest"]
+    name = content["run"].removesuffix("-s0") + f"-s{seed}"
+    content |= {"run": name, "seed": seed, "wandb_id": content["wandb_id"].replace(content["run"], name)}
+    shutil.copytree(run, run.parent / name)
+    (run.parent / name / RECORD).write_text(json.dumps(with_digest(content)))
+    return run.parent / name
+
+
+@pytest.mark.parametrize("attacks", companies(), ids=lambda some: f"{some[0]} and {len(some) - 1} others")
 def test_an_untrusted_run_is_refused_or_used_and_nothing_else_is_touched(
-    attack: Attack, runs, outside, micro, tmp_path, monkeypatch
+    attacks: list[Attack], runs, outside, micro, tmp_path, monkeypatch
 ):
-    hostile, own = sorted(runs.iterdir())
+    first, own = sorted(runs.iterdir())
+    hostile = {first: attacks[0]} | {copy_as(first, seed): attack for seed, attack in enumerate(attacks[1:], 2)}
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    attack.make(hostile, outside)
-    recorded = (hostile / RECORD).exists()
-    before = contents(tmp_path, besides=[hostile, runs / ".trash"])
+    for run, attack in hostile.items():
+        attack.make(run, outside)
+    recorded = [run for run in hostile if (run / RECORD).exists()]
+    before = contents(tmp_path, besides=[*hostile, runs / ".trash"])
     (tmp_path / "result").mkdir()
     cache = Path(os.environ["GPTLAB_CACHE"])
     watch = Watch(
-        writable=[hostile, cache, tmp_path / "scratch", *(runs / name for name in OURS)],
-        hostile=hostile,
+        writable=[*hostile, cache, tmp_path / "scratch", *(runs / name for name in OURS)],
+        hostile=[*hostile],
         private=outside,
     )
-    said = in_child(lambda: meet_all_commands(hostile.name, micro), watch, tmp_path / "result" / "said.json")
-    for label, (code, _, err) in said.items():
-        assert "Traceback" not in err, label
-        assert code in {0, 1, 2, 3}, label
-        errors = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == (code != 0), label
-    listed = [row["run"] for row in json.loads(said["runs --json"][1])]
+    seeds = {run.name: int(run.name.rpartition("-s")[2]) for run in hostile}
+    said = in_child(lambda: meet_all_commands(seeds, micro), watch, tmp_path / "result" / "said.json")
+    for some in said.values():
+        for label, (code, _, err) in some.items():
+            assert "Traceback" not in err, label
+            assert code in {0, 1, 2, 3}, label
+            errors = [line for line in err.splitlines() if line.startswith("error: ")]
+            assert len(errors) == (code != 0), label
+    _, table, warnings = said[""]["runs"]
+    listed = [row["run"] for row in json.loads(said[""]["runs --json"][1])]
     assert own.name in listed
-    assert (len(listed) == 2) == attack.listed
-    assert attack.listed or not recorded or str(hostile) in said["runs"][2]
-    assert own.name in said["runs"][1]
-    assert (said["resume"][0] == 0) == attack.resumes
-    after = contents(tmp_path, besides=[hostile, runs / ".trash"])
+    assert own.name in table
+    assert len(listed) == 1 + sum(attack.listed for attack in attacks)
+    for run, attack in hostile.items():
+        assert attack.listed or run not in recorded or str(run) in warnings, attack
+        assert (said[run.name]["resume"][0] == 0) == attack.resumes, attack
+    after = contents(tmp_path, besides=[*hostile, runs / ".trash"])
     assert {path: content for path, content in after.items() if path in before} == before
 
 

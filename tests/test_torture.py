@@ -9,7 +9,7 @@ import typer
 from torture import campaign, matrix
 from torture.campaign import ATTEMPTS, ROUND, Campaign, kind_of, turn_of
 from torture.place import make_place
-from torture.process import REPORT
+from torture.process import REPORT, Outcome, ended_before_first_line
 from torture.system import can_mount
 from torture.trial import KINDS, PromiseBrokenError, Trial
 
@@ -78,6 +78,13 @@ def test_an_error_of_the_campaign_itself_is_a_failure(empty, monkeypatch, capfd)
     empty.run([0], KINDS, math.inf)
     assert empty.failed
     assert "the campaign itself failed: ZeroDivisionError" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("file", "before"), [("/usr/lib/runpy.py", True), (cli.__file__, False)])
+def test_a_traceback_is_pythons_own_only_before_the_first_line_of_gptlab(file, before):
+    error = f'Traceback (most recent call last):\n  File "{file}", line 1, in main\nKeyboardInterrupt\n'
+    assert ended_before_first_line(Outcome(("list",), 130, "", error)) is before
+    assert not ended_before_first_line(Outcome(("list",), 1, "", error.replace("KeyboardInterrupt", "ValueError")))
 
 
 def test_a_trial_follows_from_seed_and_number(tmp_path):

@@ -42,8 +42,8 @@ class Watch:
 
     writable: list[Path]
     """The process may change only these and what is below them."""
-    hostile: Path
-    """Nothing below it may be executed."""
+    hostile: list[Path]
+    """Nothing below them may be executed."""
     private: Path
     """Nothing below it may be opened."""
     offences: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Watch:
             source = {"compile": arguments[-1], "exec": getattr(arguments[0], "co_filename", "")}.get(
                 event, arguments[0]
             )
-            if isinstance(source, str) and self.hostile in Path(source).parents:
+            if isinstance(source, str) and not set(self.hostile).isdisjoint(Path(source).parents):
                 offence = f"{event} of {source}"
         elif FOREIGN.fullmatch(event):
             offence = f"{event} {arguments}"

@@ -9,7 +9,7 @@
     time: ["seconds of training", (run) => run.time],
   };
   const ownTokens = (run, step) => (step - run.startStep) * run.tokensPerStep; // a branch starts with its parent's
-  const Y = { val: "validation loss, nats per token", train: "training loss, nats per token" };
+  const Y = { val: DATA.measure, train: "training loss, nats per token" };
 
   function points(run, x, y) {
     const xs = X[x][1](run);

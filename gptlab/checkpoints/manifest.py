@@ -11,6 +11,7 @@ checkpoint is found by scanning, never through a pointer that could be stale. A 
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, field_validator, model_validator
 
 from gptlab.digests import document_digest
 from gptlab.errors import BadInputError, GptlabError
@@ -46,9 +47,9 @@ def adamw_state_shapes(parameters: Shapes) -> dict[str, tuple[int, ...]]:
     }
 
 
-def float32_bytes(model: ModelSpec, file: str) -> int:
+def float32_bytes(parameters: int, file: str) -> int:
     """Return the bytes of the tensors in a checkpoint's file, without the header and AdamW's step scalars."""
-    return 4 * model.parameters * (2 if file == OPTIMIZER else 1)
+    return 4 * parameters * (2 if file == OPTIMIZER else 1)
 
 
 class _Document(BaseModel):
@@ -94,6 +95,8 @@ class Manifest(_Document):
     """Number of the attempt that saved it; None in manifests of earlier versions of gptlab."""
     files: dict[str, FileDigest]
     progress: LoopState
+    optimizer_values: dict[str, JsonValue] = {}
+    """State of the optimizer besides its tensors; see `gptlab.training.optimizer_state`. AdamW has none."""
     text_sha256: str
     tokenizer_sha256: str
     torch: str
@@ -101,7 +104,7 @@ class Manifest(_Document):
 
     def to_json(self) -> str:
         """Return the content of the file."""
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude=None if self.optimizer_values else {"optimizer_values"})
         return json.dumps({"digest": document_digest(content), "content": content}, indent=2) + "\n"
 
     @model_validator(mode="before")
@@ -212,19 +215,28 @@ def _read_checkpoint(directory: Path) -> Checkpoint:
 
 
 def plausible_sizes(model: ModelSpec, file: str) -> range:
-    """Return the lengths in bytes that a checkpoint's file can have: a header with names, then float32 tensors."""
-    tensors = float32_bytes(model, file)
+    """Return the lengths in bytes that a checkpoint's file can have: a header with names, then float32 tensors.
+
+    Those of a model with parts are known only from its code. Whatever such a file says, its tensors fill the file, so
+    that a reader needs no more memory than the file's length.
+    """
+    if model.has_parts:
+        return range(1, sys.maxsize)
+    tensors = float32_bytes(model.parameters, file)
     return range(tensors + 1, tensors + MIB + 8192 * model.n_layer)
 
 
 @contextmanager
-def open_tensors(path: Path, model: ModelSpec, expected: FileDigest | None) -> Iterator[tuple[BufferedReader, int]]:
+def open_tensors(
+    path: Path, model: ModelSpec, expected: FileDigest | None, *, any_size: bool = False
+) -> Iterator[tuple[BufferedReader, int]]:
     """Open a checkpoint's file for reading; yields the file and its length.
 
     Args:
         path: The file.
         model: The model that the tensors belong to.
         expected: The file's digest in the manifest, or None to check only whether the length is plausible.
+        any_size: Whether a length that agrees with the manifest is plausible, as for an optimizer other than AdamW.
 
     Raises:
         GptlabError: The file is missing, or its length is wrong.
@@ -234,7 +246,7 @@ def open_tensors(path: Path, model: ModelSpec, expected: FileDigest | None) -> I
             size = os.fstat(file.fileno()).st_size
             if expected and size != expected.bytes:
                 raise GptlabError(f"{path} has {size:,} bytes, not {expected.bytes:,}")
-            if size not in plausible_sizes(model, path.name):
+            if not any_size and size not in plausible_sizes(model, path.name):
                 raise GptlabError(
                     f"{path} belongs to another model: {size:,} bytes for {model.parameters:,} parameters"
                 )

@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import xxhash
 
 from gptlab.checkpoints.manifest import (
     MODEL,
     OPTIMIZER,
     Checkpoint,
+    FileDigest,
     Manifest,
     Shapes,
     adamw_state_shapes,
@@ -45,6 +47,8 @@ def read_newest_state(
     spec: ModelSpec,
     notice: Callable[[str], None],
     find_rows_problem: Callable[[Manifest], str | None] = lambda manifest: None,
+    *,
+    is_adamw: bool = True,
 ) -> SavedState | None:
     """Read the newest resumable checkpoint whose tensors and rows of metrics are intact.
 
@@ -55,6 +59,7 @@ def read_newest_state(
         spec: The run's model.
         notice: Called with each problem.
         find_rows_problem: Returns what is wrong with the rows of metrics up to a checkpoint, if anything.
+        is_adamw: Whether the optimizer is AdamW, whose state is known; any other state is read as it is.
 
     Returns:
         The tensors, or None if the run has no resumable checkpoint.
@@ -71,7 +76,7 @@ def read_newest_state(
         try:
             with ThreadPoolExecutor() as threads:  # one per file
                 weights = threads.submit(_read_weights, checkpoint, spec)
-                optimizer = threads.submit(_read_optimizer, checkpoint, spec)
+                optimizer = threads.submit(_read_listed_optimizer, checkpoint, spec, is_adamw)
             state = SavedState(checkpoint, weights.result(), optimizer.result(), problems[checkpoint.step])
         except GptlabError as error:
             damage = error
@@ -92,14 +97,7 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:
     Raises:
         GptlabError: The file is damaged or belongs to another model.
     """
-    return model_from(_read_weights(checkpoint, spec), spec).eval()
-
-
-def model_from(weights: Tensors, spec: ModelSpec) -> GPT:
-    """Return a model whose parameters are the given tensors, not copies of them."""
-    model = gpt.empty(spec, "meta")
-    model.load_state_dict(weights, assign=True)
-    return model
+    return gpt.with_weights(spec, _read_weights(checkpoint, spec)).eval()
 
 
 def read_weights(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Tensors:
@@ -115,42 +113,58 @@ def read_weights(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Te
         GptlabError: The file is missing, damaged or belongs to another model.
     """
     with open_tensors(path, spec, None) as (file, size):
-        return read_tensors(path, file, size, weight_shapes(spec), digest, expected)
+        return read_tensors(path, file, size, weight_shapes(spec), digest, expected, _buffer_dtypes(spec))
 
 
-def read_optimizer(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Tensors:
-    """Read the optimizer state in a file, without the manifest beside it. The arguments are those of `read_weights`.
+def read_optimizer(path: Path, spec: ModelSpec, digest: Hash, expected: str, *, is_adamw: bool) -> Tensors:
+    """Read the optimizer state in a file, without the manifest beside it. Other arguments are those of `read_weights`.
+
+    Args:
+        path: An `optimizer.safetensors`.
+        spec: See `read_weights`.
+        digest: See `read_weights`.
+        expected: See `read_weights`.
+        is_adamw: Whether the optimizer is AdamW, whose state is known; any other state is read as it is.
 
     Raises:
         GptlabError: The file is missing, damaged or belongs to another model.
     """
-    with open_tensors(path, spec, None) as (file, size):
-        tensors = read_tensors(path, file, size, adamw_state_shapes(weight_shapes(spec)), digest, expected)
-    return _checked_optimizer(path, tensors)
+    return _read_optimizer(path, spec, digest, expected, None, is_adamw)
 
 
 def weight_shapes(spec: ModelSpec) -> Shapes:
-    """Return the shapes of the model's weights by name; all are float32."""
+    """Return the shapes of the model's weights by name; all are float32, except for buffers of parts."""
     return {name: tuple(tensor.shape) for name, tensor in gpt.empty(spec, "meta").state_dict().items()}
 
 
+def _buffer_dtypes(spec: ModelSpec) -> dict[str, torch.dtype]:
+    return {name: buffer.dtype for name, buffer in gpt.empty(spec, "meta").named_buffers()} if spec.has_parts else {}
+
+
 def _read_weights(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
-    return _read(checkpoint, MODEL, spec, weight_shapes)
+    path, expected = checkpoint.directory / MODEL, checkpoint.manifest.files[MODEL]
+    with open_tensors(path, spec, expected) as (file, size):  # the size is checked before a model of this spec is built
+        digest, dtypes = xxhash.xxh3_128(), _buffer_dtypes(spec)
+        return read_tensors(path, file, size, weight_shapes(spec), digest, expected.xxh3_128, dtypes)
 
 
-def _read_optimizer(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
-    tensors = _read(checkpoint, OPTIMIZER, spec, lambda spec: adamw_state_shapes(weight_shapes(spec)))
-    return _checked_optimizer(checkpoint.directory / OPTIMIZER, tensors)
+def _read_listed_optimizer(checkpoint: Checkpoint, spec: ModelSpec, is_adamw: bool) -> Tensors:
+    path, listed = checkpoint.directory / OPTIMIZER, checkpoint.manifest.files[OPTIMIZER]
+    return _read_optimizer(path, spec, xxhash.xxh3_128(), listed.xxh3_128, listed, is_adamw)
 
 
-def _checked_optimizer(path: Path, tensors: Tensors) -> Tensors:
-    for name, tensor in tensors.items():
+def _read_optimizer(
+    path: Path, spec: ModelSpec, digest: Hash, expected: str, listed: FileDigest | None, is_adamw: bool
+) -> Tensors:
+    """`listed` is what the manifest says about the file, whose size is checked first; None without a manifest."""
+    with open_tensors(path, spec, listed, any_size=not is_adamw) as (file, size):
+        shapes = adamw_state_shapes(_parameter_shapes(spec)) if is_adamw else None
+        tensors = read_tensors(path, file, size, shapes, digest, expected)
+    for name, tensor in tensors.items() if is_adamw else ():
         if name.endswith("/step") and not tensor >= 1:  # AdamW's bias correction divides by zero at step 0
             raise GptlabError(f"{path} has {name} as {tensor.item()}, which training never produces")
     return tensors
 
 
-def _read(checkpoint: Checkpoint, name: str, spec: ModelSpec, shapes: Callable[[ModelSpec], Shapes]) -> Tensors:
-    path, expected = checkpoint.directory / name, checkpoint.manifest.files[name]
-    with open_tensors(path, spec, expected) as (file, size):  # the size is checked before a model of this spec is built
-        return read_tensors(path, file, size, shapes(spec), xxhash.xxh3_128(), expected.xxh3_128)
+def _parameter_shapes(spec: ModelSpec) -> Shapes:
+    return {name: tuple(parameter.shape) for name, parameter in gpt.empty(spec, "meta").named_parameters()}

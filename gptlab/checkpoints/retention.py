@@ -18,7 +18,8 @@ from gptlab.checkpoints.manifest import (
 )
 from gptlab.errors import GptlabError
 from gptlab.files import locked_directory, write_durably
-from gptlab.spec import Experiment
+from gptlab.size import Size
+from gptlab.spec import TrainSpec
 
 STAGING, TRASH = ".saving", ".trash"
 
@@ -75,16 +76,18 @@ def is_snapshot(step: int) -> bool:
     return step & (step - 1) == 0
 
 
-def check_space(run_directory: Path, spec: Experiment) -> None:
+def check_space(run_directory: Path, train: TrainSpec, size: Size) -> None:
     """Check that the disk has room for all checkpoints that the run will keep at once.
+
+    An optimizer other than AdamW is taken to have two moments, too.
 
     Raises:
         GptlabError: It does not; the message says how much is needed and how much is free.
     """
-    weights = float32_bytes(spec.model, MODEL)
-    full = weights + float32_bytes(spec.model, OPTIMIZER)
-    snapshots = spec.train.steps.bit_length() + 1 if spec.train.snapshots else 0
-    resumable = spec.train.keep_checkpoints + len({step for step in spec.train.keep_steps if step <= spec.train.steps})
+    weights = float32_bytes(size.parameters, MODEL)
+    full = weights + float32_bytes(size.parameters, OPTIMIZER)
+    snapshots = train.steps.bit_length() + 1 if train.snapshots else 0
+    resumable = train.keep_checkpoints + len({step for step in train.keep_steps if step <= train.steps})
     needed = (resumable + 1) * full + (1 + snapshots) * weights  # + 1 during a save
     used = sum(
         file.bytes for checkpoint in list_checkpoints(run_directory) for file in checkpoint.manifest.files.values()
@@ -116,6 +119,6 @@ def discard(directory: Path) -> None:
 
 def _strip_optimizer(checkpoint: Checkpoint) -> None:
     weights = {MODEL: checkpoint.manifest.files[MODEL]}
-    manifest = checkpoint.manifest.model_copy(update={"files": weights})
+    manifest = checkpoint.manifest.model_copy(update={"files": weights, "optimizer_values": {}})
     write_durably(checkpoint.directory / MANIFEST, manifest.to_json())
     (checkpoint.directory / OPTIMIZER).unlink()

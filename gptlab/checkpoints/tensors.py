@@ -18,6 +18,7 @@ may depend on alignment. For 649 MB in the page cache (medians of 9):
 Format: https://github.com/huggingface/safetensors#format
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from itertools import chain
@@ -34,6 +35,22 @@ from gptlab.checkpoints.manifest import MIB, FileDigest, Shapes
 from gptlab.errors import GptlabError
 
 Tensors = dict[str, Tensor]
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The dtypes that a file can hold, by their names in the format. Weights and AdamW's moments are float32."""
+MAX_HEADER = 64 * MIB
+"""Length of the header of a file whose tensors are not known."""
 
 LENGTH_BYTES = 8
 """Size of the little-endian integer at the beginning of a file, which is the header's length."""
@@ -61,19 +78,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
     Args:
         path: The file.
-        tensors: Tensors by name; float32, contiguous and on the CPU.
+        tensors: Tensors by name, contiguous and on the CPU.
         metadata: Text for the header; at most one key, because the library writes several in random order.
 
     Returns:
         Size and checksum of the header and of the tensors in memory.
 
     Raises:
-        ValueError: A tensor is not float32.
+        ValueError: A tensor has a dtype that is not in `DTYPES`.
         GptlabError: The file exists or cannot be written.
     """
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is {tensor.dtype}, not torch.float32")
+        if tensor.dtype not in DTYPES.values():
+            raise ValueError(f"{name} is {tensor.dtype}, which checkpoints cannot hold")
     if path.exists():
         raise GptlabError(f"{path} cannot be written: it exists")
     try:
@@ -85,7 +102,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     except (OSError, SafetensorError) as error:
         raise GptlabError(f"{path} cannot be written: {error}") from error
     digest, size = xxhash.xxh3_128(header), len(header)
-    for name in sorted(tensors):  # the library's order for tensors of one dtype
+    entries = json.loads(header[LENGTH_BYTES:])
+    for name in sorted(tensors, key=lambda name: entries[name]["data_offsets"]):
         for piece in pieces(tensors[name]):
             digest.update(piece)
             size += len(piece)
@@ -93,7 +111,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def read_tensors(
-    path: Path, file: BufferedReader, size: int, shapes: Shapes, digest: Hash, expected: str | None
+    path: Path,
+    file: BufferedReader,
+    size: int,
+    shapes: Shapes | None,
+    digest: Hash,
+    expected: str | None,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> Tensors:
     """Read a whole file into tensors that torch allocates.
 
@@ -101,16 +125,20 @@ def read_tensors(
         path: The file's path, for messages.
         file: The file, open at its beginning.
         size: The file's length in bytes.
-        shapes: Names and shapes of the tensors that it must hold, all of them float32.
+        shapes: Names and shapes of the tensors that it must hold; None for any. They fill the file, so that reading
+            takes no more memory than its length.
         digest: A new hash object, to be updated with all bytes of the file.
         expected: The digest that the file must have, in hexadecimal, or None.
+        dtypes: Dtypes of tensors that are not float32; ignored without `shapes`.
 
     Raises:
         GptlabError: The file is damaged or holds something else; the message names file and tensor.
     """
     try:
-        names = _check_header(path, file, size, shapes, digest)
-        tensors = {name: _empty(shapes[name], path, size) for name in names}
+        header = _read_header(path, file, size, shapes, digest)
+        if shapes is not None:
+            _check_tensors(path, header, shapes, dtypes or {})
+        tensors = {name: _empty(dtype, shape, path, size) for name, (dtype, shape) in header.items()}
         for piece in chain.from_iterable(map(pieces, tensors.values())):
             if file.readinto(piece) != len(piece):
                 raise GptlabError(f"{path} became shorter while it was read")
@@ -124,13 +152,17 @@ def read_tensors(
     return tensors
 
 
-def _check_header(path: Path, file: BufferedReader, size: int, shapes: Shapes, digest: Hash) -> list[str]:
-    """Read and check the header. Returns the names in the order of their data, which fills the rest of the file."""
+Header = dict[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape by name."""
+
+
+def _read_header(path: Path, file: BufferedReader, size: int, shapes: Shapes | None, digest: Hash) -> Header:
+    """Read the header. Returns its entries in the order of their data, which fills the rest of the file."""
     invalid = f"{path} is not a safetensors file"
     prefix = file.read(LENGTH_BYTES)
     digest.update(memoryview(prefix))
     length = int.from_bytes(prefix, "little")
-    if length > min(size - LENGTH_BYTES, MIB + 1024 * len(shapes)):
+    if length > min(size - LENGTH_BYTES, MAX_HEADER if shapes is None else MIB + 1024 * len(shapes)):
         raise GptlabError(f"{invalid}: its header cannot have {length:,} bytes")
     digest.update(memoryview(file.read(length)))
     try:
@@ -138,25 +170,34 @@ def _check_header(path: Path, file: BufferedReader, size: int, shapes: Shapes, d
         with safe_open(f"/dev/fd/{file.fileno()}", "np", backend="pread") as header:
             names: list[str] = header.offset_keys()
             entries = [header.get_slice(name) for name in names]
-            found = {name: (e.get_dtype(), e.get_shape()) for name, e in zip(names, entries, strict=True)}
+            found = {name: (e.get_dtype(), tuple(e.get_shape())) for name, e in zip(names, entries, strict=True)}
     except (OSError, SafetensorError) as error:
         raise GptlabError(f"{invalid}: {error!s:.200}") from None
+    for name, (dtype, _) in found.items():
+        if dtype not in DTYPES:
+            raise GptlabError(f"{path} has {name:.80} as {dtype:.20}, which no checkpoint holds")
+    return found
+
+
+def _check_tensors(path: Path, found: Header, shapes: Shapes, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Check that a file has exactly these tensors."""
     for name in sorted(shapes.keys() | found.keys()):
         if name not in found:
             raise GptlabError(f"{path} has no tensor {name}")
         if name not in shapes:
             raise GptlabError(f"{path} has a tensor {name:.80}, which this model does not have")
         dtype, shape = found[name]
-        if (dtype, tuple(shape)) != ("F32", shapes[name]):
+        needed = dtypes.get(name, torch.float32)
+        if (DTYPES[dtype], shape) != (needed, shapes[name]):
+            (wanted,) = (key for key, value in DTYPES.items() if value == needed)
             raise GptlabError(
-                f"{path} has {name} as {shape!s:.80} {dtype:.20}, but this model needs {list(shapes[name])} F32"
+                f"{path} has {name} as {list(shape)!s:.80} {dtype}, but this model needs {list(shapes[name])} {wanted}"
             )
-    return names
 
 
-def _empty(shape: tuple[int, ...], path: Path, size: int) -> Tensor:
+def _empty(dtype: str, shape: tuple[int, ...], path: Path, size: int) -> Tensor:
     try:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=DTYPES[dtype])
     except RuntimeError:
         raise GptlabError(f"{path} does not fit into memory: {size:,} bytes") from None
 

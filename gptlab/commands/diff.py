@@ -12,7 +12,7 @@ from typing import Any
 
 from gptlab import catalog
 from gptlab.errors import BadInputError
-from gptlab.identity import NUMERICS
+from gptlab.identity import NUMERICS, Fingerprint, identity_fields
 from gptlab.spec import Experiment, flatten
 from gptlab.terminal.console import Console
 from gptlab.terminal.tables import borderless
@@ -43,6 +43,10 @@ class Side:
     code: Facts
     data: Facts
     environment: Facts
+    fingerprint: Fingerprint | None
+    """What the code computes; None if it was not recorded."""
+    identity: Facts
+    """The fields that the fingerprint depends on besides the code."""
     sources: tuple[Source, ...]
     """The successive versions of the code: of each attempt, or only the working tree."""
     results: Facts = field(default_factory=dict)
@@ -94,11 +98,12 @@ def recorded_side(run: Run) -> Side:
             "initial_weights": record.initial_weights and record.initial_weights.reference,
             "branch": record.branch and record.branch.reference,
         },
-        code={key: _over_time(start.get(key) for start in starts) for key in CODE},
+        code={key: _over_time(start.get(key) for start in starts) for key in (*CODE, "fingerprint")},
         data={
             "text.source": record.text.source,
             "text.bytes": record.text.bytes,
             "text.sha256": record.text.sha256,
+            "tokenizer": record.spec.data.tokenizer,
             "tokenizer_sha256": record.tokenizer_sha256,
         },
         environment={
@@ -108,6 +113,8 @@ def recorded_side(run: Run) -> Side:
                 for name in sorted(packages)
             },
         },
+        fingerprint=record.fingerprint,
+        identity=identity_fields(record.spec),
         sources=_recorded_sources(run.directory, starts),
         results={"status": history.status, "step": history.step},
         metrics=run.directory,
@@ -123,9 +130,11 @@ def current_side(run: Run) -> Side:
     Raises:
         BadInputError: The experiments cannot be read, or this machine does not support the precision.
     """
-    from gptlab.data import tokenizer
+    from gptlab.data.vocabularies import find_tokenizer
     from gptlab.training.capacity import limit_threads
+    from gptlab.training.fingerprint import fingerprint
     from gptlab.training.run_text import stored_text
+    from gptlab.training.run_tokenizer import run_tokenizer
     from gptlab.training.settings import Available, resolve_settings
 
     notes = []
@@ -139,6 +148,14 @@ def current_side(run: Run) -> Side:
         stored_text(run)
     except BadInputError as error:
         notes.append(str(error))
+    arithmetic = fingerprint(
+        run.record.spec, run_tokenizer(run)
+    )  # with the same spec, only the code makes a difference
+    try:
+        tokenizer = {"tokenizer_sha256": find_tokenizer(experiment.data.tokenizer).sha256}
+    except BadInputError as error:
+        tokenizer = {}
+        notes.append(str(error))
     source = provenance.working_tree()
     notes += [source.unknown] if source.unknown else []
     limit_threads()
@@ -147,10 +164,12 @@ def current_side(run: Run) -> Side:
     return Side(
         label="here and now",
         spec=_spec(experiment, settings.precision, NUMERICS),
-        code=source.facts(),
-        data={"tokenizer_sha256": tokenizer.TOKENIZER_SHA256},
+        code={**source.facts(), "fingerprint": arithmetic.hash},
+        data=tokenizer,
         environment=dict(flatten(environment)),
+        fingerprint=arithmetic,
         sources=(source,),
+        identity=identity_fields(run.record.spec),
         notes=tuple(notes),
     )
 
@@ -165,9 +184,10 @@ def compare(a: Side, b: Side) -> Comparison:
         notes.append("the code cannot be compared: a commit is missing from this repository, or a patch from its run")
     elif sections["code"] and not changes.files and not mixed:
         notes.append("the code is the same in every file")
+    notes += _arithmetic(a, b)
     sections["results"] = differing(a.results, b.results)
     if a.metrics and b.metrics:
-        found = compare_metrics(a.metrics, b.metrics)
+        found = compare_metrics(a.metrics, b.metrics, same_tokenizer="tokenizer_sha256" not in sections["data"])
         if not a.damaged and not b.damaged:
             newest = (newest_values(run, PERFORMANCE) for run in (a.metrics, b.metrics))
             sections["results"] |= found.losses | differing(*newest)
@@ -176,14 +196,29 @@ def compare(a: Side, b: Side) -> Comparison:
     return Comparison(a.label, b.label, sections, files, notes, patch)
 
 
+def _arithmetic(a: Side, b: Side) -> list[str]:
+    """A note on whether the code of both sides computes the same, unless it is the same code."""
+    if a.fingerprint is None or b.fingerprint is None:
+        return ["whether the code computes the same is unknown: an earlier version of gptlab did not record it"]
+    files = ", ".join(a.fingerprint.differing_files(b.fingerprint))
+    if a.identity == b.identity and a.fingerprint.hash != b.fingerprint.hash:
+        where = f"these files differ: {files}" if files else "no file differs, so packages or processors do"
+        return [f"different arithmetic: {where}"]
+    if not files:
+        return []
+    if a.identity == b.identity:
+        return [f"these files differ, but compute the same: {files}"]
+    return [f"these files differ; whether their arithmetic does is unknown, because the specs differ: {files}"]
+
+
 def differing(a: Facts, b: Facts) -> Pairs:
     """Return the keys that both have, with different values."""
     return {key: (a[key], b[key]) for key in a if key in b and a[key] != b[key]}
 
 
 def _spec(experiment: Experiment, precision: str, numerics: Any) -> Facts:
-    """The fields of a spec with the resolved precision, without the text, which is compared by its sha256."""
-    fields = dict(flatten(experiment.model_dump(mode="json", exclude={"data": {"text"}})))
+    """The fields of a spec with the resolved precision. Text and tokenizer are compared by their sha256."""
+    fields = dict(flatten(experiment.model_dump(mode="json", exclude={"data": {"text", "tokenizer"}})))
     return {**fields, "train.precision": precision, "numerics": numerics}
 
 

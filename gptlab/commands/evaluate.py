@@ -20,6 +20,7 @@ from gptlab.training.capacity import limit_threads
 from gptlab.training.evaluate import Evaluation, evaluate
 from gptlab.training.memory import explain_out_of_memory, keep_freed_memory
 from gptlab.training.run_text import is_moved_text_of, remember_place, stored_text
+from gptlab.training.run_tokenizer import run_tokenizer
 from gptlab.training.settings import Available, resolve_settings
 
 
@@ -69,7 +70,7 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
         console: Where to show progress.
 
     Raises:
-        BadInputError: There is no such checkpoint, text or device, or the text is too short or has changed.
+        BadInputError: There is no such checkpoint, text, tokenizer or device, or the text is too short or has changed.
         GptlabError: The checkpoint is damaged, or memory runs out.
     """
     limit_threads()
@@ -80,7 +81,7 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
     if text and is_moved_text_of(run, located):
         remember_place(run, located, console.notice)
         text = None
-    held_out = tokens.prepare(located, 1.0 if text else spec.data.val_fraction).val
+    held_out = tokens.prepare(located, 1.0 if text else spec.data.val_fraction, run_tokenizer(run)).val
     starts = validation_starts(held_out, spec.train.sequence_length, None)
     keep_freed_memory()
     model = load_model(checkpoint, spec.model).to(settings.device)

@@ -14,12 +14,14 @@ from gptlab.checkpoints.manifest import CHECKPOINTS
 from gptlab.checkpoints.read import SavedState, read_newest_state
 from gptlab.checkpoints.retention import check_space, remove_incomplete
 from gptlab.commands import run_messages as messages
-from gptlab.data import tokenizer
+from gptlab.data.vocabularies import Tokenizer
 from gptlab.errors import BadInputError, DivergedError, GptlabError
 from gptlab.files import remove_temporary_files
+from gptlab.identity import Fingerprint
 from gptlab.limits import out_of_memory_kills
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
+from gptlab.model.measure import size_of
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.terminal.progress import StepProgress
@@ -34,12 +36,14 @@ from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.capacity import limit_threads, memory_notice
+from gptlab.training.fingerprint import fingerprint
 from gptlab.training.initial import check_branch, check_initial_weights, check_steps
 from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory
 from gptlab.training.plan import plan
 from gptlab.training.profiler import Profiler
 from gptlab.training.run_text import moved_text, remember_place, stored_text
+from gptlab.training.run_tokenizer import restore_copy, run_tokenizer
 from gptlab.training.settings import Available, Settings, resolve_settings, use_deterministic_kernels
 from gptlab.training.signals import StopSignals
 from gptlab.training.training_data import TrainingData, load_training_data
@@ -56,6 +60,8 @@ class Options:
     steps: int | None = None
     text: str | None = None
     """The new place of the text of a run that is resumed."""
+    accept_code_change: bool = False
+    """Whether to resume a run with code that computes something else."""
     device: str = "auto"
     deterministic: bool = False
     wandb: Mode | None = None
@@ -117,30 +123,44 @@ def run_experiment(
         hooks: More functions for the training loop to call.
 
     Raises:
-        BadInputError: The text, device or parent cannot be used. Nothing was written.
+        BadInputError: The text, tokenizer, device or parent cannot be used. Nothing was written.
         DivergedError: The run diverges, or has diverged before.
         GptlabError: Another process is training the run, a file is damaged or cannot be written, or memory runs out.
     """
     limit_threads()
     planned = plan(experiment, seed, options.device, parent)
-    directory, text, offset = planned.run_directory, planned.text, 0
-    if isinstance(parent, Branch):
-        check_branch(parent, seed, experiment.train.steps, planned.identity.content["tokenizer_sha256"])
-        offset = parent.window_offset(text.sha256, experiment.train)
-    elif parent:
-        check_initial_weights(parent, experiment.model)
-    data = load_training_data(experiment, text, seed, offset)
+    directory, text, branch, offset = planned.run_directory, planned.text, planned.branch, 0
+    if branch:
+        check_branch(branch, seed, experiment.train.steps)
+        offset = branch.window_offset(text.sha256, experiment.train)
+    elif planned.initial_weights:
+        check_initial_weights(planned.initial_weights, experiment.model)
+    size = size_of(experiment)
+    data = load_training_data(experiment, text, seed, planned.tokenizer, window_offset=offset)
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
     with console.surviving():
         if options.fresh and (directory / RECORD).is_file():
             _start_afresh(load_run(directory), console)
         if not directory.exists():
             messages.new_identity(experiment, planned.identity, console)
-        run = create_run(experiment, planned.identity, seed, planned.settings.precision, record, parent)
+        run = create_run(
+            experiment,
+            planned.identity,
+            seed,
+            planned.settings.precision,
+            record,
+            tokenizer=planned.tokenizer.content,
+            initial_weights=planned.initial_weights,
+            branch=branch,
+            fingerprint=planned.fingerprint,
+            size=size,
+        )
         messages.kept_fields(run, experiment, console)
         if not os.access(run.record.text.path, os.R_OK):
             remember_place(run, text, console.notice)
-        session = _Session(run, data, planned.settings, options, console, hooks or Hooks())
+        session = _Session(
+            run, data, planned.tokenizer, planned.fingerprint, planned.settings, options, console, hooks or Hooks()
+        )
         return session.train_to(experiment.train.steps)
 
 
@@ -148,7 +168,8 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     """Resume or extend a run from its stored spec, even if its experiment has changed or is gone.
 
     Raises:
-        BadInputError: The text or the tokenizer has changed since the run began, or the device cannot be used.
+        BadInputError: The text or the tokenizer is gone, they or the arithmetic of the code have changed since the
+            run began, or the device cannot be used.
         DivergedError: See `run_experiment`.
         GptlabError: See `run_experiment`.
     """
@@ -156,18 +177,16 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     record = run.record
     settings = resolve_settings(options.device, record.precision, Available.here())
     new_run = shell_command("run", record.spec.name, "--text", record.text.path)
-    if record.tokenizer_sha256 != tokenizer.TOKENIZER_SHA256:
-        raise BadInputError(
-            f"{run.id} was started with another tokenizer: sha256 {record.tokenizer_sha256}, now "
-            f"{tokenizer.TOKENIZER_SHA256}; start a new run with: {new_run}"
-        )
+    tokenizer = run_tokenizer(run)
     if options.text:
         text = moved_text(run, options.text, console.notice)
     else:
         text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
-    data = load_training_data(record.spec, text, record.seed, record.window_offset)
+    data = load_training_data(record.spec, text, record.seed, tokenizer, window_offset=record.window_offset)
     with console.surviving():
-        return _Session(run, data, settings, options, console, hooks or Hooks()).train_to(options.steps)
+        code = fingerprint(record.spec, tokenizer)
+        session = _Session(run, data, tokenizer, code, settings, options, console, hooks or Hooks())
+        return session.train_to(options.steps)
 
 
 @dataclass(frozen=True)
@@ -176,6 +195,8 @@ class _Session:
 
     run: Run
     data: TrainingData
+    tokenizer: Tokenizer
+    code: Fingerprint
     settings: Settings
     options: Options
     console: Console
@@ -184,25 +205,29 @@ class _Session:
     def train_to(self, steps: int | None) -> Result:
         """Train the run to `steps`, by default the target of its last attempt, unless it is there already."""
         run, history = self.run, self.run.history()
-        steps = steps or history.target
+        steps = messages.steps_to_horizon(run, steps or history.target, self.console)
         if history.status == "diverged":
             raise DivergedError(
                 f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or, if the "
                 "code has changed, start again with `gptlab run` and --fresh"
             )
         if history.status == "complete" and steps <= history.step:
-            messages.already_complete(run, history, steps, self.console)
+            messages.already_complete(run, history, steps, self.code, self.console)
             return Result(run)
+        if not self.options.accept_code_change:
+            _check_arithmetic(run, history, self.code)
         check_no_hard_links(run.directory)
         with RunLock(run.directory) as lock, StopSignals() as signals:
             run = load_run(run.directory)  # another process may have written the record first
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
-            spec, device, killed = run.record.spec, self.settings.device, lock.predecessor_was_killed
-            if notice := memory_notice(spec.model, device, history.attempts, killed=killed):
+            restore_copy(run, self.tokenizer)
+            spec, size, device = run.record.spec, run.record.model_size, self.settings.device
+            if notice := memory_notice(size.parameters, device, history.attempts, killed=lock.predecessor_was_killed):
                 self.console.notice(notice)
+            is_adamw = not spec.train.has_own_optimizer
             find_problem = partial(find_rows_problem, run.directory)
-            saved = read_newest_state(run.directory, spec.model, self.console.notice, find_problem)
+            saved = read_newest_state(run.directory, spec.model, self.console.notice, find_problem, is_adamw=is_adamw)
             if saved is None:
                 _check_nothing_is_lost(run, history)
                 if run.record.branch:
@@ -211,7 +236,7 @@ class _Session:
                 messages.fewer_steps(run, history, steps, saved.checkpoint.step, self.console)
                 return Result(run)
             self.console.log_to(run.directory / LOG)
-            check_space(run.directory, spec.with_changes({"train.steps": steps}))
+            check_space(run.directory, spec.train.model_copy(update={"steps": steps}), size)
             return replace(self, run=run)._train(steps, saved, history, lock, signals)
 
     def _train(
@@ -234,6 +259,7 @@ class _Session:
             **self.settings.environment(),
             **provenance.environment(),
             **source.facts(),
+            "fingerprint": self.code.hash,
             "out_of_memory_kills": out_of_memory_kills(),
             "tags": list(options.tags),
             "notes": options.notes,
@@ -241,7 +267,7 @@ class _Session:
             "wandb": mirror.intended_mode,
         }
         messages.opening(run, start_step, steps, self.data, self.settings, wandb, console)
-        messages.changed_environment(run, history, facts, source, console)
+        messages.changed_environment(run, history, facts, source, self.code, console)
         train = run.record.spec.train
         with (
             StepProgress(console, start_step, steps, train.batch_size * train.sequence_length) as progress,
@@ -285,6 +311,31 @@ def _stop_requested(signals: StopSignals, console: Console) -> bool:
         f"{signals.received.name}: saving, then stopping; a second Ctrl-C or SIGTERM stops immediately without saving"
     )
     return True
+
+
+def _check_arithmetic(run: Run, history: History, code: Fingerprint) -> None:
+    """Check that the code computes what it computed in the last attempt.
+
+    Raises:
+        BadInputError: It computes something else, or what it computed was not recorded.
+    """
+    recorded, last = run.record.fingerprint, messages.last_arithmetic(run, history)
+    if last == code.hash:
+        return
+    again = shell_command("resume", run.reference, "--accept-code-change")
+    if last is None:
+        reason = "was made by an earlier version of gptlab, which did not record what its code computes"
+    elif recorded and recorded.hash != code.hash:
+        reason = f"was trained by code that computes something else{messages.differing_files(recorded, code)}"
+    else:
+        raise BadInputError(
+            f"{run.id} was last trained by other code, which was accepted although it computes something else; "
+            f"`{again}` continues it with the code as it is now"
+        )
+    raise BadInputError(
+        f"{run.id} {reason}; `gptlab run` starts another run with the code as it is now; `{again}` continues this one "
+        "with it, so that its numbers come from two versions"
+    )
 
 
 def _check_nothing_is_lost(run: Run, history: History) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from gptlab import project
 from gptlab.checkpoints.manifest import list_checkpoints
-from gptlab.identity import Identity, identity_fields
-from gptlab.spec import Experiment, flatten
+from gptlab.identity import Fingerprint, Identity, identity_fields
+from gptlab.spec import Experiment, TrainSpec, flatten
 from gptlab.terminal.console import Console
 from gptlab.terminal.text import abbreviate_hash, format_duration, printable, shell_command
 from gptlab.tracking import provenance
@@ -17,6 +17,8 @@ from gptlab.tracking.metrics import Row
 from gptlab.tracking.records import Branch, InitialWeights, Outcome, Start
 from gptlab.tracking.run import Run, all_runs
 from gptlab.training.capacity import describe_threads
+from gptlab.training.fingerprint import fingerprint
+from gptlab.training.run_tokenizer import run_tokenizer
 from gptlab.training.settings import Settings
 from gptlab.training.training_data import TrainingData
 
@@ -28,8 +30,9 @@ COMPARED = {
     "diff_sha256": "uncommitted changes",
 }
 """Fields of an attempt's start that can change the numbers, and what to call them."""
+MAX_FILES = 5
 CODE_FACTS = ("git_commit", "diff_sha256")
-RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text"}
+RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text", "data.tokenizer"}
 """Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
 
@@ -45,8 +48,12 @@ def new_identity(experiment: Experiment, identity: Identity, console: Console) -
     differences = [
         f"{key} {abbreviate_hash(old.get(key))} → {abbreviate_hash(new.get(key))}"
         for key in old | new
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and key != "fingerprint"
     ]
+    recorded = newest.record.fingerprint
+    code = fingerprint(newest.record.spec, run_tokenizer(newest))  # a fingerprint depends on the spec as well
+    if recorded is None or recorded.hash != code.hash:
+        differences.append(f"the arithmetic of the code{differing_files(recorded, code)}")
     console.print(f"new run; differs from {newest.id}: {', '.join(differences)}")
 
 
@@ -70,7 +77,26 @@ def _facts(experiment: Experiment, content: dict[str, Any]) -> dict[str, Any]:
     return own | dict(flatten(identity_fields(experiment)))
 
 
-def already_complete(run: Run, history: History, steps: int, console: Console) -> None:
+def last_arithmetic(run: Run, history: History) -> str | None:
+    """Return the hash of the code's fingerprint in the last attempt; None if it is unknown."""
+    recorded = [start["fingerprint"] for start in history.starts if "fingerprint" in start]
+    if recorded:
+        return recorded[-1]
+    return run.record.fingerprint.hash if run.record.fingerprint else None
+
+
+def differing_files(old: Fingerprint | None, new: Fingerprint) -> str:
+    """Return the files that differ between the code of two fingerprints, as a text in parentheses."""
+    if old is None:
+        return " (the older run did not record it)"
+    files = old.differing_files(new)
+    if not files:
+        return " (no file differs: another version of a package or another processor)"
+    more = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
+    return f" ({', '.join(files[:MAX_FILES])}{more})"
+
+
+def already_complete(run: Run, history: History, steps: int, code: Fingerprint, console: Console) -> None:
     """Print that a complete run already has all requested steps, and its results."""
     done = history.step
     more = f", more than the {steps} requested" if steps < done else ""
@@ -79,12 +105,23 @@ def already_complete(run: Run, history: History, steps: int, console: Console) -
     if now.unknown:
         console.notice(f"whether the code has changed since then is unknown: {now.unknown}")
     elif _differing_code(run, history.starts, now):
-        console.notice("the code has changed since then; `gptlab run` with --fresh starts the run again")
+        same = last_arithmetic(run, history) == code.hash
+        effect = "its arithmetic is the same" if same else "`gptlab run` starts another run with it"
+        console.notice(f"the code has changed since then; {effect}")
     if history.damage:
         again = shell_command("eval", run.reference)
         console.notice(f"{history.damage}; its losses are not shown; measure the final one again with: {again}")
     _print_results(run, history, console)
     _print_next_commands(run, history.step, console)
+
+
+def steps_to_horizon(run: Run, steps: int, console: Console) -> int:
+    """Return the steps that can be trained: at most the schedule's horizon, which is printed if it cuts them."""
+    train = run.record.spec.train
+    if train.horizon is None or steps <= train.horizon:
+        return steps
+    console.notice(f"train.schedule {train.schedule} ends at train.horizon {train.horizon}, before step {steps}")
+    return train.horizon
 
 
 def fewer_steps(run: Run, history: History, steps: int, done: int, console: Console) -> None:
@@ -107,13 +144,20 @@ def opening(
         console.fact("parent", describe_parent(parent))
     console.fact(
         "model",
-        f"{model.parameters:,} parameters · {model.n_layer} layers · {model.n_head} heads · width {model.n_embd} · "
+        f"{run.record.model_size.parameters:,} parameters · {model.n_layer} layers · {model.n_head} heads · "
+        f"width {model.n_embd} · "
         f"context {model.context_length}",
     )
     console.fact(
         "text",
         f"{text.source} · {text.bytes:,} bytes · {len(windows.tokens):,} training and "
         f"{len(data.val.tokens):,} validation tokens",
+    )
+    tokenizer = data.val.tokenizer
+    console.fact(
+        "tokenizer",
+        f"{tokenizer.name} · {tokenizer.vocab_size:,} tokens · {data.val.size / len(data.val.tokens):.2f} bytes per "
+        "token of the validation text",
     )
     chosen = " (chosen by auto; part of the id)" if train.precision == "auto" else ""
     threads = f" · {describe_threads()}" if settings.device == "cpu" else ""
@@ -122,7 +166,7 @@ def opening(
     console.fact(
         "training",
         f"{steps:,} steps of {train.batch_size} × {train.sequence_length} tokens · {epochs:.2f} epochs · "
-        f"AdamW at {train.learning_rate:g}",
+        f"{_optimizer(train)}",
     )
     console.fact("W&B", wandb)
     console.fact("directory", project.display_path(run.directory))
@@ -134,8 +178,20 @@ def describe_parent(parent: InitialWeights | Branch) -> str:
     return f"{printable(parent.run)} at step {parent.step} · {taken}"
 
 
+def _optimizer(train: TrainSpec) -> str:
+    name = "AdamW" if train.optimizer == "adamw" else train.optimizer
+    schedule = "" if train.schedule == "constant" and not train.warmup_steps else f", {train.schedule}"
+    ends = f" to step {train.horizon:,}" if train.horizon else ""
+    return f"{name} at {train.learning_rate:g}{schedule}{ends}"
+
+
 def changed_environment(
-    run: Run, history: History, facts: dict[str, Any], source: provenance.Source, console: Console
+    run: Run,
+    history: History,
+    facts: dict[str, Any],
+    source: provenance.Source,
+    code: Fingerprint,
+    console: Console,
 ) -> None:
     """Print what has changed since the last attempt and can change the numbers, and whether the code is unknown."""
     if source.unknown:
@@ -149,6 +205,10 @@ def changed_environment(
         for key, name in COMPARED.items()
         if starts[-1].get(key) != facts[key] and not (key in CODE_FACTS and same_code)
     ]
+    if last_arithmetic(run, history) != code.hash:
+        changed.append(f"the arithmetic of the code{differing_files(run.record.fingerprint, code)}")
+    elif not same_code:
+        changed.append("but not the arithmetic of the code")
     if changed:
         console.notice(
             f"changed since the last attempt: {', '.join(changed)}; bitwise equal results are not guaranteed"
@@ -216,7 +276,15 @@ def _format_loss(value: float | None) -> str:
 
 def _print_next_commands(run: Run, step: int, console: Console) -> None:
     console.print("next")
-    console.fact("extend", shell_command("resume", run.reference, "--steps", str(2 * step)))
+    train = run.record.spec.train
+    if train.horizon is None or step < train.horizon:
+        further = min(2 * step, train.horizon or 2 * step)
+        console.fact("extend", shell_command("resume", run.reference, "--steps", str(further)))
+    else:
+        console.fact(
+            "extend",
+            f"not possible: train.schedule {train.schedule} ends here; start a run with a larger train.horizon",
+        )
     console.fact("sample", shell_command("sample", run.reference, "--prompt", run.record.spec.train.prompt))
     console.fact("dashboard", shell_command("dashboard", run.reference))
     root = project.find_root()

@@ -10,6 +10,7 @@ from gptlab.model.sample import samples
 from gptlab.terminal.text import printable
 from gptlab.tracking.run import Run
 from gptlab.training.capacity import limit_threads
+from gptlab.training.run_tokenizer import run_tokenizer
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def sample(
         seed: The same seed gives the same texts.
 
     Raises:
-        BadInputError: There is no such checkpoint, the prompt is empty, or prompt and new tokens do not fit.
+        BadInputError: There is no such checkpoint, the tokenizer is gone, the prompt is empty, or prompt and new tokens
+            do not fit.
         GptlabError: The checkpoint is damaged, or the model's output is not finite.
     """
     limit_threads()
@@ -61,6 +63,7 @@ def sample(
         prompt,
         count,
         trained_length=spec.train.sequence_length,
+        tokenizer=run_tokenizer(run),
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,

@@ -10,17 +10,23 @@ from gptlab import catalog
 from gptlab.commands import run_messages
 from gptlab.errors import AmbiguousRunError, BadInputError
 from gptlab.identity import hash_of
+from gptlab.model.measure import size_of
 from gptlab.model.summary import layers
+from gptlab.size import Size
 from gptlab.spec import NOT_IDENTITY, RESOLVED, SECTIONS, Experiment, Precision, fields_of
 from gptlab.terminal.chart import Curve, chart
 from gptlab.terminal.console import Console
+from gptlab.terminal.sparkline import bars, resample
 from gptlab.terminal.tables import borderless
 from gptlab.terminal.text import printable
 from gptlab.tracking.run import Run, find_run
 from gptlab.training.plan import plan
+from gptlab.training.schedule import learning_rate
 from gptlab.validation import did_you_mean
 
 MIB = 2**20
+MAX_RATES = 4800
+"""Learning rates from which a schedule is drawn."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Description:
     hash: str
     identity: dict[str, Any]
     precision: Precision
+    size: Size
     run: Run | None = None
     """The run that the experiment was read from; None for a current experiment."""
 
@@ -41,9 +48,10 @@ class Description:
             "name": spec.name,
             "why": spec.why,
             "spec": spec.model_dump(mode="json", include=set(SECTIONS)),
-            "parameters": spec.model.parameters,
-            "forward_flops_per_token": spec.model.forward_flops_per_token(spec.train.sequence_length),
+            "parameters": self.size.parameters,
+            "forward_flops_per_token": self.size.forward_flops_per_token,
             "precision": self.precision,
+            "tokenizer": {"name": spec.data.tokenizer, "sha256": self.identity["tokenizer_sha256"]},
             "identity": {"hash": self.hash, "content": self.identity},
             "run": self.run.id if self.run else None,
             **(self.run.record.parent_facts() if self.run else {}),
@@ -61,8 +69,8 @@ def describe(name: str) -> Description:
     catalog.report(other for other in found.problems if other is not problem)
     if name in found.experiments:
         planned = plan(found.experiments[name])
-        identity = planned.identity
-        return Description(planned.experiment, identity.hash, identity.content, planned.settings.precision)
+        identity, size = planned.identity, size_of(planned.experiment)
+        return Description(planned.experiment, identity.hash, identity.content, planned.settings.precision, size)
     try:
         run = find_run(name)
     except AmbiguousRunError:
@@ -76,7 +84,7 @@ def describe(name: str) -> Description:
             f"there is no experiment or run '{name}'; `gptlab list` and `gptlab runs` list them"
         ) from None
     record = run.record
-    return Description(record.spec, hash_of(record.identity), record.identity, record.precision, run)
+    return Description(record.spec, hash_of(record.identity), record.identity, record.precision, record.model_size, run)
 
 
 def render(description: Description) -> None:
@@ -84,18 +92,25 @@ def render(description: Description) -> None:
     console, experiment = Console(), description.experiment
     name = description.run.id if description.run else experiment.name
     console.rich.print(Text.assemble((name, "bold"), f" · {printable(experiment.why)}"))
+    tokenizer, sha256 = printable(experiment.data.tokenizer), description.identity["tokenizer_sha256"]
     console.print(f"identity {description.hash} · precision {description.precision}")
+    console.print(f"tokenizer {tokenizer} · {experiment.model.vocab_size:,} embeddings · sha256 {sha256:.8}")
     if description.run and (parent := description.run.record.parent):
         console.print(f"parent {run_messages.describe_parent(parent)}")
     console.print()
     console.table(_spec_table(experiment))
     console.print()
-    console.table(_layer_table(experiment))
+    try:
+        console.table(_layer_table(experiment))
+    except BadInputError as error:  # a run's part is gone
+        console.notice(f"the layers are not shown: {error}")
     console.print()
-    model, length = experiment.model, experiment.train.sequence_length
-    console.print(f"total parameters         {model.parameters:,} (all trainable)")
-    console.print(f"parameter size           {4 * model.parameters / MIB:,.2f} MiB in float32")
-    console.print(f"forward FLOPs per token  {model.forward_flops_per_token(length):,} at sequence length {length}")
+    if lines := _schedule_lines(experiment):
+        console.print("\n".join([*lines, ""]))
+    size, length = description.size, experiment.train.sequence_length
+    console.print(f"total parameters         {size.parameters:,} (all trainable)")
+    console.print(f"parameter size           {4 * size.parameters / MIB:,.2f} MiB in float32")
+    console.print(f"forward FLOPs per token  {size.forward_flops_per_token:,} at sequence length {length}")
     if description.run:
         _render_losses(console, description.run)
 
@@ -115,6 +130,20 @@ def _render_losses(console: Console, run: Run) -> None:
     ]
     if lines := chart(curves, min(console.chart_width, 100)):
         console.print("\n".join(["loss in nats per token over steps: · training, ● validation", *lines]))
+
+
+def _schedule_lines(experiment: Experiment) -> list[str]:
+    """Draw the learning rate over the steps to the horizon or to the end; nothing if it is constant."""
+    train = experiment.train
+    steps = range(train.horizon or train.steps)
+    try:
+        rates = [learning_rate(step, train) for step in steps[:: max(len(steps) // MAX_RATES, 1)]]
+    except BadInputError as error:  # a run's part is gone
+        return [f"note: the schedule is not drawn: {error}"]
+    if min(rates) == max(rates):
+        return []
+    low, high = f"{min(rates):.3g}", f"{max(rates):.3g}"
+    return [f"learning rate            {bars(resample(rates, 48), 0.0)} {low} to {high} over {len(steps):,} steps"]
 
 
 def _spec_table(experiment: Experiment) -> Table:

@@ -73,13 +73,18 @@ def sha256_of(path: Path) -> str:
         return file_digest(file, "sha256")
 
 
-def _user_file(source: str) -> Path:
+def find_file(source: str) -> Path | None:
+    """Return the file or folder of a path, relative to the working directory or the project's root; None if neither."""
     try:
         given = Path(source).expanduser()
         folders = [folder for folder in (Path.cwd(), project.find_root()) if folder]
-        path = next((folder / given for folder in folders if (folder / given).exists()), None)
-    except (OSError, RuntimeError):  # a name that is too long, an unknown user's home
-        path = None
+        return next((folder / given for folder in folders if (folder / given).exists()), None)
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, an unknown user's home, a NUL
+        return None
+
+
+def _user_file(source: str) -> Path:
+    path = find_file(source)
     if path is None:
         if "/" not in source and not source.endswith(".txt") and (hint := did_you_mean(source, list(NAMED))):
             raise BadInputError(f"there is no text '{source}'{hint}")

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from gptlab import project
 from gptlab.checksums import file_digest, forget_digests
-from gptlab.data import tokenizer
 from gptlab.data.pieces import PIECE_CHARACTERS, pieces, split_boundary
 from gptlab.data.text import Text
+from gptlab.data.tokenizer import END_OF_TEXT
+from gptlab.data.vocabularies import GPT2, Tokenizer
 from gptlab.digests import canonical_json, check_digest, with_digest
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.files import NOT_SUPPORTED, no_locks, writable_cache
@@ -36,7 +37,7 @@ from gptlab.limits import processors
 
 MAX_THREADS = 16
 """The thread that reads and writes cannot keep more of them busy."""
-TOKEN_DTYPE = np.dtype("<u2")  # 50,257 tokens fit into 16 bits
+TOKEN_DTYPE = np.dtype("<u2")  # no tokenizer has more tokens than 16 bits can number
 SPLITS, META = ("train", "val"), "meta.json"
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ class Split:
     """Bytes of text."""
     sha256: str
     """Of these bytes."""
+    tokenizer: Tokenizer = GPT2
+    """What made the tokens."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class _SplitRecord:
     end_of_texts: int
 
 
-def prepare(text: Text, val_fraction: float) -> Tokens:
+def prepare(text: Text, val_fraction: float, tokenizer: Tokenizer = GPT2) -> Tokens:
     """The text's tokens, from the cache if it has them; of concurrent processes, one tokenizes and the others wait.
 
     Damaged tokens are replaced, with a warning.
@@ -133,31 +136,31 @@ def prepare(text: Text, val_fraction: float) -> Tokens:
         BadInputError: The text is not UTF-8, or it changed while it was read.
         GptlabError: The cache cannot be written or read.
     """
-    key = [text.sha256, tokenizer.TOKENIZER_SHA256, val_fraction, str(TOKEN_DTYPE), PIECE_CHARACTERS]
+    key = [text.sha256, tokenizer.sha256, val_fraction, str(TOKEN_DTYPE), PIECE_CHARACTERS]
     folder = project.cache_directory() / "tokens" / hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
     # First without the lock, so that a read-only cache can be used.
-    tokens = _open_tokens(folder) or _make_tokens(text, val_fraction, folder)
+    tokens = _open_tokens(folder, tokenizer) or _make_tokens(text, val_fraction, tokenizer, folder)
     if tokens.end_of_texts:
         logger.warning(
             "the text contains %d literal %s; they are tokenized as ordinary text",
             tokens.end_of_texts,
-            tokenizer.END_OF_TEXT,
+            END_OF_TEXT,
         )
     return tokens
 
 
-def _make_tokens(text: Text, val_fraction: float, folder: Path) -> Tokens:
+def _make_tokens(text: Text, val_fraction: float, tokenizer: Tokenizer, folder: Path) -> Tokens:
     """Tokenize the text, unless another process does so first."""
     writable_cache("tokens")
     with _locked(folder.with_suffix(".lock")):
-        tokens = _open_tokens(folder)
+        tokens = _open_tokens(folder, tokenizer)
         if tokens is None:
             if folder.exists():
                 reason = _why_unusable(folder)
                 logger.warning("the cached tokens of %s %s; tokenizing it again", text.source, reason)
                 shutil.rmtree(folder)
-            _tokenize(text, val_fraction, folder)
-            tokens = _open_tokens(folder)
+            _tokenize(text, val_fraction, tokenizer, folder)
+            tokens = _open_tokens(folder, tokenizer)
     if tokens is None:
         raise GptlabError(f"the tokens written to {folder} cannot be read back; check the disk")
     return tokens
@@ -184,7 +187,7 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _open_tokens(folder: Path) -> Tokens | None:
+def _open_tokens(folder: Path, tokenizer: Tokenizer) -> Tokens | None:
     """Open the cached tokens after verifying them. None if they are missing, damaged or without a checksum."""
     try:
         document = check_digest(json.loads((folder / META).read_bytes()))
@@ -194,7 +197,7 @@ def _open_tokens(folder: Path) -> Tokens | None:
             tokens = TokenFile(folder / f"{name}.u16", record.count)
             if tokens.checksum() != record.xxh3_128:
                 return None
-            splits.append(Split(tokens, record.size, record.sha256))
+            splits.append(Split(tokens, record.size, record.sha256, tokenizer))
     except (OSError, ValueError, TypeError, KeyError, GptlabError):
         return None
     train, val = splits
@@ -210,16 +213,35 @@ def _why_unusable(folder: Path) -> str:
     return "are from an earlier version and have no checksum" if old else "are damaged"
 
 
-def _tokenize(text: Text, val_fraction: float, folder: Path) -> None:
+def encode(text: Text, val_fraction: float, tokenizer: Tokenizer) -> tuple[Split, Split]:
+    """Return the training and the validation part of a short text, without the cache."""
+    with _encoder(tokenizer) as encode_pieces:
+        train, val = (
+            _in_memory(encode_pieces(pieces(text, *part)), tokenizer) for part in _byte_ranges(text, val_fraction)
+        )
+    return train, val
+
+
+def _in_memory(encoded: Iterator[_EncodedPiece], tokenizer: Tokenizer) -> Split:
+    parts, tokens = zip(*encoded, strict=True)
+    raw = "".join(parts).encode()
+    return Split(np.concatenate(tokens), len(raw), hashlib.sha256(raw).hexdigest(), tokenizer)
+
+
+def _byte_ranges(text: Text, val_fraction: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the first byte and the end of the training and of the validation part."""
     boundary = split_boundary(text.path, round(text.size * (1 - val_fraction)))
+    return (0, boundary), (boundary, text.size)
+
+
+def _tokenize(text: Text, val_fraction: float, tokenizer: Tokenizer, folder: Path) -> None:
     text_digest, train_digest, val_digest = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     staging = folder.with_suffix(".making")
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed: we hold the lock
     staging.mkdir()
     try:
-        with _progress(text) as advance, _encoder() as encode:
-            train = encode(pieces(text, 0, boundary))
-            val = encode(pieces(text, boundary, text.size))
+        with _progress(text) as advance, _encoder(tokenizer) as encode:
+            train, val = (encode(pieces(text, *part)) for part in _byte_ranges(text, val_fraction))
             records = {
                 "train": _write_split(train, staging / "train.u16", train_digest, text_digest, advance),
                 "val": _write_split(val, staging / "val.u16", val_digest, text_digest, advance),
@@ -250,7 +272,7 @@ def _write_split(
             raw = piece.encode()
             split_digest.update(raw)
             text_digest.update(raw)
-            end_of_texts += piece.count(tokenizer.END_OF_TEXT)
+            end_of_texts += piece.count(END_OF_TEXT)
             count += len(tokens)
             size += len(raw)
             file.write(tokens.data)
@@ -260,19 +282,19 @@ def _write_split(
 
 
 @contextmanager
-def _encoder() -> Iterator[Callable[[Iterator[str]], Iterator[_EncodedPiece]]]:
+def _encoder(tokenizer: Tokenizer) -> Iterator[Callable[[Iterator[str]], Iterator[_EncodedPiece]]]:
     """A function that tokenizes pieces on one thread per usable processor and yields them in order.
 
     At most a few pieces per thread are in memory at a time.
     """
-    gpt2 = tokenizer.gpt2()  # loaded once, before the threads start
+    new_encoder = tokenizer.encoders()  # loaded once, before the threads start
     threads, local = min(processors().threads, MAX_THREADS), threading.local()
 
     def initialize() -> None:
-        local.encoding = tokenizer.copy_encoding(gpt2)
+        local.encode = new_encoder()
 
     def encode(piece: str) -> NDArray[np.uint16]:
-        tokens: NDArray[np.uint32] = local.encoding.encode_to_numpy(piece, disallowed_special=())
+        tokens: NDArray[np.integer[Any]] = local.encode(piece)
         return tokens.astype(TOKEN_DTYPE)
 
     def encode_all(remaining: Iterator[str]) -> Iterator[_EncodedPiece]:

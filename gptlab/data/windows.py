@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.data.tokens import Split, TokenSequence
+from gptlab.data.vocabularies import GPT2
 from gptlab.digests import canonical_json
 from gptlab.errors import BadInputError
 from gptlab.randomness import Purpose, random_bits
@@ -108,8 +109,12 @@ def validation_starts(val: Split, sequence_length: int, windows: int | None) -> 
 
 
 def yardstick(val: Split, starts: NDArray[np.int64], sequence_length: int) -> str:
-    """Hash of what a validation loss is measured on, 8 hexadecimal digits; compare losses only where it is equal."""
-    content = [val.sha256, starts.tolist(), sequence_length]
+    """Hash of what a validation loss is measured on, 8 hexadecimal digits; compare losses only where it is equal.
+
+    GPT-2's tokenizer is not hashed, so that yardsticks are the same as before there were others.
+    """
+    other = [] if val.tokenizer is GPT2 else [val.tokenizer.sha256]
+    content = [val.sha256, starts.tolist(), sequence_length, *other]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:8]
 
 

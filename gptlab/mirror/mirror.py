@@ -34,7 +34,7 @@ METRICS_BYTES_PER_S, ARTIFACT_BYTES_PER_S = 50_000, 1 << 20
 
 def upload_timeout_s(run: Run, finish_timeout_s: float) -> float:
     """Return the seconds that the final upload may take: `finish_timeout_s`, plus time for an artifact."""
-    artifact_bytes = 4 * run.record.spec.model.parameters if run.history().starts[-1].get("artifacts") else 0
+    artifact_bytes = 4 * run.record.model_size.parameters if run.history().starts[-1].get("artifacts") else 0
     return finish_timeout_s + artifact_bytes / ARTIFACT_BYTES_PER_S
 
 

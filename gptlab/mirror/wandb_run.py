@@ -262,7 +262,7 @@ def config(run: Run, start: Start) -> dict[str, Any]:
         "run": run.id,
         "seed": record.seed,
         "precision": record.precision,
-        "parameters": record.spec.model.parameters,
+        "parameters": record.model_size.parameters,
         "git_sha": start.get("git_commit"),
         "dirty": start.get("git_dirty"),
         "text_sha256": record.text.sha256,

@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptlab.data import tokenizer
+from gptlab.data.vocabularies import GPT2, Tokenizer
 from gptlab.errors import BadInputError, GptlabError
-from gptlab.model.gpt import GPT, KeyValueCache
+from gptlab.model.cache import KeyValueCache
+from gptlab.model.gpt import GPT
 from gptlab.randomness import Purpose, random_bits
 
 BATCH = 16
@@ -20,6 +21,7 @@ def samples(
     count: int,
     *,
     trained_length: int,
+    tokenizer: Tokenizer = GPT2,
     max_tokens: int | None = None,
     temperature: float = 0.8,
     top_k: int = 50,
@@ -36,6 +38,7 @@ def samples(
         prompt: Text of at least one token.
         count: Number of continuations.
         trained_length: The sequence length of training; later positions were never trained.
+        tokenizer: The one that the model was trained with.
         max_tokens: New tokens per continuation; by default as many as fit into `trained_length`.
         temperature: Divides the logits; 0 always takes the most likely token.
         top_k: Draw from this many most likely tokens; 0 draws from all.
@@ -48,7 +51,7 @@ def samples(
         BadInputError: The prompt is empty, or prompt and new tokens together exceed `trained_length`.
         GptlabError: The model's output is not finite.
     """
-    tokens = tokenizer.gpt2().encode_ordinary(prompt)
+    tokens = tokenizer.encode(prompt)
     if not tokens:
         raise BadInputError("the prompt is empty; give at least one character")
     room = trained_length - len(tokens)
@@ -67,25 +70,35 @@ def samples(
     model.eval()
     try:
         batches = [
-            _continue(model, tokens, length, range(first, min(first + BATCH, count)), temperature, top_k, seed)
-            for first in range(0, count, BATCH)
+            _continue(model, tokens, length, indices, tokenizer.vocab_size, temperature, top_k, seed)
+            for indices in (range(first, min(first + BATCH, count)) for first in range(0, count, BATCH))
         ]
     finally:
         model.train(was_training)
-    return [tokenizer.gpt2().decode(new.tolist()) for batch in batches for new in batch]
+    return [tokenizer.decode(new.tolist()) for batch in batches for new in batch]
 
 
 def _continue(
-    model: GPT, tokens: list[int], length: int, indices: range, temperature: float, top_k: int, seed: int
+    model: GPT,
+    tokens: list[int],
+    length: int,
+    indices: range,
+    vocab_size: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
 ) -> Tensor:
-    """Return the new tokens of the continuations with these indices, `(B, length - len(tokens))`."""
+    """Return the new tokens of the continuations with these indices, `(B, length - len(tokens))`.
+
+    Only the first `vocab_size` tokens are drawn: a model can have more embeddings than there are tokens.
+    """
     device = model.token_embedding.weight.device
     cache = KeyValueCache(model.spec, len(indices), length - 1, device)  # the last token is never an input
     uniform = _uniform(seed, indices, length)  # (B, length)
     new = torch.tensor([tokens], device=device)  # (1, T), then (B, 1)
     drawn = []
     for position in range(len(tokens), length):
-        logits = model(new, cache=cache)[:, -1, : tokenizer.gpt2().n_vocab]  # (1, V), then (B, V)
+        logits = model(new, cache=cache)[:, -1, :vocab_size]  # (1, V), then (B, V)
         logits = logits.float().expand(len(indices), -1)
         drawn.append(_draw(logits, uniform[:, position, None], temperature, top_k))
         new = drawn[-1].to(device)

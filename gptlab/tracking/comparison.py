@@ -11,12 +11,15 @@ from typing import Any
 from gptlab.tracking.metrics import DETERMINISTIC, Row, stream_metrics
 
 LOSSES = ("train/loss", "val/loss", "val/bpb")
+PER_BYTE = ("val/bpb",)
+"""Losses that compare across tokenizers."""
 
 
 @dataclass
 class MetricsComparison:
     """What a pass over the rows of two runs finds. Rows of the same step are compared."""
 
+    same_tokenizer: bool = True
     common: int = 0
     last_step: int = 0
     first_difference: tuple[int, list[str]] | None = None
@@ -31,7 +34,7 @@ class MetricsComparison:
         if self.first_difference is None:
             columns = [column for column in DETERMINISTIC if a.get(column) != b.get(column)]
             self.first_difference = (step, columns) if columns else None
-        for column in LOSSES:
+        for column in LOSSES if self.same_tokenizer else PER_BYTE:
             if column in a and column in b:
                 self.last_losses[column] = step, a[column], b[column]
 
@@ -45,7 +48,12 @@ class MetricsComparison:
         if not self.common:
             return []
         notes = []
-        if len(self.yardsticks) > 1:
+        if not self.same_tokenizer:
+            notes.append(
+                "the runs have different tokenizers, so their losses per token are not comparable, but bits per byte "
+                "are; in training these are measured on different windows, by `gptlab eval` on the whole text"
+            )
+        elif len(self.yardsticks) > 1:
             notes.append("the runs were validated on different windows, so their validation losses are not comparable")
         if self.first_difference:
             step, columns = self.first_difference
@@ -53,9 +61,9 @@ class MetricsComparison:
         return [*notes, f"their metrics are equal in all {self.common} common rows, up to step {self.last_step}"]
 
 
-def compare_metrics(a: Path, b: Path) -> MetricsComparison:
-    """Compare the rows of two runs by step."""
-    found = MetricsComparison()
+def compare_metrics(a: Path, b: Path, *, same_tokenizer: bool = True) -> MetricsComparison:
+    """Compare the rows of two runs by step. Without the same tokenizer, their losses per token are left out."""
+    found = MetricsComparison(same_tokenizer)
     for step, rows in _rows_by_step(a, b):
         found.yardsticks |= {row["val/yardstick"] for row in rows.values() if "val/yardstick" in row}
         if len(rows) == 2:

@@ -1,15 +1,26 @@
 """Types of a run's records: `run.json`, and the rows of `attempts.jsonl` and `samples.jsonl`."""
 
+import hashlib
 import json
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NotRequired, Required, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    model_validator,
+)
 from typing_extensions import TypedDict
 
-from gptlab.digests import mark_if_altered, with_digest
-from gptlab.identity import Identity, hash_of, identify
+from gptlab.digests import canonical_json, mark_if_altered, with_digest
+from gptlab.identity import Fingerprint, Identity, hash_of, identify
+from gptlab.size import Size, size_in_closed_form
 from gptlab.spec import Experiment, Precision, TrainSpec
 from gptlab.untrusted import Count
 
@@ -41,6 +52,8 @@ class ParentCheckpoint(BaseModel):
     """Where the file with the weights was when the run began."""
     sha256: str
     """The SHA-256 of that file."""
+    tokenizer_sha256: str | None = None
+    """None in records of earlier versions of gptlab."""
 
     @property
     def reference(self) -> str:
@@ -59,25 +72,29 @@ class Branch(ParentCheckpoint):
     """
 
     step: Annotated[int, Field(ge=1, le=10**8)]
+    tokenizer_sha256: str
     optimizer_sha256: str
+    optimizer_values: dict[str, JsonValue] = {}
+    """See `Manifest.optimizer_values`."""
     seed: Count
     tokens: Count
     flops: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     elapsed_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     cpu_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     text_sha256: str
-    tokenizer_sha256: str
     sequence_length: Annotated[int, Field(ge=1, le=2**20)]
     windows: Annotated[int, Field(ge=0, le=2**47)]
     """Windows of the text that the parent has trained on."""
 
     def identity(self) -> dict[str, Any]:
         """Return what enters the identity of the run."""
+        values = canonical_json(self.optimizer_values).encode()
         return {
             "run": self.run,
             "step": self.step,
             "model_sha256": self.sha256,
             "optimizer_sha256": self.optimizer_sha256,
+            **({"optimizer_values_sha256": hashlib.sha256(values).hexdigest()} if self.optimizer_values else {}),
         }
 
     def window_offset(self, text_sha256: str, train: TrainSpec) -> int:
@@ -116,10 +133,21 @@ class RunRecord(BaseModel):
     """None unless the run starts from another run's weights."""
     branch: Branch | None = None
     """None unless the run continues from another run's checkpoint."""
+    fingerprint: Fingerprint | None = None
+    """Of the code that the run began with; None in records of earlier versions of gptlab."""
+    size: Size | None = None
+    """The model's size; None in records of earlier versions, whose models have no parts."""
     wandb_id: str
     """The run's id and a random suffix, so that equal runs on two machines, or after a deletion, differ in W&B."""
     altered: Literal[True] | None = Field(None, exclude=True)
     """Whether the file no longer matches the digest that it was written with."""
+
+    @property
+    def model_size(self) -> Size:
+        """The model's size."""
+        size = self.size or size_in_closed_form(self.spec)
+        assert size, "validated"  # noqa: S101 - `_check_size`
+        return size
 
     @property
     def parent(self) -> InitialWeights | Branch | None:
@@ -154,7 +182,7 @@ class RunRecord(BaseModel):
     @property
     def flops_per_token(self) -> float:
         """FLOPs to train on one token: the forward pass, and the backward pass at twice its cost."""
-        return 3.0 * self.spec.model.forward_flops_per_token(self.spec.train.sequence_length)
+        return 3.0 * self.model_size.forward_flops_per_token
 
     @property
     def window_offset(self) -> int:
@@ -182,6 +210,7 @@ class RunRecord(BaseModel):
             tokenizer_sha256=self.tokenizer_sha256,
             initial_weights_sha256=weights.sha256 if weights else None,
             branch=branch.identity() if branch else None,
+            fingerprint=self.fingerprint,
         )
         numerics = self.identity.get("numerics")
         revised = {**own.content, "numerics": numerics}  # as computed by the code of that time
@@ -191,6 +220,15 @@ class RunRecord(BaseModel):
             raise ValueError("the run's id does not belong to its identity")
         if not re.fullmatch(rf"{re.escape(self.run)}-[0-9a-f]{{8}}", self.wandb_id):
             raise ValueError("the W&B id does not start with the run's id")
+        return self
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        known = size_in_closed_form(self.spec)
+        if known is None and self.size is None:
+            raise ValueError("the size of a model with parts is missing")
+        if known and self.size not in {known, None}:
+            raise ValueError("the size does not belong to the spec")
         return self
 
 
@@ -216,6 +254,8 @@ class Start(TypedDict, total=False):
     git_commit: Commit | None
     git_dirty: bool | None
     diff_sha256: Sha256 | None
+    fingerprint: Sha256
+    """The hash of the code's fingerprint."""
     tags: list[str]
     notes: str
     artifacts: Literal["best", "final"] | None

@@ -2,6 +2,7 @@
 
 runs/baseline-1a2b3c4d-s0/
     run.json         written once: the resolved spec, the identity, the text
+    tokenizer.json   a copy of the tokenizer, unless it has a name; see `gptlab.training.run_tokenizer`
     text.json        where the text is now, if it has moved; see `gptlab.training.run_text`
     attempts.jsonl   two rows per attempt, its start and its end
     metrics.jsonl    one row per logged step
@@ -29,6 +30,7 @@ from gptlab.digests import with_digest
 from gptlab.errors import AmbiguousRunError, BadInputError, GptlabError
 from gptlab.files import append_json_line, locked_directory, make_directory, write_durably
 from gptlab.identity import Identity
+from gptlab.size import size_in_closed_form
 from gptlab.spec import Experiment, Precision
 from gptlab.tracking import lineage
 from gptlab.tracking.history import ATTEMPTS, History, warn_altered
@@ -39,7 +41,7 @@ from gptlab.untrusted import check_tree, read_document, read_json_lines
 from gptlab.validation import did_you_mean
 
 RECORD, SAMPLES, EVALUATIONS = lineage.RECORD, "samples.jsonl", "evaluations"
-LOG, TRASH = "log.txt", lineage.TRASH
+LOG, TRASH, TOKENIZER = "log.txt", lineage.TRASH, "tokenizer.json"
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +131,20 @@ def create_run(
     seed: int,
     precision: Precision,
     text: TextRecord,
-    parent: InitialWeights | Branch | None = None,
+    *,
+    tokenizer: bytes | None = None,
+    **more: Any,
 ) -> Run:
     """Create a run's directory and record, or load the run if it exists.
+
+    Args:
+        experiment: The spec.
+        identity: What is computed.
+        seed: The seed.
+        precision: The resolved precision.
+        text: The text as it is now.
+        tokenizer: The content of the tokenizer file, of which the run keeps a copy; None if the tokenizer has a name.
+        more: Optional fields of `RunRecord`, such as `fingerprint`. A model with parts needs `size`.
 
     Raises:
         BadInputError: The parent's checkpoint has been removed.
@@ -139,17 +152,12 @@ def create_run(
     """
     make_directory(project.runs_directory())
     with locked_directory(project.runs_directory()):  # of two processes that begin the same run, one creates it
-        return _create_or_load(experiment, identity, seed, precision, text, parent)
+        if "size" not in more:
+            more["size"] = size_in_closed_form(experiment)
+        return _create_or_load(identity, seed, tokenizer, spec=experiment, precision=precision, text=text, **more)
 
 
-def _create_or_load(
-    experiment: Experiment,
-    identity: Identity,
-    seed: int,
-    precision: Precision,
-    text: TextRecord,
-    parent: InitialWeights | Branch | None,
-) -> Run:
+def _create_or_load(identity: Identity, seed: int, tokenizer: bytes | None, **fields: Any) -> Run:
     run_id = identity.run_id(seed)
     directory = project.runs_directory() / run_id
     if (directory / RECORD).exists():
@@ -157,23 +165,21 @@ def _create_or_load(
         if run.id != run_id or run.record.identity != identity.content:
             raise GptlabError(f"{directory} holds another run, {run.id}; move it away")
         return run
-    if parent:
+    if parent := fields.get("branch") or fields.get("initial_weights"):
         _check_still_there(parent)
     record = RunRecord(
         run=run_id,
         seed=seed,
         created=_now(),
-        spec=experiment,
-        precision=precision,
         identity=identity.content,
-        text=text,
         tokenizer_sha256=identity.content["tokenizer_sha256"],
-        initial_weights=parent if isinstance(parent, InitialWeights) else None,
-        branch=parent if isinstance(parent, Branch) else None,
         wandb_id=f"{run_id}-{secrets.token_hex(4)}",
+        **fields,
     )
     make_directory(directory)
     check_tree(directory)
+    if tokenizer is not None:
+        write_durably(directory / TOKENIZER, tokenizer)
     write_durably(directory / RECORD, record.to_json())
     return Run(directory, record)
 

@@ -152,7 +152,12 @@ class Attempt:
         run, train = self._run, self._train_spec
         try:
             (text,) = samples(
-                self.state.model, train.prompt, 1, trained_length=train.sequence_length, seed=run.record.seed
+                self.state.model,
+                train.prompt,
+                1,
+                trained_length=train.sequence_length,
+                tokenizer=self._data.val.tokenizer,
+                seed=run.record.seed,
             )
         except GptlabError as error:
             self._notice(f"no sample: {error}")

@@ -5,7 +5,6 @@ import os
 import torch
 
 from gptlab.limits import memory_limit, out_of_memory_kills, processors
-from gptlab.spec import ModelSpec
 from gptlab.tracking.records import End, Start
 from gptlab.training.settings import Device
 
@@ -33,11 +32,11 @@ def describe_threads() -> str:
     return threads if found.quota is None else f"{threads} (CPU quota {found.quota:.3g} of {cores})"
 
 
-def memory_notice(model: ModelSpec, device: Device, attempts: list[Start | End], *, killed: bool) -> str | None:
+def memory_notice(parameters: int, device: Device, attempts: list[Start | End], *, killed: bool) -> str | None:
     """Say if a run needs more memory than it may use, and if this is why the last attempt was killed.
 
     Args:
-        model: The model to train.
+        parameters: Number of parameters of the model to train.
         device: The device to train on.
         attempts: The rows of earlier attempts.
         killed: Whether the last attempt was killed, perhaps before it could record its start.
@@ -45,7 +44,7 @@ def memory_notice(model: ModelSpec, device: Device, attempts: list[Start | End],
     limit = memory_limit()
     if limit is None:
         return None
-    state = STATE_BYTES[device] * model.parameters
+    state = STATE_BYTES[device] * parameters
     needed = state + limit.in_use
     purpose = "a copy of weights and moments" if device == "cuda" else "weights, gradients and moments"
     facts = (

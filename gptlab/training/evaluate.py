@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptlab.data.tokenizer import token_bytes
 from gptlab.data.tokens import Split
 from gptlab.data.windows import windows_at, yardstick
 from gptlab.training.settings import Settings
@@ -76,11 +75,11 @@ def evaluate(
     was_training = model.training
     model.eval()
     losses = []
-    predicted_bytes = 0
+    predicted_bytes, token_bytes = 0, val.tokenizer.token_bytes()
     batch_size = max(BATCH_TOKENS // sequence_length, 1)
     for first in range(0, len(starts), batch_size):
         windows = windows_at(val.tokens, starts[first : first + batch_size], sequence_length)
-        predicted_bytes += int(token_bytes()[windows[:, 1:]].sum())
+        predicted_bytes += int(token_bytes[windows[:, 1:]].sum())
         batch = torch.from_numpy(windows).to(settings.device)
         with settings.autocast():
             loss = model(batch[:, :-1], batch[:, 1:], reduction="none")  # (B, T)

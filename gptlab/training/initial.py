@@ -6,12 +6,14 @@ number of steps.
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import xxhash
+from pydantic import JsonValue
 
 from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, Checkpoint, open_tensors, select_checkpoint
-from gptlab.checkpoints.read import model_from, read_optimizer, read_weights
+from gptlab.checkpoints.read import read_optimizer, read_weights
 from gptlab.checkpoints.tensors import Hash, Tensors
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
@@ -20,13 +22,14 @@ from gptlab.spec import Experiment, ModelSpec, flatten
 from gptlab.tracking.lineage import places
 from gptlab.tracking.records import Branch, InitialWeights, ParentCheckpoint, RunRecord
 from gptlab.tracking.run import Run, find_run, run_directories
+from gptlab.training import optimizer
 
 Read = Callable[[Path, ModelSpec, Hash, str], Tensors]
 
 CHANGEABLE = ("model.dropout",)
 """Fields of the model that a branch may change."""
-FIXED = ("data.tokenizer", "train.optimizer")
-"""Other fields that a branch may not change: the parent's weights or its optimizer state would lose their meaning."""
+FIXED = ("train.optimizer",)
+"""Other fields that a branch may not change, besides the tokenizer, which `plan` checks."""
 
 
 def find_initial_weights(reference: str) -> InitialWeights:
@@ -37,9 +40,12 @@ def find_initial_weights(reference: str) -> InitialWeights:
         GptlabError: The run cannot be loaded.
     """
     run, checkpoint = _find(reference, "--from", resumable=False)
-    sha256 = _verify(run, checkpoint, MODEL, read_weights)
     return InitialWeights(
-        run=run.id, step=checkpoint.step, path=str((checkpoint.directory / MODEL).absolute()), sha256=sha256
+        run=run.id,
+        step=checkpoint.step,
+        path=str((checkpoint.directory / MODEL).absolute()),
+        sha256=_verify(run, checkpoint, MODEL, read_weights),
+        tokenizer_sha256=run.record.tokenizer_sha256,
     )
 
 
@@ -59,7 +65,8 @@ def find_branch(reference: str, experiment: Experiment) -> Branch:
         step=step,
         path=str((checkpoint.directory / MODEL).absolute()),
         sha256=_verify(run, checkpoint, MODEL, read_weights),
-        optimizer_sha256=_verify(run, checkpoint, OPTIMIZER, read_optimizer),
+        optimizer_sha256=_verify(run, checkpoint, OPTIMIZER, _optimizer_reader(record.spec)),
+        optimizer_values=_optimizer_values(checkpoint, record.spec, experiment),
         seed=record.seed,
         tokens=record.tokens_at(step),
         flops=record.flops_at(step),
@@ -81,8 +88,8 @@ def check_initial_weights(weights: ParentCheckpoint, spec: ModelSpec) -> None:
     _read(weights, weights.sha256, MODEL, spec, read_weights)
 
 
-def check_branch(branch: Branch, seed: int, steps: int, tokenizer_sha256: str) -> None:
-    """Check that a run with this seed, number of steps and tokenizer can continue from a checkpoint.
+def check_branch(branch: Branch, seed: int, steps: int) -> None:
+    """Check that a run with this seed and number of steps can continue from a checkpoint.
 
     Raises:
         BadInputError: It cannot.
@@ -92,8 +99,6 @@ def check_branch(branch: Branch, seed: int, steps: int, tokenizer_sha256: str) -
             f"--seed {seed} contradicts --branch: {branch.run} has seed {branch.seed}, which its branches keep; leave "
             "--seed out"
         )
-    if tokenizer_sha256 != branch.tokenizer_sha256:
-        raise BadInputError(f"{branch.run} was trained with another tokenizer, so its weights mean other tokens")
     check_steps(branch, steps)
 
 
@@ -119,17 +124,33 @@ def initial_model(record: RunRecord) -> GPT:
     weights, spec = record.initial_weights, record.spec.model
     if weights is None:
         return gpt.build(spec, record.seed)
-    return model_from(_read(weights, weights.sha256, MODEL, spec, read_weights), spec)
+    return gpt.with_weights(spec, _read(weights, weights.sha256, MODEL, spec, read_weights))
 
 
-def read_branch(branch: Branch, spec: ModelSpec) -> tuple[Tensors, Tensors]:
-    """Return the weights and the optimizer state that a branch continues from.
+def read_branch(branch: Branch, spec: Experiment) -> tuple[Tensors, Tensors]:
+    """Return the weights and the tensors of the optimizer state that a branch continues from.
 
     Raises:
         BadInputError: They are missing or damaged, or belong to another model.
     """
-    weights = _read(branch, branch.sha256, MODEL, spec, read_weights)
-    return weights, _read(branch, branch.optimizer_sha256, OPTIMIZER, spec, read_optimizer)
+    weights = _read(branch, branch.sha256, MODEL, spec.model, read_weights)
+    return weights, _read(branch, branch.optimizer_sha256, OPTIMIZER, spec.model, _optimizer_reader(spec))
+
+
+def _optimizer_reader(spec: Experiment) -> Read:
+    return partial(read_optimizer, is_adamw=not spec.train.has_own_optimizer)
+
+
+def _optimizer_values(checkpoint: Checkpoint, theirs: Experiment, ours: Experiment) -> dict[str, JsonValue]:
+    """Return the parent's optimizer values without the settings that the branch changes, such as a weight decay."""
+    values = checkpoint.manifest.optimizer_values
+    if not values:
+        return {}
+    model = gpt.empty(ours.model)
+    old, new = (
+        optimizer.state_values(model, optimizer.build(model, spec.train, fused=False)) for spec in (theirs, ours)
+    )
+    return {name: value for name, value in values.items() if old.get(name) == new.get(name)}
 
 
 def _find(reference: str, option: str, *, resumable: bool) -> tuple[Run, Checkpoint]:
@@ -144,7 +165,7 @@ def _verify(run: Run, checkpoint: Checkpoint, name: str, read: Read) -> str:
     """Return the SHA-256 of a checkpoint's file, after comparing it with the manifest."""
     path, expected, spec = checkpoint.directory / name, checkpoint.manifest.files[name], run.record.spec.model
     try:
-        with open_tensors(path, spec, expected) as (file, _):
+        with open_tensors(path, spec, expected, any_size=True) as (file, _):
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         read(path, spec, xxhash.xxh3_128(), expected.xxh3_128)
     except GptlabError as error:

@@ -1,4 +1,4 @@
-"""The training loop: one batch per step, AdamW at a constant learning rate.
+"""The training loop: one batch and one update per step.
 
 Training is a pure function of (spec, seed, step): the batch and the dropout of a step come from `(seed, step)`, and
 only weights, moments and `LoopState` are carried from step to step. So an interrupted or extended run ends with the
@@ -18,6 +18,7 @@ from gptlab.checkpoints.retention import is_snapshot
 from gptlab.checkpoints.saver import BackgroundSaver
 from gptlab.tracking.metrics import Row
 from gptlab.tracking.records import RunRecord
+from gptlab.training import optimizer as optimizers
 from gptlab.training import state as states
 from gptlab.training.evaluate import evaluate
 from gptlab.training.rows import RowWriter
@@ -169,4 +170,6 @@ class TrainingLoop:
         with self.rows.stopwatch.saving():
             self.saver.finish()  # before the copy, so that only one copy of a GPU's tensors exists at a time
             files = states.checkpoint_files(self.state, resumable=resumable, copy=copy)
+            if resumable:
+                manifest["optimizer_values"] = optimizers.state_values(self.state.model, self.state.optimizer)
             self.saver.save(files, header, manifest, copied=copy)

@@ -1,15 +1,17 @@
-"""Resolve an experiment on this machine: device, precision, text and identity."""
+"""Resolve an experiment on this machine: device, precision, text, code and identity."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptlab import project
 from gptlab.data import text as texts
-from gptlab.data import tokenizer
 from gptlab.data.text import Text
-from gptlab.identity import Identity, identify
+from gptlab.data.vocabularies import Tokenizer, tokenizer_of
+from gptlab.errors import BadInputError
+from gptlab.identity import Fingerprint, Identity, identify
 from gptlab.spec import Experiment
 from gptlab.tracking.records import Branch, InitialWeights
+from gptlab.training.fingerprint import fingerprint
 from gptlab.training.settings import Available, Settings, resolve_settings
 
 
@@ -21,9 +23,13 @@ class Plan:
     seed: int
     settings: Settings
     text: Text
+    tokenizer: Tokenizer
+    fingerprint: Fingerprint
     identity: Identity
-    parent: InitialWeights | Branch | None = None
-    """The checkpoint that the run starts from; None if the weights are drawn from the seed."""
+    initial_weights: InitialWeights | None = None
+    """None unless the run starts from another run's weights."""
+    branch: Branch | None = None
+    """None unless the run continues from another run's checkpoint."""
 
     @property
     def run_directory(self) -> Path:
@@ -37,16 +43,27 @@ def plan(
     """Resolve an experiment.
 
     Raises:
-        BadInputError: The text cannot be found, or the device is not available or does not support the precision.
+        BadInputError: The text, the tokenizer or the code cannot be read or used, the device is not available or does
+            not support the precision, or the parent has another tokenizer.
     """
     settings = resolve_settings(device, experiment.train.precision, Available.here())
+    tokenizer = tokenizer_of(experiment)
+    if parent and parent.tokenizer_sha256 not in {None, tokenizer.sha256}:
+        raise BadInputError(
+            f"{parent.run} has another tokenizer than '{tokenizer.name}' of experiment {experiment.name}, so "
+            "its embeddings are those of other tokens; start from a run with the same data.tokenizer"
+        )
     text = texts.locate(experiment.data.text)
+    code = fingerprint(experiment, tokenizer)
+    weights = parent if isinstance(parent, InitialWeights) else None
+    branch = parent if isinstance(parent, Branch) else None
     identity = identify(
         experiment,
         precision=settings.precision,
         text_sha256=text.sha256,
-        tokenizer_sha256=tokenizer.TOKENIZER_SHA256,
-        initial_weights_sha256=parent.sha256 if isinstance(parent, InitialWeights) else None,
-        branch=parent.identity() if isinstance(parent, Branch) else None,
+        tokenizer_sha256=tokenizer.sha256,
+        initial_weights_sha256=weights.sha256 if weights else None,
+        branch=branch.identity() if branch else None,
+        fingerprint=code,
     )
-    return Plan(experiment, seed, settings, text, identity, parent)
+    return Plan(experiment, seed, settings, text, tokenizer, code, identity, weights, branch)

@@ -16,6 +16,7 @@ from gptlab.errors import DivergedError
 from gptlab.tracking.metrics import COLUMNS, MetricsFile, Row
 from gptlab.tracking.records import RunRecord
 from gptlab.training.evaluate import Evaluation
+from gptlab.training.schedule import learning_rate
 from gptlab.training.settings import Settings, peak_flops
 from gptlab.training.state import TrainingState
 from gptlab.training.stopwatch import Stopwatch, peak_memory_gib
@@ -117,7 +118,7 @@ class RowWriter:
         if count := loop.steps_since_row:
             row |= {
                 "train/loss": loop.loss_sum / count,
-                "optim/lr": train.learning_rate,
+                "optim/lr": learning_rate(step - 1, train),  # of the newest update
                 "optim/grad_norm": loop.grad_norm_sum / count,
                 "optim/clip_frac": loop.clipped / count,
             }

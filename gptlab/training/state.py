@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, LoopState
-from gptlab.checkpoints.read import SavedState, model_from
+from gptlab.checkpoints.read import SavedState
 from gptlab.checkpoints.tensors import Tensors
 from gptlab.identity import identity_fields
-from gptlab.model.gpt import GPT
+from gptlab.model.gpt import GPT, with_weights
 from gptlab.tracking.records import RunRecord
 from gptlab.training import optimizer
 from gptlab.training.initial import initial_model, read_branch
@@ -21,7 +21,7 @@ class TrainingState:
     """The mutable state of a run in training."""
 
     model: GPT
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step: int = 0
     """Optimizer steps done."""
     loop: LoopState = field(default_factory=lambda: LoopState(cpu_s=0.0))
@@ -35,18 +35,20 @@ def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> 
     """
     spec, branch = record.spec, record.branch
     if saved:
-        weights, moments = saved.weights, saved.optimizer
-        step, loop = saved.checkpoint.step, saved.checkpoint.manifest.progress
+        manifest = saved.checkpoint.manifest
+        weights, tensors, values = saved.weights, saved.optimizer, manifest.optimizer_values
+        step, loop = manifest.step, manifest.progress
     elif branch:
-        weights, moments = read_branch(branch, spec.model)
+        weights, tensors = read_branch(branch, spec)
+        values = branch.optimizer_values
         step, loop = branch.step, LoopState(elapsed_s=branch.elapsed_s, cpu_s=branch.cpu_s)
     else:
         model = initial_model(record).to(settings.device)
         return TrainingState(model, optimizer.build(model, spec.train, fused=settings.fused))
-    model = model_from(weights, spec.model).to(settings.device)
-    adamw = optimizer.build(model, spec.train, fused=settings.fused)
-    optimizer.load_state_tensors(model, adamw, moments)
-    return TrainingState(model, adamw, step, loop)
+    model = with_weights(spec.model, weights).to(settings.device)
+    built = optimizer.build(model, spec.train, fused=settings.fused)
+    optimizer.load_state(model, built, tensors, values)
+    return TrainingState(model, built, step, loop)
 
 
 def on_host(state: TrainingState) -> bool:
@@ -62,9 +64,12 @@ def checkpoint_files(state: TrainingState, *, resumable: bool, copy: bool) -> di
         resumable: Whether to include the optimizer state.
         copy: Whether to also copy tensors that are on the CPU already.
     """
-    files = {MODEL: _to_host(state.model.state_dict(), copy)}
+    buffers = {name for name, _ in state.model.named_buffers()}  # the forward pass may change them during a save
+    weights = state.model.state_dict().items()
+    files = {MODEL: {name: _to_host(tensor, copy or name in buffers) for name, tensor in weights}}
     if resumable:
-        files[OPTIMIZER] = _to_host(optimizer.state_tensors(state.model, state.optimizer), copy)
+        tensors = optimizer.state_tensors(state.model, state.optimizer).items()
+        files[OPTIMIZER] = {name: _to_host(tensor, copy) for name, tensor in tensors}
     return files
 
 
@@ -93,5 +98,5 @@ def manifest_fields(record: RunRecord, attempt: int, step: int, loop: LoopState)
     }
 
 
-def _to_host(tensors: dict[str, torch.Tensor], copy: bool) -> Tensors:
-    return {name: tensor.detach().to("cpu", copy=copy) for name, tensor in tensors.items()}
+def _to_host(tensor: torch.Tensor, copy: bool) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=copy).contiguous()

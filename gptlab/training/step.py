@@ -1,4 +1,4 @@
-"""One optimizer step: forward pass, backward pass, gradient norm, clipping, AdamW."""
+"""One optimizer step: forward pass, backward pass, gradient norm, clipping, update."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from gptlab.randomness import Purpose, random_bits
 from gptlab.spec import Experiment
-from gptlab.training import optimizer
+from gptlab.training import optimizer as optimizers
+from gptlab.training.schedule import set_learning_rate
 from gptlab.training.settings import Settings
 
 
@@ -19,10 +20,10 @@ class TrainingStep:
 
     model: nn.Module
     """Called as `model(tokens, targets)` for the loss; possibly compiled."""
-    adamw: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     experiment: Experiment
     seed: int
-    """The run's seed. With the step it determines dropout."""
+    """The run's seed. With the step it determines dropout and the random numbers of parts."""
     settings: Settings
 
     def __call__(
@@ -31,7 +32,8 @@ class TrainingStep:
         """Train on one batch.
 
         If the loss or the gradient norm is not finite, weights and moments stay as they are: on a CPU the update is
-        skipped; on CUDA fused AdamW skips it without a synchronization.
+        skipped; on CUDA fused AdamW skips it without a synchronization. Another optimizer updates there, and training
+        ends before anything is saved.
 
         Args:
             batch: Tokens `(B, T + 1)` on the settings' device: the inputs, and the targets one position later.
@@ -41,16 +43,19 @@ class TrainingStep:
         Returns:
             The loss in nats per token and the gradient norm before clipping, scalars on the device.
         """
-        if self.experiment.model.dropout:
+        if self.experiment.model.dropout or self.experiment.has_parts:  # a part may draw random numbers
             torch.manual_seed(int(random_bits(self.seed, Purpose.STEP, step)[0]))
         with self.settings.autocast():
             loss = self.model(batch[:, :-1], batch[:, 1:])
         loss.backward()
-        loss, norm = loss.detach(), optimizer.gradient_norm(cast(Any, self.model)).detach()
+        if self.experiment.model.parts:
+            optimizers.check_gradients(self.model)
+        loss, norm = loss.detach(), optimizers.gradient_norm(cast(Any, self.model)).detach()
         finite = loss.isfinite() & norm.isfinite()
         if self.settings.asynchronous and self.settings.fused:
-            cast(Any, self.adamw).found_inf = (~finite).float()
+            cast(Any, self.optimizer).found_inf = (~finite).float()
         if self.settings.asynchronous or finite:
             before_update()
-            optimizer.clipped_update(self.adamw, norm, self.experiment.train.max_grad_norm)
+            set_learning_rate(self.optimizer, step, self.experiment.train)
+            optimizers.clipped_update(self.optimizer, norm, self.experiment.train.max_grad_norm)
         return loss, norm

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from gptlab.data import tokens
 from gptlab.data.text import Text
 from gptlab.data.tokens import Split
+from gptlab.data.vocabularies import GPT2, Tokenizer
 from gptlab.data.windows import Windows, validation_starts
 from gptlab.spec import Experiment
 
@@ -22,7 +23,9 @@ class TrainingData:
     """Index of each validation window's first token, `(val_windows,)`."""
 
 
-def load_training_data(experiment: Experiment, text: Text, seed: int, window_offset: int = 0) -> TrainingData:
+def load_training_data(
+    experiment: Experiment, text: Text, seed: int, tokenizer: Tokenizer = GPT2, *, window_offset: int = 0
+) -> TrainingData:
     """Return the windows of a text, which is tokenized if its tokens are not in the cache.
 
     `window_offset` is 0 unless the run is a branch; see `RunRecord.window_offset`.
@@ -30,7 +33,7 @@ def load_training_data(experiment: Experiment, text: Text, seed: int, window_off
     Raises:
         BadInputError: The text is not UTF-8, has changed since it was located, or is too short for the windows.
     """
-    prepared = tokens.prepare(text, experiment.data.val_fraction)
+    prepared = tokens.prepare(text, experiment.data.val_fraction, tokenizer)
     train = experiment.train
     return TrainingData(
         windows=Windows(prepared.train.tokens, train.sequence_length, train.batch_size, seed, window_offset),

@@ -38,7 +38,7 @@ FACTS = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def weights() -> Tensors:
     """Two blocks of one matrix and one bias each, and a final norm."""
     tensors: dict[str, NDArray[Any]] = {"final_norm.weight": np.ones(3, np.float32)}
@@ -48,7 +48,7 @@ def weights() -> Tensors:
     return tensors
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> MakeRun:
     """`make_run(name, seed=…, …)` makes a run with one attempt.
 
@@ -72,6 +72,8 @@ def make_run() -> MakeRun:
         header: Mapping[str, Any] | None = None,
         outcome: Outcome = "complete",
         cpu_share: float | None = None,
+        tokenizer_sha256: str = "cd" * 32,
+        bits_per_nat: float = 0.5,
         **facts: Any,
     ) -> Run:
         experiment = Experiment(
@@ -81,10 +83,10 @@ def make_run() -> MakeRun:
             train=TrainSpec(sequence_length=16, batch_size=2, steps=20),
         ).with_changes(changes or {})
         text = TextRecord(source=source, path="/words.txt", bytes=1000, sha256=sha256)
-        identity = identify(experiment, precision="float32", text_sha256=sha256, tokenizer_sha256="cd" * 32)
+        identity = identify(experiment, precision="float32", text_sha256=sha256, tokenizer_sha256=tokenizer_sha256)
         run = tracking.create_run(experiment, identity, seed, "float32", text)
         attempt = run.start_attempt(**FACTS | facts)
-        rows = [_row(number, loss, yardstick) for number, loss in enumerate(val_losses)]
+        rows = [_row(number, loss, loss * bits_per_nat, yardstick) for number, loss in enumerate(val_losses)]
         for row in rows if cpu_share else ():
             row["cpu_s"] = cpu_share * row["elapsed_s"]
         with MetricsFile(run.directory, 0) as metrics:
@@ -111,11 +113,11 @@ def add_attempt() -> Callable[..., None]:
     return add
 
 
-def _row(number: int, val_loss: float, yardstick: str) -> dict[str, Any]:
+def _row(number: int, val_loss: float, bits: float, yardstick: str) -> dict[str, Any]:
     row = {"step": 10 * number, "tokens": 320 * number, "attempt": 1, "elapsed_s": 2.0 * number}
     if number:
         row |= {"train/loss": val_loss - 0.5, "perf/tokens_per_s": 1600.0}
-    return row | {"val/loss": val_loss, "val/loss_se": 0.25, "val/bpb": val_loss / 2, "val/yardstick": yardstick}
+    return row | {"val/loss": val_loss, "val/loss_se": 0.25, "val/bpb": bits, "val/yardstick": yardstick}
 
 
 def _save_weights(run: Run, step: int, tensors: Tensors, header: Mapping[str, Any]) -> None:

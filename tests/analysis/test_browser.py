@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pandas import DataFrame
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
@@ -34,24 +35,38 @@ def browser() -> Iterator[WebDriver]:
         yield driver
 
 
-@pytest.fixture
-def opened(browser: WebDriver, make_run: MakeRun, weights, tmp_path: Path) -> WebDriver:
+@pytest.fixture(scope="module")
+def three_experiments(make_run: MakeRun, weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of three experiments. One has a sample full of HTML, one has HTML as its name and question."""
-    for seed in range(2):
-        make_run("base", seed, val_losses=(11.0, 8.0, 6.0 + seed / 10), checkpoints={10: weights, 20: weights})
-        make_run("better", seed, changes={"model.tied": True}, val_losses=(11.0, 7.0, 5.0), samples=[HOSTILE])
-    make_run("odd", val_losses=(11.0, 9.0, 7.0), why=HOSTILE, source=HOSTILE, sha256="ef" * 32, outcome="interrupted")
-    runs = load.runs()
-    odd = runs["name"] == "odd"
-    renamed = runs.assign(
-        run=runs["run"].where(~odd, HOSTILE + "-s0"),
-        name=runs["name"].where(~odd, HOSTILE),
-        experiment=runs["experiment"].where(~odd, HOSTILE),
-    )
-    findings = analyze(renamed, load.metrics(renamed), load.samples(renamed))
-    path = tmp_path / "report.html"
-    path.write_text(page.to_html(findings, load.checkpoints(renamed), HOSTILE), encoding="utf-8")
-    browser.get(path.as_uri())
+    folder = tmp_path_factory.mktemp("three")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_RUNS", str(folder / "runs"))
+        for seed in range(2):
+            make_run("base", seed, val_losses=(11.0, 8.0, 6.0 + seed / 10), checkpoints={10: weights, 20: weights})
+            make_run("better", seed, changes={"model.tied": True}, val_losses=(11.0, 7.0, 5.0), samples=[HOSTILE])
+        make_run(
+            "odd", val_losses=(11.0, 9.0, 7.0), why=HOSTILE, source=HOSTILE, sha256="ef" * 32, outcome="interrupted"
+        )
+        runs = load.runs()
+        is_odd = runs["name"] == "odd"
+        renamed = runs.assign(
+            run=runs["run"].where(~is_odd, HOSTILE + "-s0"),
+            name=runs["name"].where(~is_odd, HOSTILE),
+            experiment=runs["experiment"].where(~is_odd, HOSTILE),
+        )
+        return write_page(renamed, folder, HOSTILE)
+
+
+def write_page(runs: DataFrame, folder: Path, title: str = "") -> Path:
+    path = folder / "report.html"
+    findings = analyze(runs, load.metrics(runs), load.samples(runs))
+    path.write_text(page.to_html(findings, load.checkpoints(runs), title), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def opened(browser: WebDriver, three_experiments: Path) -> WebDriver:
+    browser.get(three_experiments.as_uri())
     drawn = ("#curves .points path", "#estimates .points path", "#differences .points path", "#weights .hm image")
     for mark in drawn:  # plotly draws after the load event
         wait_for(browser, lambda mark=mark: browser.find_elements(By.CSS_SELECTOR, mark))
@@ -232,9 +247,8 @@ MANY = (*FEW, {"train.betas": [0.8, 0.99], "train.weight_decay": 0.05}, {"train.
 
 
 @pytest.mark.parametrize("changes", [FEW, MANY], ids=["few", "many"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_table_is_cut_off_at_1280_pixels(
-    desktop: WebDriver, make_run: MakeRun, weights, tmp_path: Path, changes: tuple[dict[str, object], ...], scheme: str
+    desktop: WebDriver, make_run: MakeRun, weights, tmp_path: Path, changes: tuple[dict[str, object], ...]
 ) -> None:
     for number, change in enumerate(changes):
         for seed in range(3):
@@ -249,18 +263,20 @@ def test_no_table_is_cut_off_at_1280_pixels(
                 host="node-17.cluster.example.org",
                 checkpoints={20: weights},
             )
-    runs = load.runs()
-    findings = analyze(runs, load.metrics(runs), load.samples(runs))
-    path = tmp_path / "report.html"
-    path.write_text(page.to_html(findings, load.checkpoints(runs), ""), encoding="utf-8")
-    desktop.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    )
-    desktop.get(path.as_uri())
-    wait_for(desktop, lambda: desktop.find_elements(By.CSS_SELECTOR, "#curves .points path"))
-    assert desktop.execute_script("return innerWidth") == 1280
-    assert desktop.execute_script("const page = document.documentElement; return page.scrollWidth <= page.clientWidth")
-    tables = desktop.execute_script(
+    path = write_page(load.runs(), tmp_path)
+    for scheme in ("light", "dark"):
+        emulated = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        desktop.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
+        desktop.get(path.as_uri())
+        wait_for(desktop, lambda: desktop.find_elements(By.CSS_SELECTOR, "#curves .points path"))
+        assert_no_table_is_cut_off(desktop)
+        assert not console_problems(desktop)
+
+
+def assert_no_table_is_cut_off(driver: WebDriver) -> None:
+    assert driver.execute_script("return innerWidth") == 1280
+    assert driver.execute_script("const page = document.documentElement; return page.scrollWidth <= page.clientWidth")
+    tables = driver.execute_script(
         "return [...document.querySelectorAll('table')].map((table) => {"
         "  const scroller = table.closest('.wide'), card = table.closest('section');"
         "  return [scroller.getAttribute('aria-label'), scroller.scrollWidth <= scroller.clientWidth,"
@@ -268,7 +284,6 @@ def test_no_table_is_cut_off_at_1280_pixels(
     )
     assert len(tables) == 5
     assert not [label for label, fits, inside in tables if not (fits and inside)]
-    assert not console_problems(desktop)
 
 
 def test_swatches_and_curves_of_an_experiment_have_the_same_color(opened: WebDriver) -> None:
@@ -303,11 +318,7 @@ def test_the_best_50_runs_are_listed_and_a_button_shows_the_rest(
         make_run(
             "many", number % 5, changes={"train.learning_rate": 1e-3 * (1 + number // 5)}, val_losses=(9 - number / 60,)
         )
-    runs = load.runs()
-    path = tmp_path / "report.html"
-    findings = analyze(runs, load.metrics(runs), load.samples(runs))
-    path.write_text(page.to_html(findings, load.checkpoints(runs), ""), encoding="utf-8")
-    browser.get(path.as_uri())
+    browser.get(write_page(load.runs(), tmp_path).as_uri())
     assert len(listed_runs(browser)) == 50
     assert len(curve_names(browser)) == 8
     more = browser.find_element(By.ID, "more")

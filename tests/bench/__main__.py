@@ -22,6 +22,7 @@ PARTS = [
     "checkpointing",
     "start",
     "tokenizing",
+    "vocabulary",
     "sampling",
     "wandb_cost",
     "analysis_load",

@@ -15,7 +15,7 @@ from strategies import as_json, damaged, oddly
 
 from gptlab.checkpoints import tensors as module
 from gptlab.checkpoints.manifest import MIB, compute_digest
-from gptlab.checkpoints.tensors import pieces, read_tensors, write_tensors
+from gptlab.checkpoints.tensors import DTYPES, pieces, read_tensors, write_tensors
 from gptlab.errors import GptlabError
 
 METADATA = "__metadata__"
@@ -70,9 +70,22 @@ def test_tensors_are_read_into_memory_aligned_like_torchs_own(tmp_path):
     assert {tensor.data_ptr() % 64 for tensor in read_back.values()} == {0}
 
 
-@pytest.mark.parametrize("tensor", [torch.ones(2).half(), torch.ones(2, dtype=torch.int32)])
-def test_only_float32_can_be_written(tmp_path, tensor):
-    with pytest.raises(ValueError, match=r"a is torch\.(float16|int32)"):
+def test_tensors_of_every_dtype_and_shape_are_written_and_read(tmp_path):
+    tensors = {name: torch.arange(count).to(dtype) for count, (name, dtype) in enumerate(DTYPES.items())}
+    tensors["scalar"] = torch.tensor(True)
+    digest = write_tensors(tmp_path / "file", tensors, {"gptlab": "{}"})
+    assert digest == compute_digest(tmp_path / "file")
+    with (tmp_path / "file").open("rb") as file:
+        found = read_tensors(tmp_path / "file", file, digest.bytes, None, xxhash.xxh3_128(), digest.xxh3_128)
+    assert_equal(found, tensors)
+    assert {name: tensor.dtype for name, tensor in found.items()} == {name: t.dtype for name, t in tensors.items()}
+    with pytest.raises(GptlabError, match=r"BF16 as \[3\] BF16, but this model needs \[3\] F32"):
+        read(tmp_path / "file", {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(2, dtype=torch.complex64), torch.ones(2).to(torch.float8_e4m3fn)])
+def test_other_dtypes_cannot_be_written(tmp_path, tensor):
+    with pytest.raises(ValueError, match=r"a is torch\.(complex64|float8_e4m3fn), which checkpoints cannot hold"):
         write_tensors(tmp_path / "file", {"a": tensor}, {"gptlab": "{}"})
 
 

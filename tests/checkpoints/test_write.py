@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -135,6 +135,7 @@ def test_retention_keeps_the_newest_the_best_and_snapshots(tmp_path, snapshots, 
         assert (found.directory / OPTIMIZER).exists() == found.resumable
 
 
+@settings(max_examples=settings.default.max_examples // 3)
 @given(
     saves=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12),
     keep=st.integers(2, 4),

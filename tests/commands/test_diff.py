@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults import in_child
 from support import run_attempt
 
 from gptlab import cli
@@ -151,18 +152,20 @@ def test_code_of_an_earlier_attempt_is_named_and_never_called_the_same(project, 
     assert len([note for note in notes if "ran different code" in note]) == 2
 
 
-def in_project(project: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "gptlab", "diff", *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
-
-
 @pytest.mark.slow
-def test_a_run_is_compared_with_the_working_tree(project, micro):
+def test_a_run_is_compared_with_the_working_tree(project, micro, tmp_path, monkeypatch):
     run = run_attempt(micro).run
-    assert f"nothing differs between {run.id} and here and now" in in_project(project, run.id)
+
+    def diff_here(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["gptlab", "diff", *arguments])
+        end = in_child(cli.main, tmp_path)  # which has not imported the experiment yet
+        assert end.code == 0, end.err
+        return end.out
+
+    assert f"nothing differs between {run.id} and here and now" in diff_here(run.id)
     source = project / "experiments" / "micro.py"
     source.write_text(source.read_text() + "micro = micro.with_changes({'train.steps': 99})\n")
-    out = in_project(project, run.id, "--patch")
+    out = diff_here(run.id, "--patch")
     assert next(line.split() for line in out.splitlines() if "train.steps" in line) == ["train.steps", "40", "99"]
     assert "experiments/micro.py" in out
     assert "+micro = micro.with_changes" in out

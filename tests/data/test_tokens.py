@@ -98,7 +98,7 @@ def test_text_that_is_not_utf8_leaves_no_tokens(prepared: Callable[..., Tokens],
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(text=some_text, val_fraction=st.floats(0.05, 0.6))
 def test_both_parts_joined_are_the_text(
     text_of: TextOf, tmp_path_factory: pytest.TempPathFactory, text: str, val_fraction: float

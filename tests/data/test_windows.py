@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gptlab.data import windows
@@ -80,7 +80,6 @@ def test_order_is_not_correlated_with_the_text(seed: int):
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
 @given(
     sequence_length=st.integers(1, 20), more=st.integers(0, 400), batch_size=st.integers(1, 7), seed=st.integers(0, 9)
 )

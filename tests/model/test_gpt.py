@@ -198,7 +198,7 @@ def test_model_without_dropout_needs_no_evaluation_mode(small_spec: ModelSpec, t
 
 
 @given(st.data())
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=settings.default.max_examples // 4)
 @torch.no_grad()
 def test_logits_with_a_cache_equal_those_of_the_whole_sequence(data: st.DataObject):
     batch, heads = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 2, 4]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from gptlab.checkpoints.manifest import list_checkpoints
 from torture import process
 from torture.place import TRAIN, Place, acts_at, check_checkpoints, check_finished
-from torture.process import Outcome, check_manners
+from torture.process import Outcome, check_manners, ended_before_first_line
 from torture.trial import Trial, require
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -48,7 +48,7 @@ def attempt(place: Place, trial: Trial) -> None:
 
 def check(outcome: Outcome, number: signal.Signals, run: Path, *, once: bool) -> None:
     """Check how a process ended that received this signal, or ended before it; after one signal, that it saved."""
-    if outcome.code != -number:
+    if outcome.code != -number and not ended_before_first_line(outcome):
         check_manners(outcome, {0} if number == signal.SIGKILL else {0, 128 + number})
     if once and number != signal.SIGKILL:
         newest = max((one.step for one in list_checkpoints(run) if one.resumable), default=0)

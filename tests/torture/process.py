@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import runpy  # noqa: TID251 — this is how `python -m` starts a module
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+import analysis
+import gptlab
 from torture.trial import PromiseBrokenError, require
 
 PATIENCE_S = 150
@@ -24,6 +27,12 @@ PATIENCE_S = 150
 MAX_LINES = 8
 """Lines on stderr that a user may be expected to read."""
 ERROR_CODES = {1, 2}
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that trials send, in addition to SIGKILL."""
+
+OWN_FILE = re.compile("|".join(f'File "{re.escape(path)}/' for path in (*gptlab.__path__, *analysis.__path__)))
+"""Part of a traceback through our own files."""
 
 REPORT = "report"
 """Stands for `python -m analysis.report`; all other commands are gptlab's."""
@@ -85,11 +94,13 @@ def start(*words: str, prepare: Callable[[], object] = _nothing, at_end: Callabl
     """Start a command in a forked child, which calls `prepare` first and `at_end` last."""
     (out, child_out), (err, child_err) = _pipe(), _pipe()
     sys.stdout.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the child has this process's handlers and streams
     child = os.fork()
     if child == 0:
         code = 70
         try:
             _take_streams(child_out, child_err)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             prepare()
             code = _run_module(words)
             at_end()
@@ -97,6 +108,7 @@ def start(*words: str, prepare: Callable[[], object] = _nothing, at_end: Callabl
             traceback.print_exc()
         finally:
             os._exit(code)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(child_out)
     os.close(child_err)
     return Started(words, child, out, err)
@@ -145,6 +157,11 @@ def check_manners(outcome: Outcome, codes: set[int], *, silent: bool = False) ->
     if outcome.code in ERROR_CODES and not silent:
         errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
         require(len(errors) == 1, f"{len(errors)} lines with 'error: ' on stderr: {outcome}")
+
+
+def ended_before_first_line(outcome: Outcome) -> bool:
+    """Whether Ctrl-C came before gptlab's first line: Python itself ends with a traceback without a file of ours."""
+    return "\nKeyboardInterrupt" in outcome.err and "Traceback" in outcome.err and not OWN_FILE.search(outcome.err)
 
 
 def _pipe() -> tuple[int, int]:

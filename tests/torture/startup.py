@@ -1,19 +1,17 @@
 """A fresh process is asked to end at any moment of its start: it ends without a traceback, and the next one works."""
 
-import re
 import signal
 import time
 from random import Random
 
 from torture import matrix, process
 from torture.place import Place
-from torture.process import Outcome, check_manners
+from torture.process import Outcome, check_manners, ended_before_first_line
 from torture.trial import PromiseBrokenError, Trial, require
 
 SIGNALS = (signal.SIGINT, signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COMMANDS = ["list", "show", "runs", "sample", "eval", "diff", "sync", "rm", "gc", "report", "run", "resume json"]
 LONGEST_S = dict.fromkeys(("list", "runs", "sync", "rm", "gc"), 1.2)
-OWN_FILE = re.compile(r'File ".*/(gptlab|analysis)/')
 
 DEFAULT_LONGEST_S = 6.0
 """About as long as a command that imports torch takes on a busy machine."""
@@ -36,11 +34,8 @@ def attempt(place: Place, trial: Trial) -> None:
 
 
 def check(outcome: Outcome, number: signal.Signals, delay: float) -> None:
-    """Check how the process ended: as if nothing had happened, by the signal, or with the exit code that stands for it.
-
-    Before the first line of gptlab runs, Python itself ends with a traceback, which names no file of gptlab.
-    """
-    if not OWN_FILE.search(outcome.err) and "Traceback" in outcome.err:
+    """Check how the process ended: as if nothing had happened, by the signal, or with its exit code."""
+    if ended_before_first_line(outcome):
         return
     try:
         require("Traceback" not in outcome.err, f"a traceback: {outcome}")

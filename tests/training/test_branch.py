@@ -19,6 +19,7 @@ from gptlab.commands.run import Options, resume_run
 from gptlab.data.windows import Windows
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.mirror import wandb_run
+from gptlab.size import size_in_closed_form
 from gptlab.terminal.console import Console
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
 from gptlab.tracking.records import Branch, RunRecord
@@ -102,7 +103,8 @@ def test_tokens_epochs_and_seconds_of_a_branch_include_its_parents(train, micro,
 def test_a_branch_with_another_batch_size_neither_skips_nor_repeats_a_window(train, micro, parent, branch):
     child = branch(f"{parent.id}@10", {"train.batch_size": 5})
     theirs, ours = (
-        load_training_data(r.record.spec, stored_text(r), 0, r.record.window_offset) for r in (parent, child)
+        load_training_data(r.record.spec, stored_text(r), 0, window_offset=r.record.window_offset)
+        for r in (parent, child)
     )
     drawn = [start for step in range(10) for start in theirs.windows.starts(step)]
     drawn += [start for step in range(10, 14) for start in ours.windows.starts(step)]
@@ -277,10 +279,16 @@ def test_kept_steps_are_resumable_and_outlive_retention(train, micro):
 def test_kept_steps_count_in_the_space_that_checkpoints_need(micro, tmp_path, monkeypatch):
     free = 4 * 3 * 4 * micro.model.parameters  # room for four checkpoints
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
-    check_space(tmp_path, micro)
-    check_space(tmp_path, micro.with_changes({"train.keep_steps": [100]}))  # after the last step
+    size = size_in_closed_form(micro)
+    assert size is not None
+
+    def check(keep_steps: list[int]) -> None:
+        check_space(tmp_path, micro.with_changes({"train.keep_steps": keep_steps}).train, size)
+
+    check([])
+    check([100])  # after the last step
     with pytest.raises(GptlabError, match="the checkpoints need"):
-        check_space(tmp_path, micro.with_changes({"train.keep_steps": [10, 11, 12]}))
+        check([10, 11, 12])
 
 
 def test_opening_lines_diff_show_and_the_list_name_parent_and_step(train, micro, parent, branch, capfd):

@@ -64,7 +64,7 @@ def limit_memory(monkeypatch, gib, in_use=0.25, kills=None):
 @pytest.mark.parametrize(("device", "gib", "noted"), [("cpu", 2.5, True), ("cpu", 3, False), ("cuda", 2.5, False)])
 def test_a_limit_below_what_the_state_needs_is_noted(monkeypatch, device, gib, noted):
     limit_memory(monkeypatch, gib)
-    notice = memory_notice(REFERENCE, device, [], killed=False)
+    notice = memory_notice(REFERENCE.parameters, device, [], killed=False)
     assert bool(notice) == noted
     if notice:
         assert "memory may not suffice: the run needs at least 2.68 GiB (2.43 GiB of it for weights" in notice
@@ -87,7 +87,7 @@ def test_a_limit_below_what_the_state_needs_is_noted(monkeypatch, device, gib, n
 )
 def test_the_attempt_after_a_death_for_memory_says_so(monkeypatch, attempts, killed, gib, kills, said):
     limit_memory(monkeypatch, gib, kills=kills)
-    notice = memory_notice(REFERENCE, "cpu", attempts, killed=killed)
+    notice = memory_notice(REFERENCE.parameters, "cpu", attempts, killed=killed)
     assert bool(notice) == said
     assert not notice or notice.startswith("the last attempt was killed, probably for its memory: the run needs")
 

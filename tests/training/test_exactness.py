@@ -11,7 +11,7 @@ import pytest
 from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, checkpoint_directory, list_checkpoints
 from gptlab.spec import Experiment
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
-from gptlab.tracking.run import Run, load_run
+from gptlab.tracking.run import Run, all_runs
 
 
 def final_state(run: Run, step: int) -> tuple[bytes, bytes]:
@@ -34,14 +34,14 @@ def test_the_same_run_twice_ends_with_the_same_bytes(train, micro, long_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", [1, 5, 20, 25, 27, 39])
+@pytest.mark.parametrize("first", [1, 20, 25, 39])
 def test_an_extended_run_equals_one_that_was_started_with_all_steps(train, micro, long_run, first):
     train(micro, steps=first)
     assert_same(train(micro, steps=40).run, long_run)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 9, 10, 13, 20, 38, 39])
+@pytest.mark.parametrize("step", [1, 10, 13, 39])
 def test_an_interrupted_run_resumes_and_ends_with_the_same_bytes(train, micro, long_run, signal_at_step, step):
     interrupted = train(micro, hooks=signal_at_step(step))
     assert interrupted.exit_code == 130
@@ -78,13 +78,12 @@ def test_resume_is_exact_at_every_step(train, micro, monkeypatch, tmp_path, sign
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("GPTLAB_RUNS", str(tmp_path / "undisturbed"))
         undisturbed = train(short).run
-    for step in range(1, 12):
-        monkeypatch.setenv("GPTLAB_RUNS", str(tmp_path / f"stopped-{step}"))
-        with monkeypatch.context():
-            assert train(short, hooks=signal_at_step(step)).run.history().step == step
-        run = train(short).run
-        assert final_state(run, 12) == final_state(undisturbed, 12)
-        assert deterministic_rows(run) == deterministic_rows(undisturbed)
+    for step in range(1, 12):  # each attempt makes one step
+        assert train(short, hooks=signal_at_step(step)).run.history().step == step
+    run = train(short).run
+    assert len(run.history().starts) == 12
+    assert final_state(run, 12) == final_state(undisturbed, 12)
+    assert deterministic_rows(run) == deterministic_rows(undisturbed)
 
 
 def test_another_seed_ends_with_other_weights(train, micro, long_run):
@@ -101,36 +100,27 @@ def test_golden_losses(long_run):
     assert rows[40]["val/loss"] == pytest.approx(3.5210, abs=2e-3)
 
 
+FINISH = """
+import sys
+from gptlab.commands.run import Options, run_experiment
+from gptlab.spec import Experiment
+from gptlab.terminal.console import Console
+run_experiment(Experiment.model_validate_json(sys.argv[1]), 0, Options(wandb="off"), Console())
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_at", [21, 31])
-def test_after_sigkill_a_new_process_finishes_the_run_with_the_same_bytes(micro, long_run, tmp_path, kill_at):
-    """Real processes: one is killed, possibly during a save; another one finishes the run."""
-    runs = tmp_path / "killed"
-    environment = {**os.environ, "GPTLAB_RUNS": str(runs), "MICRO": micro.model_dump_json(), "KILL_AT": str(kill_at)}
-    script = (
-        "import os, signal, sys\n"
-        "from gptlab.commands.run import Options, run_experiment\n"
-        "from gptlab.spec import Experiment\n"
-        "from gptlab.terminal.console import Console\n"
-        "from gptlab.training.loop import Hooks\n"
-        "def kill(step, loss):\n"
-        "    if step == int(os.environ['KILL_AT']): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "micro = Experiment.model_validate_json(os.environ['MICRO'])\n"
-        "hooks = Hooks(on_step=[kill])\n"
-        "run_experiment(micro, 0, Options(wandb='off'), Console(), hooks=hooks)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", script], env=environment)
-    assert killed.returncode == -signal.SIGKILL
-    directory = runs / long_run.id
-    run = load_run(directory)
+def test_after_sigkill_a_new_process_finishes_the_run_with_the_same_bytes(train, micro, long_run, signal_at_step):
+    """One process is killed, possibly during a save; another one, which shares nothing with it, finishes the run."""
+    child = os.fork()
+    if child == 0:
+        train(micro, hooks=signal_at_step(21, signal.SIGKILL))
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    (run,) = all_runs()
     assert run.history().status == "interrupted"
-    newest = kill_at // 10 * 10
-    assert max(c.step for c in list_checkpoints(directory)) in {
-        newest - 10,
-        newest,
-    }  # the newest may have been in flight
-    environment["KILL_AT"] = "-1"
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True)
+    assert max(c.step for c in list_checkpoints(run.directory)) in {10, 20}  # the newest may have been in flight
+    subprocess.run([sys.executable, "-c", FINISH, micro.model_dump_json()], check=True, capture_output=True)
     assert run.history().status == "complete"
     assert_same(run, long_run)
 

@@ -19,7 +19,7 @@ def resident_mib():
 
 keep_freed_memory()
 torch.set_num_threads(1)
-model = gpt.build(ModelSpec(n_layer=2, n_head=2, n_embd=8, context_length=16), seed=0)
+model = gpt.build(ModelSpec(n_layer=1, n_head=1, n_embd=2, context_length=16), seed=0)
 adamw = optimizer.build(model, TrainSpec(), fused=True)
 for step in range(1000):
     tokens = torch.arange(4).unsqueeze(0)

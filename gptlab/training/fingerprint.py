@@ -1,0 +1,317 @@
+"""The fingerprint of an experiment's code: what a small training with it computes.
+
+Most questions about training are edits of code, so a run's identity must notice them. Hashing the source would also
+notice a renamed variable. Instead, the experiment's own step trains a small model in float64 on one CPU thread, and the
+results are the fingerprint: four steps on a fixed text through the experiment's split, tokenizer and windows, a
+validation, the schedule, and the moments of the initial weights. Fifteen digits agree across instruction sets and
+thread counts; eight of them are hashed.
+
+- The model has the experiment's layers (at most 24) and heads (at most 32) of width 4, and its other options.
+- Values that only scale a result, such as the learning rate, are in the identity anyway. Here they are values with
+  which four steps show every operation: clipping that takes effect in half of the steps, strong weight decay, a warm-up
+  and a decay within the four steps.
+- Noise is added to the initial weights. They are so small and regular that GELU is almost linear, and that many
+  gradients are zero.
+- Code that computes below float64, and code that does not run on a CPU, enters as a hash of its syntax.
+
+What it cannot see: branches on values that the small training does not have, such as `if n_embd > 1000`. With dropout
+the fingerprint may differ between builds of torch, because the masks do.
+"""
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gptlab
+from gptlab import project
+from gptlab.data import tokens
+from gptlab.data.text import Text
+from gptlab.data.vocabularies import Tokenizer
+from gptlab.data.windows import STEPS_PER_BLOCK, Windows, validation_starts
+from gptlab.digests import canonical_json, check_digest, with_digest
+from gptlab.errors import GptlabError
+from gptlab.files import atomic_write, writable_cache
+from gptlab.identity import NUMERICS, Fingerprint
+from gptlab.model import gpt, loss
+from gptlab.randomness import Purpose, normal_generator
+from gptlab.sources import function_hash, import_closure
+from gptlab.spec import Experiment
+from gptlab.training import optimizer
+from gptlab.training.evaluate import evaluate
+from gptlab.training.schedule import learning_rate
+from gptlab.training.settings import Settings
+from gptlab.training.step import TrainingStep
+
+TEXT = Path(__file__).with_suffix(".txt")
+SEED = 0
+MAX_LAYERS, MAX_HEADS, HEAD_WIDTH, MAX_VOCABULARY = 24, 32, 4, 1 << 16
+MAX_BATCH, MAX_LENGTH, MAX_VAL_WINDOWS = 4, 16, 3
+CHUNK, BLOCK = 24, 200
+LEARNING_RATE, HORIZON = 0.02, 200
+SMALL_CLIP, LARGE_CLIP = 0.05, 1e6
+VECTOR_NOISE = 0.3
+
+PACKAGES = ("gptlab", "experiments")
+
+UNCHECKED = (
+    "gptlab.model.loss:_add_matmul",
+    "gptlab.model.loss:_losses_and_probabilities",
+    "gptlab.model.loss:_pad_rows",
+    "gptlab.model.loss:_to_matmul_dtype",
+    "gptlab.training.optimizer:clipped_update",
+    "gptlab.training.settings:Settings.autocast",
+    "gptlab.training.step:TrainingStep.__call__",
+)
+"""Functions with lines that do not run in a small training on a CPU, such as those for CUDA and bfloat16."""
+
+
+def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
+    """Return the fingerprint of an experiment with the code as it is, from the cache if no file has changed.
+
+    Raises:
+        BadInputError: The code cannot be read.
+        GptlabError: The code does not train the small model.
+    """
+    path = _cache_path(experiment, tokenizer)
+    found = _read(path)
+    if found is None:
+        found = compute(experiment, tokenizer)
+        if _is_code_on_disk(found):
+            _write(path, found)
+    return found
+
+
+def compute(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
+    """Compute the fingerprint of the code that this process has imported; see `fingerprint`."""
+    small, low_precision = _small(experiment), _LowPrecision()
+    model = gpt.build(small.model, SEED).double()
+    with _reproducible():
+        results = chain(_moments(model), _train(model, small, tokenizer, low_precision), _schedule(experiment))
+        numbers = dict(results)
+    unchecked = {*UNCHECKED, *low_precision.functions}
+    files = import_closure([__name__, *_parts(experiment)], _folders())
+    return Fingerprint(
+        numbers=numbers,
+        code={name: _hash_function(name, files) for name in sorted(unchecked)},
+        files={name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
+    )
+
+
+def _small(experiment: Experiment) -> Experiment:
+    """Return the experiment with a small model, short batches, and values with which few steps show much."""
+    model, data, train = experiment.model, experiment.data, experiment.train
+    n_head = min(model.n_head, MAX_HEADS)
+    changes = {
+        "model.n_layer": min(model.n_layer, MAX_LAYERS),
+        "model.n_head": n_head,
+        "model.n_embd": HEAD_WIDTH * n_head,
+        "model.vocab_size": min(model.vocab_size, MAX_VOCABULARY),
+        "data.val_fraction": 0.1,
+        "data.val_windows": min(data.val_windows, MAX_VAL_WINDOWS),
+        "train.batch_size": min(train.batch_size, MAX_BATCH),
+        "train.sequence_length": min(train.sequence_length, MAX_LENGTH),
+        "train.learning_rate": LEARNING_RATE,
+        "train.warmup_steps": min(train.warmup_steps, 2),
+        "train.horizon": train.horizon and HORIZON,
+        "train.decay_steps": train.decay_steps and HORIZON // 2,
+        "train.eps": max(train.eps, 1e-8),  # a smaller one would amplify rounding errors
+        "train.weight_decay": 0.5 if train.weight_decay else 0.0,
+    }
+    return experiment.with_changes(changes)
+
+
+def _train(
+    model: gpt.GPT, small: Experiment, tokenizer: Tokenizer, low_precision: "_LowPrecision"
+) -> Iterator[tuple[str, float]]:
+    """Train the small model and yield its results by name."""
+    settings = Settings(device="cpu", precision="float32", compile=False, fused=False, asynchronous=False)
+    train, val = _split(small, tokenizer)
+    windows = Windows(train.tokens, small.train.sequence_length, small.train.batch_size, SEED)
+    _add_noise(model)
+    update = optimizer.build(model, small.train, fused=False)
+    steps = [
+        TrainingStep(model, update, _clipping_at(clip, small), SEED, settings) for clip in (SMALL_CLIP, LARGE_CLIP)
+    ]
+    for index, step in enumerate(_steps(windows)):
+        with low_precision:
+            mean_loss, norm = steps[index % 2](torch.from_numpy(windows.batch(step)), step)
+        yield f"loss {index}", float(mean_loss)
+        yield f"gradient norm {index}", float(norm)
+    starts = validation_starts(val, small.train.sequence_length, small.data.val_windows)
+    with low_precision:
+        evaluation = evaluate(model, val, starts, sequence_length=small.train.sequence_length, settings=settings)
+    yield "validation loss", evaluation.loss
+    yield "validation bits per byte", evaluation.bits_per_byte
+    if len(starts) > 1:
+        yield "validation standard error", evaluation.loss_se
+
+
+def _steps(windows: Windows) -> tuple[int, int, int, int]:
+    """Return the steps to train. Batches depend on the step: these are of three epochs, one of them of two at once."""
+    last = windows.per_epoch // windows.batch_size
+    return 0, 1, last, 2 * last + STEPS_PER_BLOCK
+
+
+def _clipping_at(max_norm: float, small: Experiment) -> Experiment:
+    return small.with_changes({"train.grad_clip": max_norm}) if small.train.grad_clip else small
+
+
+def _moments(model: nn.Module) -> Iterator[tuple[str, float]]:
+    """Yield mean and root mean square of the initial weights, averaged over the blocks."""
+    moments: dict[str, list[tuple[float, float]]] = {}
+    for name, parameter in model.named_parameters():
+        kind = ".".join("*" if part.isdecimal() else part for part in name.split("."))
+        values = parameter.detach()
+        moments.setdefault(kind, []).append((float(values.mean()), float(values.square().mean().sqrt())))
+    for kind, pairs in moments.items():
+        for moment, values_of_moment in zip(("mean", "rms"), zip(*pairs, strict=True), strict=True):
+            yield f"initial {moment} of {kind}", math.fsum(values_of_moment) / len(pairs)
+
+
+@torch.no_grad()
+def _add_noise(model: nn.Module) -> None:
+    """Add normal noise to the weights, so that no operation is close to linear and no gradient is zero by symmetry."""
+    for name, parameter in model.named_parameters():
+        scale = 2 / math.sqrt(parameter.shape[-1]) if parameter.ndim > 1 else VECTOR_NOISE
+        noise = normal_generator(SEED, Purpose.WEIGHTS, f"noise of {name}").standard_normal(tuple(parameter.shape))
+        parameter.add_(torch.from_numpy(noise), alpha=scale)
+
+
+def _split(small: Experiment, tokenizer: Tokenizer) -> tuple[tokens.Split, tokens.Split]:
+    content = TEXT.read_bytes()
+    text = Text(str(TEXT), TEXT, len(content), hashlib.sha256(content).hexdigest())
+    return tokens.encode(text, small.data.val_fraction, tokenizer)
+
+
+def _schedule(experiment: Experiment) -> Iterator[tuple[str, float]]:
+    """Yield the learning rate at steps of each phase of the schedule."""
+    train = experiment.train
+    end = train.horizon or train.warmup_steps + 1000
+    steps = [0, train.warmup_steps // 2, train.warmup_steps, (train.warmup_steps + end) // 2]
+    for step in [*steps, end - max(train.decay_length // 2, 1), end]:
+        yield f"learning rate of step {step}", learning_rate(step, train)
+
+
+def _parts(experiment: Experiment) -> list[str]:
+    """Return the modules of the experiment's parts."""
+    names = (*experiment.model.parts.values(), *experiment.train.parts.values())
+    return [name.partition(":")[0] for name in names]
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Compute in float64 on one thread, whatever the process does otherwise, and leave its random state alone.
+
+    The loss is computed in several chunks and blocks, as in real training.
+    """
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    chunk, block = loss.CHUNK_ON_CPU, loss.BLOCK_ON_CPU
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    loss.CHUNK_ON_CPU, loss.BLOCK_ON_CPU = CHUNK, BLOCK
+    try:
+        with torch.random.fork_rng(devices=()), torch.enable_grad():
+            yield
+    finally:
+        loss.CHUNK_ON_CPU, loss.BLOCK_ON_CPU = chunk, block
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+
+
+class _LowPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate its base
+    """Collects the functions of this project that compute in less than float64."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.functions: set[str] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False, because skipping it imports `torch.compile`, which takes a second."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and look at the precision of its results."""
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+                self.functions.add(_caller(sys._getframe(1)))
+        return result
+
+
+def _caller(frame: FrameType | None) -> str:
+    """Return `module:function` of the innermost frame that belongs to the project."""
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] in PACKAGES and module != __name__:
+            return f"{module}:{frame.f_code.co_qualname}"
+        frame = frame.f_back
+    return f"{__name__}:compute"
+
+
+def _hash_function(name: str, files: dict[str, Path]) -> str:
+    module, _, function = name.partition(":")
+    stem = module.replace(".", "/")
+    path = next((files[file] for file in (f"{stem}.py", f"{stem}/__init__.py") if file in files), None)
+    return function_hash(path, function) if path else "not found"
+
+
+def _folders() -> dict[str, Path]:
+    """Return the folders whose code can be part of an experiment."""
+    root = project.find_root()
+    own = {"gptlab": Path(gptlab.__file__).parent}
+    return {**own, "experiments": root / "experiments"} if root else own
+
+
+# --- The cache ---
+
+
+def _cache_path(experiment: Experiment, tokenizer: Tokenizer) -> Path:
+    """Return the path of the cached fingerprint, which depends on everything but the code's files."""
+    folders = {name: str(folder) for name, folder in _folders().items()}
+    spec = experiment.model_dump(mode="json", include={"model", "data", "train"})
+    key = [folders, spec, tokenizer.sha256, NUMERICS, torch.__version__, np.__version__]
+    name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
+    return project.cache_directory() / "fingerprints" / f"{name}.json"
+
+
+def _read(path: Path) -> Fingerprint | None:
+    """Return a cached fingerprint; None if there is none, it is damaged, or a file has changed."""
+    try:
+        found = Fingerprint.model_validate(check_digest(json.loads(path.read_bytes())))
+        current = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _paths(found).items()}
+    except (OSError, ValueError, GptlabError):
+        return None
+    return found if current == found.files else None
+
+
+def _paths(found: Fingerprint) -> dict[str, Path]:
+    """Return the paths of a fingerprint's files."""
+    folders = _folders()
+    return {name: folders[name.partition("/")[0]].parent / name for name in found.files}
+
+
+def _is_code_on_disk(found: Fingerprint) -> bool:
+    """Return whether this process imported the files as they are on the disk, as far as their times tell."""
+    return all(path.stat().st_mtime_ns < gptlab.STARTED_NS for path in _paths(found).values())
+
+
+def _write(path: Path, found: Fingerprint) -> None:
+    with suppress(OSError, GptlabError):  # it is only a cache
+        writable_cache(path.parent.name)
+        with atomic_write(path) as file:
+            file.write(json.dumps(with_digest(found.model_dump(mode="json"))).encode())

@@ -1,0 +1,69 @@
+"""Fingerprints of edited code: each is computed in a forked child that imports the package from edited sources."""
+
+import importlib.machinery
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import gptlab
+from gptlab.identity import Fingerprint
+
+PACKAGE = Path(gptlab.__file__).parent
+
+
+def fingerprint_of(changes: Mapping[str, Any], edits: Mapping[str, str]) -> Fingerprint:
+    """Return the fingerprint of a small experiment with edited code.
+
+    Args:
+        changes: The experiment's fields, by dotted key.
+        edits: New sources by path in the package, such as `model/gpt.py`.
+
+    Raises:
+        RuntimeError: The edited code fails; the message is the child's traceback.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reading)
+            try:
+                answer = _compute(changes, {PACKAGE / name: source for name, source in edits.items()})
+            except BaseException:
+                answer = traceback.format_exc()
+            with os.fdopen(writing, "wb") as pipe:
+                pipe.write(json.dumps(answer).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        answer = json.loads(pipe.read())
+    os.waitpid(child, 0)
+    if isinstance(answer, str):
+        raise RuntimeError(answer)
+    return Fingerprint.model_validate(answer)
+
+
+def _compute(changes: Mapping[str, Any], edits: Mapping[Path, str]) -> dict[str, Any]:
+    """In the child: import the package anew, from edited sources, and return the fingerprint's fields."""
+    get_code, read_bytes = importlib.machinery.SourceFileLoader.get_code, Path.read_bytes
+
+    def edited_code(self: importlib.machinery.SourceFileLoader, fullname: str) -> CodeType | None:
+        source = edits.get(Path(self.path))
+        return get_code(self, fullname) if source is None else compile(source, self.path, "exec")
+
+    importlib.machinery.SourceFileLoader.get_code = edited_code  # type: ignore[method-assign] # only in this child
+    Path.read_bytes = lambda self: edits[self].encode() if self in edits else read_bytes(self)  # type: ignore[method-assign] # likewise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gptlab"]:
+        if name != "gptlab.sources":  # it remembers what it has parsed
+            del sys.modules[name]
+    from gptlab.data.vocabularies import tokenizer_of
+    from gptlab.spec import Experiment
+    from gptlab.training.fingerprint import compute
+
+    experiment = Experiment(name="mutant", why="Is the edit noticed?").with_changes(changes)
+    return compute(experiment, tokenizer_of(experiment)).model_dump()
