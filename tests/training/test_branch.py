@@ -85,6 +85,19 @@ def test_a_branch_that_changes_nothing_ends_with_the_parents_tensors(train, micr
         assert {c: ours[at].get(c) for c in same} == {c: theirs[at].get(c) for c in same}
 
 
+@pytest.mark.parametrize(("trunk", "schedule"), [("constant", "wsd"), ("linear", "linear"), ("cosine", "cosine")])
+def test_a_trunk_and_its_branch_end_like_one_run_with_the_branchs_schedule(train, micro, branch, trunk, schedule):
+    decay = {"train.schedule": schedule, "train.horizon": 20, "train.steps": 20}
+    decay |= {"train.decay_steps": 8} if schedule == "wsd" else {}
+    whole = train(micro.with_changes(decay)).run
+    before = {} if trunk == "constant" else decay
+    parent = train(micro.vary("trunk", why="?", **{**before, "train.keep_steps": [12], "train.steps": 13})).run
+    child = branch(f"{parent.id}@12", decay)
+    assert_equal_tensors(whole, child, 20)
+    with pytest.raises(AssertionError):
+        assert_equal_tensors(whole, branch(f"{parent.id}@12", {"train.learning_rate": 0.02, **decay}), 20)
+
+
 def test_tokens_epochs_and_seconds_of_a_branch_include_its_parents(train, micro, parent, branch):
     child = branch(f"{parent.id}@10", {"train.batch_size": 6})
     rows = read_metrics(child.directory)
