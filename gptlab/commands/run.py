@@ -131,7 +131,7 @@ def run_experiment(
     planned = plan(experiment, seed, options.device, parent)
     directory, text, branch, offset = planned.run_directory, planned.text, planned.branch, 0
     if branch:
-        check_branch(branch, seed, experiment.train.steps)
+        check_branch(branch, seed, experiment.train)
         offset = branch.window_offset(text.sha256, experiment.train)
     elif planned.initial_weights:
         check_initial_weights(planned.initial_weights, experiment.model)

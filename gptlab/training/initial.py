@@ -18,7 +18,7 @@ from gptlab.checkpoints.tensors import Hash, Tensors
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
-from gptlab.spec import Experiment, ModelSpec, flatten
+from gptlab.spec import Experiment, ModelSpec, TrainSpec, flatten
 from gptlab.tracking.lineage import places
 from gptlab.tracking.records import Branch, InitialWeights, ParentCheckpoint, RunRecord
 from gptlab.tracking.run import Run, find_run, run_directories
@@ -88,8 +88,8 @@ def check_initial_weights(weights: ParentCheckpoint, spec: ModelSpec) -> None:
     _read(weights, weights.sha256, MODEL, spec, read_weights)
 
 
-def check_branch(branch: Branch, seed: int, steps: int) -> None:
-    """Check that a run with this seed and number of steps can continue from a checkpoint.
+def check_branch(branch: Branch, seed: int, train: TrainSpec) -> None:
+    """Check that a run with this seed, number of steps and schedule can continue from a checkpoint.
 
     Raises:
         BadInputError: It cannot.
@@ -99,7 +99,12 @@ def check_branch(branch: Branch, seed: int, steps: int) -> None:
             f"--seed {seed} contradicts --branch: {branch.run} has seed {branch.seed}, which its branches keep; leave "
             "--seed out"
         )
-    check_steps(branch, steps)
+    if train.horizon and train.horizon <= branch.step:
+        raise BadInputError(
+            f"train.horizon {train.horizon} ends before the branch begins: steps count from 0, and {branch.run} is at "
+            f"step {branch.step}; set a larger one"
+        )
+    check_steps(branch, train.steps)
 
 
 def check_steps(branch: Branch, steps: int) -> None:

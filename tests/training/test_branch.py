@@ -187,6 +187,7 @@ def test_fresh_starts_a_branch_and_a_parent_again(train, micro, parent, branch, 
         ({"model.n_head": 1, "model.tied": True}, "model.n_head is 1, not 2, model.tied is True, not False"),
         ({"train.steps": 10}, "10 steps end before the branch begins.*--steps 20"),
         ({"train.steps": 4}, "4 steps end before the branch begins"),
+        ({"train.schedule": "cosine", "train.horizon": 10}, "train.horizon 10 ends before the branch begins"),
     ],
 )
 def test_a_branch_that_cannot_continue_is_refused_before_anything_is_written(
