@@ -35,6 +35,11 @@ class Edit:
         return {self.file: source.replace(self.old, self.new)}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _warm():
+    mutants.warm_up(SMALL)
+
+
 @cache
 def original(changes: tuple[tuple[str, Any], ...]):
     return mutants.fingerprint_of(dict(changes), {})
