@@ -45,6 +45,7 @@ from gptlab.errors import GptlabError
 from gptlab.files import atomic_write, writable_cache
 from gptlab.identity import NUMERICS, Fingerprint
 from gptlab.model import gpt, loss
+from gptlab.part_names import BUILT_IN
 from gptlab.randomness import Purpose, normal_generator
 from gptlab.sources import function_hash, import_closure
 from gptlab.spec import Experiment
@@ -58,7 +59,8 @@ TEXT = Path(__file__).with_suffix(".txt")
 SEED = 0
 MAX_LAYERS, MAX_HEADS, HEAD_WIDTH, MAX_VOCABULARY = 24, 32, 4, 1 << 16
 MAX_BATCH, MAX_LENGTH, MAX_VAL_WINDOWS = 4, 16, 3
-CHUNK, BLOCK = 24, 200
+LOSS_CONSTANTS = {"CHUNK_ON_CPU": 24, "BLOCK_ON_CPU": 200, "UNDERFLOW": 6.0}
+"""Values of constants in `gptlab.model.loss` with which short batches execute all of it."""
 LEARNING_RATE, HORIZON = 0.02, 200
 SMALL_CLIP, LARGE_CLIP = 0.05, 1e6
 VECTOR_NOISE = 0.3
@@ -66,13 +68,14 @@ VECTOR_NOISE = 0.3
 PACKAGES = ("gptlab", "experiments")
 
 UNCHECKED = (
+    "gptlab.model.loss:_MeanCrossEntropy.backward",
     "gptlab.model.loss:_add_matmul",
-    "gptlab.model.loss:_losses_and_probabilities",
+    "gptlab.model.loss:_matmul",
     "gptlab.model.loss:_pad_rows",
     "gptlab.model.loss:_to_matmul_dtype",
-    "gptlab.training.optimizer:clipped_update",
+    "gptlab.training.optimizer:_divide_gradients",
+    "gptlab.training.optimizer:may_update",
     "gptlab.training.settings:Settings.autocast",
-    "gptlab.training.step:TrainingStep.__call__",
 )
 """Functions with lines that do not run in a small training on a CPU, such as those for CUDA and bfloat16."""
 
@@ -101,7 +104,7 @@ def compute(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
         results = chain(_moments(model), _train(model, small, tokenizer, low_precision), _schedule(experiment))
         numbers = dict(results)
     unchecked = {*UNCHECKED, *low_precision.functions}
-    files = import_closure([__name__, *_parts(experiment)], _folders())
+    files = import_closure([__name__, *_part_modules(experiment)], _folders())
     return Fingerprint(
         numbers=numbers,
         code={name: _hash_function(name, files) for name in sorted(unchecked)},
@@ -204,28 +207,29 @@ def _schedule(experiment: Experiment) -> Iterator[tuple[str, float]]:
         yield f"learning rate of step {step}", learning_rate(step, train)
 
 
-def _parts(experiment: Experiment) -> list[str]:
-    """Return the modules of the experiment's parts."""
-    names = (*experiment.model.parts.values(), *experiment.train.parts.values())
-    return [name.partition(":")[0] for name in names]
+def _part_modules(experiment: Experiment) -> list[str]:
+    """Return the modules of parts, which are imported by name: those that are built in and the experiment's own."""
+    built_in = chain.from_iterable(names.values() for names in BUILT_IN.values())
+    own = (*experiment.model.parts.values(), *experiment.train.parts.values())
+    return [name.partition(":")[0] for name in (*built_in, *own)]
 
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
     """Compute in float64 on one thread, whatever the process does otherwise, and leave its random state alone.
 
-    The loss is computed in several chunks and blocks, as in real training.
+    The loss is computed in several chunks and blocks, and for large values, as in real training.
     """
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    chunk, block = loss.CHUNK_ON_CPU, loss.BLOCK_ON_CPU
+    constants = {name: getattr(loss, name) for name in LOSS_CONSTANTS}
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    loss.CHUNK_ON_CPU, loss.BLOCK_ON_CPU = CHUNK, BLOCK
+    vars(loss).update(LOSS_CONSTANTS)
     try:
         with torch.random.fork_rng(devices=()), torch.enable_grad():
             yield
     finally:
-        loss.CHUNK_ON_CPU, loss.BLOCK_ON_CPU = chunk, block
+        vars(loss).update(constants)
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
 

@@ -52,9 +52,7 @@ class TrainingStep:
             optimizers.check_gradients(self.model)
         loss, norm = loss.detach(), optimizers.gradient_norm(cast(Any, self.model)).detach()
         finite = loss.isfinite() & norm.isfinite()
-        if self.settings.asynchronous and self.settings.fused:
-            cast(Any, self.optimizer).found_inf = (~finite).float()
-        if self.settings.asynchronous or finite:
+        if optimizers.may_update(self.optimizer, finite, self.settings):
             before_update()
             set_learning_rate(self.optimizer, step, self.experiment.train)
             optimizers.clipped_update(self.optimizer, norm, self.experiment.train.max_grad_norm)

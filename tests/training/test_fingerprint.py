@@ -1,18 +1,29 @@
 """A fingerprint changes with what the code computes, and with nothing else."""
 
+import ast
+import inspect
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from types import CodeType, FrameType
 from typing import Any
 
 import mutants
 import pytest
+import refactorings
+
+from gptlab.data import windows
+from gptlab.data.vocabularies import tokenizer_of
+from gptlab.spec import Experiment
+from gptlab.training import fingerprint as fingerprints_module
 
 SMALL = {"data.tokenizer": "bytes", "model.vocab_size": 256, "model.n_layer": 2, "model.n_head": 2}
 MODEL, LOSS, RECOMPUTE = "model/gpt.py", "model/loss.py", "model/recompute.py"
 WINDOWS, PIECES, TOKENS, RANDOMNESS = "data/windows.py", "data/pieces.py", "data/tokens.py", "randomness.py"
 EVALUATE, OPTIMIZER, STEP = "training/evaluate.py", "training/optimizer.py", "training/step.py"
+SCHEDULE, ACTIVATIONS = "training/schedule.py", "model/activations.py"
 
 
 @dataclass(frozen=True)
@@ -55,9 +66,15 @@ GPT2 = {"data.tokenizer": "gpt2", "model.vocab_size": 50257}
 
 DATA_MUTATIONS = [
     Edit(WINDOWS, "FEISTEL_ROUNDS = 6", "FEISTEL_ROUNDS = 5"),
-    Edit(WINDOWS, "return (len(self.tokens) - self.sequence_length) //", "return (len(self.tokens) - 2 * self.sequence_length) //"),
+    Edit(
+        WINDOWS,
+        "return (len(self.tokens) - self.sequence_length) //",
+        "return (len(self.tokens) - 2 * self.sequence_length) //",
+    ),
     Edit(WINDOWS, "block, row = divmod(step, STEPS_PER_BLOCK)", "block, row = divmod(step + 1, STEPS_PER_BLOCK)"),
-    Edit(WINDOWS, "numbers = np.arange(first * batch_size, (first", "numbers = 1 + np.arange(first * batch_size, (first"),
+    Edit(
+        WINDOWS, "numbers = np.arange(first * batch_size, (first", "numbers = 1 + np.arange(first * batch_size, (first"
+    ),
     Edit(WINDOWS, "_epoch_keys(seed, epoch)", "_epoch_keys(seed + 1, epoch)"),
     Edit(WINDOWS, "_epoch_keys(seed, epoch)", "_epoch_keys(seed, 0)"),
     Edit(WINDOWS, "+ phase % sequence_length", "+ 0 * phase"),
@@ -90,17 +107,30 @@ LOSS_MUTATIONS = [
     Edit(LOSS, "return torch.cat(losses).mean()", "return torch.cat(losses).median()"),
     Edit(LOSS, "grad_logits[:, : len(weight)] @ weight", "grad_logits[:, : len(weight)] @ weight.abs()"),
     Edit(LOSS, "logits[:, V:] = -torch.inf", "logits[:, V:] = 0.0", GPT2),
-    Edit(LOSS, "losses = -probabilities.gather(1, targets[:, None]).log()", "losses = 1 - probabilities.gather(1, targets[:, None])"),
-    Edit(LOSS, "probabilities = torch.softmax(logits, dim=1, out=logits)", "probabilities = torch.softmax(logits * 1.001, dim=1)"),
+    Edit(
+        LOSS,
+        "losses = -probabilities.gather(1, targets[:, None]).log()",
+        "losses = 1 - probabilities.gather(1, targets[:, None])",
+    ),
+    Edit(
+        LOSS,
+        "probabilities = torch.softmax(logits, dim=1, out=logits)",
+        "probabilities = torch.softmax(logits * 1.001, dim=1)",
+    ),
     Edit(LOSS, "return grad_x, grad_weight, None", "return grad_x * 0.99, grad_weight, None"),
     Edit(LOSS, "return grad_x, grad_weight, None", "return grad_x, grad_weight * 0.99, None"),
     Edit(RECOMPUTE, "return inner(x).as_strided(*packed)", "return (inner(x) * 0.999).as_strided(*packed)"),
     Edit(RECOMPUTE, "        return outer(y)", "        return outer(y * 0.999)"),
-    Edit(EVALUATE, "self.loss * self.tokens / math.log(2) / self.bytes", "self.loss * self.tokens / self.bytes", {"data.val_windows": 2}),
+    Edit(
+        EVALUATE,
+        "self.loss * self.tokens / math.log(2) / self.bytes",
+        "self.loss * self.tokens / self.bytes",
+        {"data.val_windows": 2},
+    ),
     Edit(EVALUATE, "model.eval()", "model.train()", {"model.dropout": 0.1}),
     Edit(EVALUATE, "token_bytes[windows[:, 1:]]", "token_bytes[windows]"),
     Edit(EVALUATE, "std(ddof=1)", "std(ddof=0)"),
-    Edit(EVALUATE, "reduction=\"none\")  # (B, T)", "reduction=\"none\")[:, 1:]"),
+    Edit(EVALUATE, 'reduction="none")  # (B, T)', 'reduction="none")[:, 1:]'),
 ]
 
 MODEL_MUTATIONS = [
@@ -112,26 +142,86 @@ MODEL_MUTATIONS = [
     Edit(MODEL, "query, key, value, dropout_p", "query * 1.01, key, value, dropout_p"),
     Edit(MODEL, "query, key, value, dropout_p", "query, key, value * 1.01, dropout_p"),
     Edit(MODEL, "x = self.projection(y.transpose(1, 2).reshape(B, T, C))", "x = self.projection(y.reshape(B, T, C))"),
-    Edit(MODEL, "x = self.projection(y.transpose(1, 2).reshape(B, T, C))", "x = self.projection(y.transpose(1, 2).reshape(B, T, C)) * 0.999"),
-    Edit(MODEL, "self.query_key_value = Linear(spec.n_embd, 3 * spec.n_embd, bias=spec.bias)", "self.query_key_value = Linear(spec.n_embd, 3 * spec.n_embd, bias=False)"),
-    Edit(MODEL, "self.projection = Linear(spec.n_embd, spec.n_embd, bias=spec.bias)", "self.projection = Linear(spec.n_embd, spec.n_embd, bias=False)"),
-    Edit(MODEL, "self.expansion = Linear(spec.n_embd, 4 * spec.n_embd, bias=spec.bias)", "self.expansion = Linear(spec.n_embd, 4 * spec.n_embd, bias=False)"),
+    Edit(
+        MODEL,
+        "x = self.projection(y.transpose(1, 2).reshape(B, T, C))",
+        "x = self.projection(y.transpose(1, 2).reshape(B, T, C)) * 0.999",
+    ),
+    Edit(
+        MODEL,
+        "self.query_key_value = Linear(spec.n_embd, 3 * spec.n_embd, bias=spec.bias)",
+        "self.query_key_value = Linear(spec.n_embd, 3 * spec.n_embd, bias=False)",
+    ),
+    Edit(
+        MODEL,
+        "self.projection = Linear(spec.n_embd, spec.n_embd, bias=spec.bias)",
+        "self.projection = Linear(spec.n_embd, spec.n_embd, bias=False)",
+    ),
+    Edit(
+        MODEL,
+        "self.expansion = Linear(spec.n_embd, 4 * spec.n_embd, bias=spec.bias)",
+        "self.expansion = Linear(spec.n_embd, 4 * spec.n_embd, bias=False)",
+    ),
     Edit(MODEL, "        x = self.expansion(x)  # (B, T, 4C)\n", "        x = self.expansion(2 * x)\n"),
     Edit(MODEL, "compose_with_recompute(self.projection, self.activation, x)", "self.projection(x)"),
-    Edit(MODEL, "compose_with_recompute(self.projection, self.activation, x)", "self.projection(self.activation(x) ** 2)"),
-    Edit(MODEL, "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))", "x = x + self.dropout(self.attention(x + 0 * self.attention_norm(x), rotate, cache))"),
-    Edit(MODEL, "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))", "x = self.attention_norm(x + self.dropout(self.attention(x, rotate, cache)))"),
-    Edit(MODEL, "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))", "x = x - self.dropout(self.attention(self.attention_norm(x), rotate, cache))"),
-    Edit(MODEL, "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))", "x = x + self.attention(self.attention_norm(x), rotate, cache)", {"model.dropout": 0.1}),
-    Edit(MODEL, "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))", "x = x + 0.999 * self.dropout(self.feed_forward(self.feed_forward_norm(x)))"),
-    Edit(MODEL, "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))", "x = self.dropout(self.feed_forward(self.feed_forward_norm(x)))"),
-    Edit(MODEL, "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))", "x = x + self.feed_forward(self.feed_forward_norm(x))", {"model.dropout": 0.1}),
-    Edit(MODEL, "return nn.LayerNorm(spec.n_embd, bias=spec.bias)", "return nn.LayerNorm(spec.n_embd, eps=1e-6, bias=spec.bias)"),
+    Edit(
+        MODEL, "compose_with_recompute(self.projection, self.activation, x)", "self.projection(self.activation(x) ** 2)"
+    ),
+    Edit(
+        MODEL,
+        "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))",
+        "x = x + self.dropout(self.attention(x + 0 * self.attention_norm(x), rotate, cache))",
+    ),
+    Edit(
+        MODEL,
+        "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))",
+        "x = self.attention_norm(x + self.dropout(self.attention(x, rotate, cache)))",
+    ),
+    Edit(
+        MODEL,
+        "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))",
+        "x = x - self.dropout(self.attention(self.attention_norm(x), rotate, cache))",
+    ),
+    Edit(
+        MODEL,
+        "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))",
+        "x = x + self.attention(self.attention_norm(x), rotate, cache)",
+        {"model.dropout": 0.1},
+    ),
+    Edit(
+        MODEL,
+        "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
+        "x = x + 0.999 * self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
+    ),
+    Edit(
+        MODEL,
+        "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
+        "x = self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
+    ),
+    Edit(
+        MODEL,
+        "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
+        "x = x + self.feed_forward(self.feed_forward_norm(x))",
+        {"model.dropout": 0.1},
+    ),
+    Edit(
+        MODEL,
+        "return nn.LayerNorm(spec.n_embd, bias=spec.bias)",
+        "return nn.LayerNorm(spec.n_embd, eps=1e-6, bias=spec.bias)",
+    ),
     Edit(MODEL, "return nn.LayerNorm(spec.n_embd, bias=spec.bias)", "return nn.RMSNorm(spec.n_embd)"),
     Edit(MODEL, "return nn.LayerNorm(spec.n_embd, bias=spec.bias)", "return nn.LayerNorm(spec.n_embd, bias=False)"),
     Edit(MODEL, "for layer in range(spec.n_layer))", "for layer in range(spec.n_layer - 1))"),
-    Edit(MODEL, "self.position_embedding(positions) + self.token_embedding(tokens)", "0 * self.position_embedding(positions) + self.token_embedding(tokens)"),
-    Edit(MODEL, "self.position_embedding(positions) + self.token_embedding(tokens)", "0.999 * self.position_embedding(positions) + self.token_embedding(tokens)"),
+    Edit(
+        MODEL,
+        "self.position_embedding(positions) + self.token_embedding(tokens)",
+        "0 * self.position_embedding(positions) + self.token_embedding(tokens)",
+    ),
+    Edit(
+        MODEL,
+        "self.position_embedding(positions) + self.token_embedding(tokens)",
+        "0.999 * self.position_embedding(positions) + self.token_embedding(tokens)",
+    ),
     Edit(MODEL, "torch.arange(start, start + T", "1 + torch.arange(start, start + T"),
     Edit(MODEL, "x = self.final_norm(x)", "x = x + 0 * self.final_norm(x)"),
     Edit(MODEL, "None if spec.tied else Linear", "None if not spec.tied else Linear"),
@@ -139,14 +229,108 @@ MODEL_MUTATIONS = [
     Edit(MODEL, "mean_cross_entropy(x.flatten(0, 1), output", "mean_cross_entropy(x.flatten(0, 1), 1.001 * output"),
     Edit(MODEL, "        for block in self.blocks:\n", "        for block in reversed(self.blocks):\n"),
     Edit(MODEL, "math.sqrt(2 * spec.n_layer)", "math.sqrt(spec.n_layer)"),
-    Edit(MODEL, "if name.endswith(\"projection.weight\") else INIT_STD", "if name.endswith(\"expansion.weight\") else INIT_STD"),
-    Edit(MODEL, "1.0 if name.endswith(\"norm.weight\") else 0.0", "1.0 if name.endswith(\"norm.weight\") else 0.001"),
-    Edit(MODEL, "1.0 if name.endswith(\"norm.weight\") else 0.0", "0.9 if name.endswith(\"norm.weight\") else 0.0"),
-    Edit(MODEL, ".standard_normal(tuple(parameter.shape), \"float32\")", ".uniform(-1.7, 1.7, tuple(parameter.shape))"),
+    Edit(
+        MODEL,
+        'if name.endswith("projection.weight") else INIT_STD',
+        'if name.endswith("expansion.weight") else INIT_STD',
+    ),
+    Edit(MODEL, '1.0 if name.endswith("norm.weight") else 0.0', '1.0 if name.endswith("norm.weight") else 0.001'),
+    Edit(MODEL, '1.0 if name.endswith("norm.weight") else 0.0', '0.9 if name.endswith("norm.weight") else 0.0'),
+    Edit(MODEL, '.standard_normal(tuple(parameter.shape), "float32")', ".uniform(-1.7, 1.7, tuple(parameter.shape))"),
     Edit(MODEL, "normal_generator(seed, Purpose.WEIGHTS, name)", "normal_generator(seed + 1, Purpose.WEIGHTS, name)"),
 ]
 
-MUTATIONS = [*DATA_MUTATIONS, *LOSS_MUTATIONS, *MODEL_MUTATIONS]
+TRAINING_MUTATIONS = [
+    Edit(OPTIMIZER, 'if p.ndim >= 2], "weight_decay": spec.weight_decay', 'if p.ndim >= 2], "weight_decay": 0.0'),
+    Edit(OPTIMIZER, 'if p.ndim < 2], "weight_decay": 0.0', 'if p.ndim < 2], "weight_decay": spec.weight_decay'),
+    Edit(OPTIMIZER, "betas=spec.betas", "betas=(spec.betas[0], 0.951)"),
+    Edit(OPTIMIZER, "betas=spec.betas", "betas=(0.91, spec.betas[1])"),
+    Edit(OPTIMIZER, "eps=spec.eps", "eps=10 * spec.eps"),
+    Edit(OPTIMIZER, "lr=spec.learning_rate, betas", "lr=1.01 * spec.learning_rate, betas"),
+    Edit(OPTIMIZER, "eps=spec.eps, fused", "eps=spec.eps, amsgrad=True, fused"),
+    Edit(
+        OPTIMIZER,
+        "return AdamW(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps, fused=fused)",
+        "return torch.optim.Adam(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps)",
+    ),
+    Edit(
+        OPTIMIZER,
+        "return AdamW(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps, fused=fused)",
+        "return torch.optim.SGD(groups, lr=spec.learning_rate)",
+    ),
+    Edit(OPTIMIZER, "vector_norm(torch.cat(rows))", "vector_norm(torch.cat(rows), ord=1)"),
+    Edit(OPTIMIZER, "vector_norm(p.grad, dim=-1)", "vector_norm(p.grad, ord=1, dim=-1)"),
+    Edit(
+        OPTIMIZER,
+        "for p in model.parameters() if p.grad is not None]",
+        "for p in model.parameters() if p.grad is not None and p.ndim > 1]",
+    ),
+    Edit(OPTIMIZER, "(norm / max_norm).clamp(min=1)", "(norm / max_norm).clamp(min=0.5)"),
+    Edit(OPTIMIZER, "(norm / max_norm).clamp(min=1)", "norm / max_norm"),
+    Edit(OPTIMIZER, "(norm / max_norm).clamp(min=1)", "(norm / max_norm).clamp(min=1).sqrt()"),
+    Edit(OPTIMIZER, "(norm / max_norm).clamp(min=1)", "torch.ones_like(norm)"),
+    Edit(OPTIMIZER, "    optimizer.zero_grad(set_to_none=True)\n", ""),
+    Edit(STEP, "self.model(batch[:, :-1], batch[:, 1:])", "self.model(batch[:, :-1], batch[:, :-1])"),
+    Edit(STEP, "self.model(batch[:, :-1], batch[:, 1:])", "self.model(batch[:, :-2], batch[:, 1:-1])"),
+    Edit(STEP, "        loss.backward()", "        (2 * loss).backward()"),
+    Edit(
+        STEP,
+        "        loss.backward()",
+        "        (loss + 1e-3 * sum(p.square().sum() for p in self.model.parameters())).backward()",
+    ),
+    Edit(
+        STEP,
+        "random_bits(self.seed, Purpose.STEP, step)",
+        "random_bits(self.seed, Purpose.STEP, 0)",
+        {"model.dropout": 0.1},
+    ),
+    Edit(
+        STEP,
+        "set_learning_rate(self.optimizer, step, ",
+        "set_learning_rate(self.optimizer, step + 1, ",
+        {"train.warmup_steps": 2},
+    ),
+    Edit(SCHEDULE, "(step + 1) / spec.warmup_steps", "step / spec.warmup_steps", {"train.warmup_steps": 2}),
+    Edit(
+        SCHEDULE,
+        "if step < spec.warmup_steps else 1.0",
+        "if step < spec.warmup_steps else 0.99",
+        {"train.warmup_steps": 10},
+    ),
+    Edit(
+        SCHEDULE,
+        "_remaining(step, spec.warmup_steps, _horizon(spec))\n\n\ndef cosine",
+        "_remaining(step, 0, _horizon(spec))\n\n\ndef cosine",
+        {"train.schedule": "linear", "train.horizon": 100, "train.warmup_steps": 10},
+    ),
+    Edit(
+        SCHEDULE,
+        "0.5 * (1 - math.cos(math.pi * remaining))",
+        "0.5 * (1 - math.cos(math.pi * remaining)) ** 2",
+        {"train.schedule": "cosine", "train.horizon": 100},
+    ),
+    Edit(
+        SCHEDULE,
+        "spec.horizon - spec.decay_length, spec.horizon",
+        "spec.horizon - 2 * spec.decay_length, spec.horizon",
+        {"train.schedule": "wsd", "train.horizon": 100},
+    ),
+    Edit(
+        SCHEDULE,
+        "min(max((end - step) / (end - start), 0.0), 1.0)",
+        "min(max((end - step) / (end - start), 0.0), 1.0) ** 0.5",
+        {"train.schedule": "wsd", "train.horizon": 100},
+    ),
+    Edit(ACTIVATIONS, 'approximate="tanh"', 'approximate="none"'),
+    Edit(ACTIVATIONS, "F.relu(x).square()", "F.relu(x) ** 2.001", {"model.activation": "relu2"}),
+    Edit(ACTIVATIONS, "return F.silu(x)", "return x * (1.001 * x).sigmoid()", {"model.activation": "silu"}),
+    Edit(
+        ACTIVATIONS, "return F.gelu(x)\n", 'return F.gelu(x, approximate="tanh")\n', {"model.activation": "gelu-exact"}
+    ),
+    Edit(ACTIVATIONS, "return F.relu(x)\n", "return F.leaky_relu(x, 1e-4)\n", {"model.activation": "relu"}),
+]
+
+MUTATIONS = [*DATA_MUTATIONS, *LOSS_MUTATIONS, *MODEL_MUTATIONS, *TRAINING_MUTATIONS]
 
 
 @pytest.mark.parametrize("edit", MUTATIONS, ids=str)
@@ -155,3 +339,146 @@ def test_an_edit_that_computes_something_else_changes_the_fingerprint(edit: Edit
     moved = [abs(after.numbers.get(name, math.inf) - value) for name, value in before.numbers.items()]
     assert max(moved) > 1e-6
     assert before.hash != after.hash
+
+
+FILES = (
+    *(ACTIVATIONS, EVALUATE, LOSS, MODEL, OPTIMIZER, PIECES, RANDOMNESS, RECOMPUTE, SCHEDULE, STEP, TOKENS, WINDOWS),
+    *("model/parts.py", "data/vocabularies.py"),
+)
+UNCHECKED = {name.partition(":")[2].split(".")[-1] for name in fingerprints_module.UNCHECKED}
+REFACTORINGS = refactorings.kinds(UNCHECKED)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", REFACTORINGS)
+def test_a_refactoring_does_not_change_the_fingerprint(file: str, kind: str):
+    source = (mutants.PACKAGE / file).read_text()
+    edited = REFACTORINGS[kind](source)
+    assert edited != source
+    assert mutants.fingerprint_of(SMALL, {file: edited}).hash == original(tuple(SMALL.items())).hash
+
+
+EXTRACTIONS = [
+    Edit(
+        MODEL,
+        "        x = self.expansion(x)  # (B, T, 4C)\n",
+        "        x = self._expand(x)\n        return self._contract(x)\n\n    def _expand(self, x):\n"
+        "        return self.expansion(x)\n\n    def _contract(self, x):\n",
+    ),
+    Edit(
+        MODEL,
+        "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
+        "x = torch.add(self.dropout(self.feed_forward(self.feed_forward_norm(x))), x)",
+    ),
+    Edit(MODEL, "std = INIT_STD / math.sqrt(2 * spec.n_layer)", "std = INIT_STD * (2 * spec.n_layer) ** -0.5"),
+    Edit(MODEL, "y.transpose(1, 2).reshape(B, T, C)", "y.permute(0, 2, 1, 3).flatten(2)"),
+    Edit(
+        OPTIMIZER, "rows = [torch.linalg.vector_norm(p.grad, dim=-1).flatten()", "rows = [p.grad.norm(dim=-1).flatten()"
+    ),
+    Edit(LOSS, "return torch.cat(losses).mean()", "total = torch.cat(losses).sum()\n        return total / N"),
+    Edit(SCHEDULE, "(step + 1) / spec.warmup_steps", "(1 + step) * (1 / spec.warmup_steps)", {"train.warmup_steps": 2}),
+]
+
+
+@pytest.mark.parametrize("edit", EXTRACTIONS, ids=str)
+def test_the_same_computation_in_other_words_has_the_same_fingerprint(edit: Edit):
+    before, after = fingerprints(edit)
+    assert before.hash == after.hash
+
+
+def test_code_that_computes_below_float64_enters_as_its_syntax():
+    narrow = Edit(MODEL, "x = self.final_norm(x)", "x = self.final_norm(x).float().double()")
+    before, after = fingerprints(narrow)
+    assert "gptlab.model.gpt:GPT.forward" in after.code.keys() - before.code.keys()
+    renamed = narrow.apply()[MODEL].replace("T = tokens.shape[1]", "T = tokens.size(1)")
+    assert mutants.fingerprint_of(SMALL, {MODEL: renamed}).hash != after.hash
+
+
+@pytest.mark.parametrize("name", fingerprints_module.UNCHECKED)
+def test_code_that_does_not_run_here_enters_as_its_syntax(name: str):
+    module, _, function = name.partition(":")
+    file = f"{module.replace('.', '/')}.py".removeprefix("gptlab/")
+    source = (mutants.PACKAGE / file).read_text()
+    tree = ast.parse(source)
+    (node,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function.split(".")[-1]]
+    node.body.insert(-1, ast.parse("if False: print()").body[0])
+    assert mutants.fingerprint_of(SMALL, {file: ast.unparse(tree)}).hash != original(tuple(SMALL.items())).hash
+
+
+# --- Everything that computes is run, or its syntax is hashed ---
+
+SPECS = [
+    SMALL,
+    {**SMALL, "model.tied": True, "model.dropout": 0.1, "train.grad_clip": 0, "train.warmup_steps": 3},
+    *({**SMALL, "model.activation": name} for name in ("gelu-exact", "relu", "relu2", "silu")),
+    *({**SMALL, "train.schedule": name, "train.horizon": 100} for name in ("linear", "cosine", "wsd")),
+    {**SMALL, "train.schedule": "wsd", "train.warmup_steps": 5},
+]
+COMPUTING = (ACTIVATIONS, EVALUATE, LOSS, MODEL, OPTIMIZER, RANDOMNESS, RECOMPUTE, SCHEDULE, STEP, WINDOWS)
+NOT_TRAINING = (
+    *("key, value = cache.extend(self.layer, key, value)", "cache.length += T", "x = x[:, -1:]"),
+    *(
+        "return F.linear(x, output) if",
+        "return token_cross_entropy(x, weight, targets).mean()",
+        "return math.exp(self.loss)",
+    ),
+    *("_check_tensors(model)", "optimizers.check_gradients(self.model)", "longest = len(self.tokens) // 2"),
+)
+"""Beginnings of lines that run when a model is sampled, or only check something."""
+WITH_PARTS_OR_SAVED_STATE = {
+    *("learning_rate", "_scaled", "build", "_problem", "with_weights", "_check_tensors", "check_gradients"),
+    *("state_tensors", "state_values", "load_state", "load_state_tensors"),
+}
+
+
+def executed_lines(changes: Mapping[str, Any]) -> set[tuple[str, int]]:
+    """The lines of the package that a small training runs, and their files."""
+    lines: set[tuple[str, int]] = set()
+    package = str(mutants.PACKAGE)
+
+    def trace(frame: FrameType, event: str, argument: object):
+        if not frame.f_code.co_filename.startswith(package):
+            return None
+        lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    experiment = Experiment(name="traced", why="Which lines run?").with_changes(changes)
+    windows._block_starts.cache_clear()
+    sys.settrace(trace)
+    try:
+        fingerprints_module.compute(experiment, tokenizer_of(experiment))
+    finally:
+        sys.settrace(None)
+    return lines
+
+
+def code_lines(code: CodeType) -> Iterator[tuple[str, int]]:
+    """Each line of the functions in a code object, with the function's qualified name."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from code_lines(constant)
+            if constant.co_flags & inspect.CO_OPTIMIZED and not constant.co_name.startswith("<"):  # no class body
+                body = {line for *_, line in constant.co_lines() if line and line > constant.co_firstlineno}
+                yield from ((constant.co_qualname, line) for line in body)
+
+
+@pytest.mark.slow
+def test_every_line_that_computes_is_run_or_hashed():
+    executed = set().union(*map(executed_lines, SPECS))
+    hashed = {name.partition(":")[2] for name in fingerprints_module.UNCHECKED}
+    missed = []
+    for file in COMPUTING:
+        path = mutants.PACKAGE / file
+        source = path.read_text()
+        raising = {
+            line
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Raise | ast.ExceptHandler)
+            for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        for function, line in code_lines(compile(source, str(path), "exec")):
+            text = source.splitlines()[line - 1].strip()
+            ignored = function in hashed | WITH_PARTS_OR_SAVED_STATE or text.startswith(NOT_TRAINING)
+            if not ignored and line not in raising and (str(path), line) not in executed:
+                missed.append(f"{file}:{line} {function}: {text}")
+    assert not missed, "\n".join(missed)
