@@ -31,7 +31,7 @@ COMMANDS = [
     ("show micro", "matches micro-"),
     ("run", "Missing argument 'NAME'"),
     ("run bseline", "did you mean 'baseline'?"),
-    ("run zzz", "available: baseline, tiny-no-bias, tiny-shallow, tiny-tied, tiny"),
+    ("run zzz", "available: tiny-relu, tiny-relu2, tiny-gelu-exact, tiny-swiglu, tiny-rmsnorm"),
     ("run ../x", "there is no experiment '../x'"),
     ("run tiny --fres", "--fresh"),
     ("run tiny --steps 0", "'--steps': Input should be"),
@@ -91,6 +91,10 @@ COMMANDS = [
     ("sync nothing", "there is no run 'nothing'"),
     ("rm nothing", "there is no run 'nothing'"),
     ("rm ..", "there is no run in '..'"),
+    ("check", "Missing argument 'PART'"),
+    ("check rleu", "which field 'rleu' is for is unknown: no experiment uses it; give --field"),
+    ("check relu --field model.activaton", "no part belongs to the field 'model.activaton'; did you mean"),
+    ("check experiments.parts.none:x --field model.norm", "there is no file experiments/parts/none.py"),
     ("gc --all", "No such option: --all"),
 ]
 
@@ -112,7 +116,7 @@ FIELDS = [
     ("model.attention", "full", "choose causal or a part"),
     ("model.feed_forward", "experiments.parts.relu", "choose mlp or a part"),
     ("model.activation", "gelu_exact", "did you mean 'gelu-exact'?"),
-    ("model.norm", "experiments.parts.none:Norm", "there is no file experiments/parts/none.py"),
+    ("model.norm", "experiments.parts.none:Norm", "but there is no file experiments/parts/none.py; restore it"),
     ("model.position", "os:getcwd", "there is no position 'os:getcwd'"),
     ("data.text", "", "at least 1 character"),
     ("data.val_fraction", "0", "greater than 0"),

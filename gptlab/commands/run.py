@@ -20,7 +20,7 @@ from gptlab.files import remove_temporary_files
 from gptlab.limits import out_of_memory_kills
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
-from gptlab.model.measure import size_of
+from gptlab.model.measure import check_parts, size_of
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.terminal.progress import StepProgress
@@ -191,6 +191,7 @@ class _Session:
         if history.status == "complete" and steps <= history.step:
             messages.already_complete(run, history, steps, self.console)
             return Result(run)
+        check_parts(run.record.spec)  # else a part that is gone would look like damaged checkpoints
         check_no_hard_links(run.directory)
         with RunLock(run.directory) as lock, StopSignals() as signals:
             run = load_run(run.directory)  # another process may have written the record first

@@ -19,11 +19,11 @@ from gptlab.model import gpt
 from gptlab.model.check import Check, Problem, run_checks
 from gptlab.model.gpt import GPT
 from gptlab.parts import resolve
-from gptlab.spec import Experiment, ModelSpec, TrainSpec
+from gptlab.spec import Experiment, TrainSpec
 from gptlab.training import optimizer as optimizers
 from gptlab.training.schedule import learning_rate, set_learning_rate
 
-SMALL = ModelSpec(n_layer=1, n_head=2, n_embd=8, context_length=8)
+SMALL = model_check.SMALL.model_copy(update={"n_layer": 1})
 HORIZON = 100
 DESCENT_STEPS = 100
 

@@ -43,7 +43,7 @@ class TrainingStep:
         Returns:
             The loss in nats per token and the gradient norm before clipping, scalars on the device.
         """
-        if self.experiment.model.dropout or self.experiment.has_parts:  # a part may draw random numbers
+        if self.experiment.model.dropout or self.experiment.parts:  # a part may draw random numbers
             torch.manual_seed(int(random_bits(self.seed, Purpose.STEP, step)[0]))
         with self.settings.autocast():
             loss = self.model(batch[:, :-1], batch[:, 1:])

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, checkpoint_directory, list_checkpoints
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.spec import Experiment
-from gptlab.training import optimizer
 from gptlab.tracking.run import Run
+from gptlab.training import optimizer
 
 MINE = '''
 import torch
