@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.errors import BadInputError
+from gptlab.errors import BadInputError, is_out_of_memory
 from gptlab.experiment_files import reason
 from gptlab.model import gpt, parts
 from gptlab.model.cache import KeyValueCache
@@ -84,6 +84,8 @@ def _problem(check: Callable[[], Problem]) -> str:
     except BadInputError as error:
         return str(error)
     except Exception as error:  # a part can raise anything
+        if is_out_of_memory(error):
+            raise
         return reason(error)
 
 
