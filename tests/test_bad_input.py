@@ -31,7 +31,7 @@ COMMANDS = [
     ("show micro", "matches micro-"),
     ("run", "Missing argument 'NAME'"),
     ("run bseline", "did you mean 'baseline'?"),
-    ("run zzz", "available: tiny-relu, tiny-relu2, tiny-gelu-exact, tiny-swiglu, tiny-rmsnorm"),
+    ("run zzz", "available: baseline, tiny-no-bias, tiny-shallow, tiny-tied, tiny, tiny-relu"),
     ("run ../x", "there is no experiment '../x'"),
     ("run tiny --fres", "--fresh"),
     ("run tiny --steps 0", "'--steps': Input should be"),

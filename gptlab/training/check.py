@@ -70,7 +70,7 @@ def _train(model: GPT, optimizer: torch.optim.Optimizer, spec: TrainSpec, steps:
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
         torch.manual_seed(step)
-        set_learning_rate(optimizer, step, spec)
+        set_learning_rate(optimizer, learning_rate(step, spec), spec)
         optimizers.clipped_update(optimizer, optimizers.gradient_norm(model), spec.max_grad_norm)
 
 
@@ -128,7 +128,7 @@ def _descends(spec: TrainSpec, dtype: torch.dtype = torch.float32) -> Problem:
     for step in range(DESCENT_STEPS):
         for parameter, target in zip(model.parameters(), targets, strict=True):
             parameter.grad = parameter.detach() - target
-        set_learning_rate(optimizer, step, spec)
+        set_learning_rate(optimizer, learning_rate(step, spec), spec)
         optimizers.clipped_update(optimizer, optimizers.gradient_norm(model), math.inf)
     after = distance()
     if any(parameter.dtype != dtype for parameter in model.parameters()):

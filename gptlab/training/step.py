@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from gptlab.randomness import Purpose, random_bits
 from gptlab.spec import Experiment
 from gptlab.training import optimizer as optimizers
-from gptlab.training.schedule import set_learning_rate
+from gptlab.training.schedule import learning_rates, set_learning_rate
 from gptlab.training.settings import Settings
 
 
@@ -56,6 +57,10 @@ class TrainingStep:
             cast(Any, self.optimizer).found_inf = (~finite).float()
         if self.settings.asynchronous or finite:
             before_update()
-            set_learning_rate(self.optimizer, step, self.experiment.train)
+            set_learning_rate(self.optimizer, self._learning_rate(step), self.experiment.train)
             optimizers.clipped_update(self.optimizer, norm, self.experiment.train.max_grad_norm)
         return loss, norm
+
+    @cached_property
+    def _learning_rate(self) -> Callable[[int], float]:
+        return learning_rates(self.experiment.train)  # looked up once, not in each step
