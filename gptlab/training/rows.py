@@ -15,7 +15,7 @@ from gptlab.errors import DivergedError
 from gptlab.tracking.metrics import COLUMNS, MetricsFile, Row
 from gptlab.tracking.records import RunRecord
 from gptlab.training.evaluate import Evaluation
-from gptlab.training.schedule import learning_rate
+from gptlab.training.schedule import learning_rates
 from gptlab.training.settings import Settings, peak_flops
 from gptlab.training.state import TrainingState
 from gptlab.training.stopwatch import Stopwatch, peak_memory_gib
@@ -44,7 +44,7 @@ class RowWriter:
             state: Its `loop` holds the sums since the last row on the grid, and the best validation loss so far.
         """
         self._run, self.attempt, self._spec, self._windows = record.run, attempt, record.spec, windows
-        self._size = record.model_size
+        self._size, self._learning_rate = record.model_size, learning_rates(record.spec.train)
         self._settings, self._metrics = settings, metrics
         self._state = state
         self.stopwatch = Stopwatch()
@@ -117,7 +117,7 @@ class RowWriter:
         if count := loop.steps_since_row:
             row |= {
                 "train/loss": loop.loss_sum / count,
-                "optim/lr": learning_rate(step - 1, train),  # of the newest update
+                "optim/lr": self._learning_rate(step - 1),  # of the newest update
                 "optim/grad_norm": loop.grad_norm_sum / count,
                 "optim/clip_frac": loop.clipped / count,
             }

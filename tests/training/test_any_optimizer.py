@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, checkpoint_directory, list_checkpoints
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.spec import Experiment
-from gptlab.training import optimizer
 from gptlab.tracking.run import Run
+from gptlab.training import optimizer
 
 MINE = '''
 import torch
@@ -68,6 +67,7 @@ bad_list = bad(lambda self, p: {"old": [torch.ones(2)]})
 bad_alias = bad(lambda self, p: {"alias": self.state[p]["half"]})
 bad_parameter = bad(lambda self, p: {"alias": p.detach()})
 bad_complex = bad(lambda self, p: {"c": torch.ones(2, dtype=torch.complex64)})
+bad_large = bad(lambda self, p: {"history": [0.5] * 100_000})
 def _under_text(self, p):
     self.state["everything"] = {"k": 1}
     return {}
@@ -127,6 +127,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(parts, train, micro, tmp_path, m
         ("bad_alias", "shares memory with position_embedding.weight/half"),
         ("bad_parameter", "shares memory with position_embedding.weight"),
         ("bad_complex", "position_embedding.weight/c is torch.complex64"),
+        ("bad_large", "bytes besides its tensors, more than"),
         ("bad_owner", "keeps state under 'everything', which is no parameter"),
     ],
 )

@@ -286,8 +286,8 @@ TRAINING_MUTATIONS = [
     ),
     Edit(
         STEP,
-        "set_learning_rate(self.optimizer, step, ",
-        "set_learning_rate(self.optimizer, step + 1, ",
+        "self._learning_rate(step)",
+        "self._learning_rate(step + 1)",
         {"train.warmup_steps": 2},
     ),
     Edit(SCHEDULE, "(step + 1) / spec.warmup_steps", "step / spec.warmup_steps", {"train.warmup_steps": 2}),
