@@ -426,7 +426,7 @@ NOT_TRAINING = (
 )
 """Beginnings of lines that run when a model is sampled, or only check something."""
 WITH_PARTS_OR_SAVED_STATE = {
-    *("learning_rate", "_scaled", "build", "_problem", "with_weights", "_check_tensors", "check_gradients"),
+    *("learning_rate", "_learning_rate", "_scaled", "build", "_problem", "with_weights", "_check_tensors", "check_gradients"),
     *("state_tensors", "state_values", "load_state", "load_state_tensors"),
 }
 
