@@ -19,6 +19,7 @@ from analysis.sentences import COST_NOTE, HOW_TO_READ, TREE_NOTE, all_caveats, c
 from analysis.tree import tree_table
 from gptlab.terminal.text import printable
 
+LOSSES = {"val/loss": "Validation loss", "val/bpb": "Bits per byte", "train/loss": "Training loss"}
 MAX_RUNS = 50
 
 
@@ -42,10 +43,9 @@ def to_markdown(findings: Findings, heading: str) -> str:
     parts += ["## Each run", *([f"The best {MAX_RUNS} of {len(runs)}."] if len(runs) > MAX_RUNS else [])]
     parts += [_table(runs.head(MAX_RUNS))]
     parts += ["## Speed and memory", _table(speed_table(findings).head(MAX_RUNS))]
-    measure = findings.measure
-    for column, title in {measure.column: measure.name.capitalize(), "train/loss": "Training loss"}.items():
+    for column in (findings.measure.column, "train/loss"):
         if findings.metrics[column].notna().any():
-            parts += [f"## {title}", _table(loss_table(findings, column))]
+            parts += [f"## {LOSSES[column]}", _table(loss_table(findings, column))]
     for sample in newest_samples(findings):
         parts += [f"## {_inline(sample.label)}", _inline(sample.description), _code_block(sample.prompt + sample.text)]
     parts += ["## Provenance", _table(provenance_table(findings))]

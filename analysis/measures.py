@@ -30,8 +30,8 @@ def measure_of(runs: DataFrame) -> Measure:
 
 
 def has_several_tokenizers(runs: DataFrame) -> bool:
-    """Whether these runs have different tokenizers."""
-    return bool(runs["tokenizer.sha256"].nunique() > 1)
+    """Whether these runs have different tokenizers. A table without this column has one."""
+    return "tokenizer.sha256" in runs and bool(runs["tokenizer.sha256"].nunique() > 1)
 
 
 def comparable(yardsticks: Series, runs: DataFrame, measure: str) -> Series:

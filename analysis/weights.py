@@ -111,7 +111,7 @@ def statistics(run: Run) -> list[dict[str, Any]]:
         for name in sorted({name for _, _, file in opened for name in file.keys()}):  # noqa: SIM118 - not a dict
             first = previous = None
             for checkpoint, path, file in opened:
-                if name not in file.keys():  # noqa: SIM118 - not a dict
+                if name not in file.keys() or _is_other_buffer(file, name, run):  # noqa: SIM118 - not a dict
                     continue
                 tensor = _read_tensor(path, file, name)
                 changes = change_statistics(tensor, previous, first)
@@ -230,6 +230,11 @@ def _open(checkpoint: Checkpoint, model: ModelSpec) -> Any:
         raise
     except (SafetensorError, OSError) as error:
         raise GptlabError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _is_other_buffer(file: Any, name: str, run: Run) -> bool:
+    """Whether a tensor is a buffer of a part that holds no float32 numbers, such as a mask."""
+    return run.record.spec.model.has_parts and file.get_slice(name).get_dtype() != "F32"
 
 
 def _read_tensor(path: Path, file: Any, name: str) -> Weights:

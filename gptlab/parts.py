@@ -27,6 +27,8 @@ def resolve(field: str, name: str) -> Any:
     Raises:
         BadInputError: The part is gone, cannot be imported, or cannot be called. The message names file and line.
     """
+    if field not in BUILT_IN or not (is_part(name) or name in BUILT_IN[field]):
+        raise BadInputError(f"there is no part '{name}' for {field}")
     if not is_part(name):
         module, _, attribute = BUILT_IN[field][name].partition(":")
         return getattr(importlib.import_module(module), attribute)
@@ -78,7 +80,7 @@ def _import(root: Path, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     file = _source_file(root, name)
     if not file.is_file():
-        raise BadInputError(f"there is no file {project.display_path(file)}; restore it, or change the experiment")
+        raise BadInputError(f"there is no file {project.display_path(file)}; restore it, or name another part")
     try:
         with importable(root / "experiments"):
             module = importlib.import_module(module_name)

@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from gptlab.errors import BadInputError
-from gptlab.part_names import is_part, one_of
+from gptlab.part_names import BUILT_IN, is_part, one_of
 from gptlab.validation import did_you_mean, explain
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -49,7 +49,8 @@ class Section(BaseModel):
     @property
     def parts(self) -> dict[str, str]:
         """The names of parts of the user's own, by field."""
-        return {field: value for field, value in self if isinstance(value, str) and is_part(value)}
+        fields = [field for key in BUILT_IN for field in [key.partition(".")[2]] if field in type(self).model_fields]
+        return {field: getattr(self, field) for field in fields if is_part(getattr(self, field))}
 
 
 class ModelSpec(Section):
@@ -276,9 +277,10 @@ class Experiment(Section):
         return self
 
     @property
-    def has_parts(self) -> bool:
-        """Whether the model or its training has parts of the user's own."""
-        return bool(self.model.parts or self.train.parts)
+    def parts(self) -> dict[str, str]:
+        """The names of parts of the user's own, by the dotted key of their field."""
+        sections = {"model": self.model, "train": self.train}
+        return {f"{key}.{field}": name for key, section in sections.items() for field, name in section.parts.items()}
 
     def vary(self, name: str, *, why: str, **changes: Any) -> Self:
         """Return a validated variant of this experiment.

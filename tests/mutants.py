@@ -1,5 +1,6 @@
 """Fingerprints of edited code: each is computed in a forked child that imports the package from edited sources."""
 
+import gc
 import importlib.machinery
 import json
 import os
@@ -11,9 +12,19 @@ from types import CodeType
 from typing import Any
 
 import gptlab
+from gptlab.data.vocabularies import tokenizer_of
 from gptlab.identity import Fingerprint
+from gptlab.spec import Experiment
+from gptlab.training.fingerprint import compute
 
 PACKAGE = Path(gptlab.__file__).parent
+
+
+def warm_up(changes: Mapping[str, Any]) -> None:
+    """Compute a fingerprint in this process, so that a child finds torch imported and the sources parsed."""
+    experiment = Experiment(name="original", why="What does every child need?").with_changes(changes)
+    compute(experiment, tokenizer_of(experiment))
+    gc.freeze()  # else a child's collector copies all pages of the parent
 
 
 def fingerprint_of(changes: Mapping[str, Any], edits: Mapping[str, str]) -> Fingerprint:

@@ -65,10 +65,9 @@ def _users(name: str) -> dict[str, Experiment]:
     """For each field that names the part in an experiment, the first such experiment."""
     users: dict[str, Experiment] = {}
     for experiment in catalog.experiments().values() if is_part(name) else ():
-        for section in ("model", "train"):
-            for field, part in getattr(experiment, section).parts.items():
-                if part == name:
-                    users.setdefault(f"{section}.{field}", experiment)
+        for field, part in experiment.parts.items():
+            if part == name:
+                users.setdefault(field, experiment)
     return users
 
 

@@ -21,7 +21,7 @@ from gptlab.identity import Fingerprint
 from gptlab.limits import out_of_memory_kills
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
-from gptlab.model.measure import size_of
+from gptlab.model.measure import check_parts, size_of
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.terminal.progress import StepProgress
@@ -36,7 +36,7 @@ from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.capacity import limit_threads, memory_notice
-from gptlab.training.fingerprint import fingerprint
+from gptlab.training.fingerprint_cache import fingerprint
 from gptlab.training.initial import check_branch, check_initial_weights, check_steps
 from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory
@@ -208,12 +208,13 @@ class _Session:
         steps = messages.steps_to_horizon(run, steps or history.target, self.console)
         if history.status == "diverged":
             raise DivergedError(
-                f"{run.id} diverged at step {history.step} and would diverge again; change the experiment, or, if the "
-                "code has changed, start again with `gptlab run` and --fresh"
+                f"{run.id} diverged at step {history.step} and would diverge again; change the experiment or the "
+                "code, and start another run with `gptlab run`"
             )
         if history.status == "complete" and steps <= history.step:
             messages.already_complete(run, history, steps, self.code, self.console)
             return Result(run)
+        check_parts(run.record.spec)  # else a part that is gone would look like damaged checkpoints
         if not self.options.accept_code_change:
             _check_arithmetic(run, history, self.code)
         check_no_hard_links(run.directory)

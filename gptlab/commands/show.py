@@ -21,7 +21,7 @@ from gptlab.terminal.tables import borderless
 from gptlab.terminal.text import printable
 from gptlab.tracking.run import Run, find_run
 from gptlab.training.plan import plan
-from gptlab.training.schedule import learning_rate
+from gptlab.training.schedule import learning_rates
 from gptlab.validation import did_you_mean
 
 MIB = 2**20
@@ -137,7 +137,8 @@ def _schedule_lines(experiment: Experiment) -> list[str]:
     train = experiment.train
     steps = range(train.horizon or train.steps)
     try:
-        rates = [learning_rate(step, train) for step in steps[:: max(len(steps) // MAX_RATES, 1)]]
+        rate = learning_rates(train)
+        rates = [rate(step) for step in steps[:: max(len(steps) // MAX_RATES, 1)]]
     except BadInputError as error:  # a run's part is gone
         return [f"note: the schedule is not drawn: {error}"]
     if min(rates) == max(rates):

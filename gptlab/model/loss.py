@@ -101,10 +101,7 @@ def _losses_and_probabilities(
     written = logits[:, : len(weight)]
     with torch.autocast(x.device.type, enabled=False):
         for rows, columns in zip(torch.split(weight, block), torch.split(written, block, dim=1), strict=True):
-            if logits.dtype == x.dtype:
-                torch.mm(x, rows.t(), out=columns)
-            else:
-                columns.copy_(x @ rows.t())
+            _matmul(x, rows.t(), out=columns)
     logits[:, V:] = -torch.inf
     probabilities = torch.softmax(logits, dim=1, out=logits)
     losses = -probabilities.gather(1, targets[:, None]).log()  # (n, 1)
@@ -113,6 +110,14 @@ def _losses_and_probabilities(
         margins = ((weight[likeliest] - weight[targets]) * x).sum(1, dtype=logits.dtype)
         losses = torch.where(losses > UNDERFLOW, (margins - largest.log())[:, None], losses)
     return losses.squeeze(1), probabilities
+
+
+def _matmul(left: Tensor, right: Tensor, *, out: Tensor) -> None:
+    """Write `left @ right` to `out`, which may have a wider dtype."""
+    if out.dtype == left.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)
 
 
 def _add_matmul(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:

@@ -5,6 +5,7 @@ import torch
 from gptlab.errors import BadInputError
 from gptlab.experiment_files import reason
 from gptlab.model import gpt
+from gptlab.parts import resolve
 from gptlab.size import Size, size_in_closed_form
 from gptlab.spec import Experiment, ModelSpec
 
@@ -16,6 +17,18 @@ def size_of(experiment: Experiment) -> Size:
         BadInputError: A part is gone, or the model cannot be computed with it.
     """
     return size_in_closed_form(experiment) or count(experiment.model, experiment.train.sequence_length)
+
+
+def check_parts(experiment: Experiment) -> None:
+    """Check that the parts of an experiment are there, and that its model can be built.
+
+    Raises:
+        BadInputError: A part is gone, cannot be imported, or cannot be built.
+    """
+    for field, name in experiment.parts.items():
+        resolve(field, name)
+    if experiment.model.has_parts:
+        gpt.empty(experiment.model, "meta")
 
 
 def count(spec: ModelSpec, sequence_length: int) -> Size:
@@ -47,4 +60,4 @@ def count(spec: ModelSpec, sequence_length: int) -> Size:
 
 
 def _named(spec: ModelSpec) -> str:
-    return " and ".join(f"{field} {name}" for field, name in spec.parts.items())
+    return " and ".join(f"model.{field} {name}" for field, name in spec.parts.items())

@@ -4,26 +4,22 @@
 """
 
 import math
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
-import xxhash
 from torch import Tensor
 
-from gptlab.checkpoints.tensors import read_tensors, write_tensors
 from gptlab.model import check as model_check
 from gptlab.model import gpt
 from gptlab.model.check import Check, Problem, run_checks
 from gptlab.model.gpt import GPT
 from gptlab.parts import resolve
-from gptlab.spec import Experiment, ModelSpec, TrainSpec
+from gptlab.spec import Experiment, TrainSpec
 from gptlab.training import optimizer as optimizers
 from gptlab.training.schedule import learning_rate, set_learning_rate
 
-SMALL = ModelSpec(n_layer=1, n_head=2, n_embd=8, context_length=8)
+SMALL = model_check.SMALL.model_copy(update={"n_layer": 1})
 HORIZON = 100
 DESCENT_STEPS = 100
 
@@ -74,7 +70,7 @@ def _train(model: GPT, optimizer: torch.optim.Optimizer, spec: TrainSpec, steps:
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
         torch.manual_seed(step)
-        set_learning_rate(optimizer, step, spec)
+        set_learning_rate(optimizer, learning_rate(step, spec), spec)
         optimizers.clipped_update(optimizer, optimizers.gradient_norm(model), spec.max_grad_norm)
 
 
@@ -102,22 +98,14 @@ def _restores(spec: TrainSpec) -> Problem:
     model, optimizer = _new(spec)
     _train(model, optimizer, spec, range(3))
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tensors = {name: tensor.contiguous() for name, tensor in optimizers.state_tensors(model, optimizer).items()}
+    tensors = {name: tensor.clone() for name, tensor in optimizers.state_tensors(model, optimizer).items()}
     values = optimizers.state_values(model, optimizer)
     restored = gpt.with_weights(SMALL, weights)
     other = optimizers.build(restored, spec, fused=False)
-    optimizers.load_state(restored, other, _through_file(tensors), values)
+    optimizers.load_state(restored, other, tensors, values)
     for each in ((model, optimizer), (restored, other)):
         _train(*each, spec, range(3, 6))
     return _difference(model.state_dict(), restored.state_dict(), "differs after the state was saved and restored")
-
-
-def _through_file(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state"
-        digest = write_tensors(path, tensors, {})
-        with path.open("rb") as file:
-            return read_tensors(path, file, digest.bytes, None, xxhash.xxh3_128(), digest.xxh3_128)
 
 
 def _difference(one: dict[str, Tensor], other: dict[str, Tensor], problem: str) -> Problem:
@@ -140,7 +128,7 @@ def _descends(spec: TrainSpec, dtype: torch.dtype = torch.float32) -> Problem:
     for step in range(DESCENT_STEPS):
         for parameter, target in zip(model.parameters(), targets, strict=True):
             parameter.grad = parameter.detach() - target
-        set_learning_rate(optimizer, step, spec)
+        set_learning_rate(optimizer, learning_rate(step, spec), spec)
         optimizers.clipped_update(optimizer, optimizers.gradient_norm(model), math.inf)
     after = distance()
     if any(parameter.dtype != dtype for parameter in model.parameters()):

@@ -17,6 +17,7 @@ from gptlab.parts import call
 from gptlab.spec import TrainSpec
 from gptlab.training import optimizer_state
 from gptlab.training.adamw import AdamW
+from gptlab.training.settings import Settings
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
@@ -85,6 +86,16 @@ def check_gradients(model: nn.Module) -> None:
             raise GptlabError(f"{name} has no gradient: the model's part did not use it; remove it, or use it")
 
 
+def may_update(optimizer: torch.optim.Optimizer, finite: Tensor, settings: Settings) -> bool:
+    """Return whether to call `clipped_update`, given whether loss and gradients are finite, a scalar.
+
+    On an asynchronous device reading `finite` would wait. There fused AdamW skips the update by itself.
+    """
+    if settings.asynchronous and settings.fused:
+        cast(Any, optimizer).found_inf = (~finite).float()
+    return settings.asynchronous or bool(finite)
+
+
 def clipped_update(optimizer: torch.optim.Optimizer, norm: Tensor, max_norm: float) -> None:
     """Clip the gradients to `max_norm` (Pascanu et al. 2013, section 3.2), update the parameters, clear the gradients.
 
@@ -98,14 +109,18 @@ def clipped_update(optimizer: torch.optim.Optimizer, norm: Tensor, max_norm: flo
     Raises:
         GptlabError: An optimizer of the user's own raised an error.
     """
-    scale = (norm / max_norm).clamp(min=1)
+    _divide_gradients(optimizer, (norm / max_norm).clamp(min=1))
+    _step(optimizer)
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _divide_gradients(optimizer: torch.optim.Optimizer, scale: Tensor) -> None:
+    """Divide the gradients by a scalar, now or, with fused AdamW, in the update."""
     if isinstance(optimizer, AdamW) and optimizer.defaults["fused"]:
-        cast(Any, optimizer).grad_scale = None if norm.device.type == "cpu" and scale == 1 else scale
+        cast(Any, optimizer).grad_scale = None if scale.device.type == "cpu" and scale == 1 else scale
     else:
         for group in optimizer.param_groups:
             torch._foreach_div_([parameter.grad for parameter in group["params"]], scale)
-    _step(optimizer)
-    optimizer.zero_grad(set_to_none=True)
 
 
 def state_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

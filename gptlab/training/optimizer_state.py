@@ -9,6 +9,7 @@ saved, never dropped.
 - The learning rate is not part of the state: it is a function of (step, spec).
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 
 from gptlab.checkpoints.tensors import DTYPES
 from gptlab.errors import GptlabError
+from gptlab.untrusted import MAX_DOCUMENT_BYTES
 
 GROUPS = "param_groups"
 NOT_STATE = frozenset({"params", "param_names", "lr", "initial_lr"})
+MAX_BYTES = MAX_DOCUMENT_BYTES // 2
+"""Of the values besides tensors: the manifest that holds them must stay readable."""
 ON_HOST = {"device": "cpu"}
 """Value of a tensor that is in host memory although its parameter is not."""
 
@@ -53,6 +57,10 @@ def values_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, A
             values[name] = _encode(name, value)
         elif parameter is not None and value.device != parameter.device:
             values[name] = ON_HOST
+    if (size := len(json.dumps(values, indent=2))) > MAX_BYTES:
+        raise GptlabError(
+            f"the optimizer's state has {size:,} bytes besides its tensors, more than {MAX_BYTES:,}; keep it in tensors"
+        )
     return dict(sorted(values.items()))
 
 

@@ -16,7 +16,7 @@ from gptlab.errors import DivergedError
 from gptlab.tracking.metrics import COLUMNS, MetricsFile, Row
 from gptlab.tracking.records import RunRecord
 from gptlab.training.evaluate import Evaluation
-from gptlab.training.schedule import learning_rate
+from gptlab.training.schedule import learning_rates
 from gptlab.training.settings import Settings, peak_flops
 from gptlab.training.state import TrainingState
 from gptlab.training.stopwatch import Stopwatch, peak_memory_gib
@@ -46,6 +46,7 @@ class RowWriter:
         """
         self._record, self.attempt, self._windows = record, attempt, windows
         self._run, self._spec = record.run, record.spec
+        self._learning_rate = learning_rates(record.spec.train)
         self._settings, self._metrics = settings, metrics
         self._state = state
         self.stopwatch = Stopwatch()
@@ -118,7 +119,7 @@ class RowWriter:
         if count := loop.steps_since_row:
             row |= {
                 "train/loss": loop.loss_sum / count,
-                "optim/lr": learning_rate(step - 1, train),  # of the newest update
+                "optim/lr": self._learning_rate(step - 1),  # of the newest update
                 "optim/grad_norm": loop.grad_norm_sum / count,
                 "optim/clip_frac": loop.clipped / count,
             }

@@ -9,13 +9,15 @@ A schedule of the user's own is a function with the same arguments, `experiments
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from gptlab.errors import BadInputError
 from gptlab.part_names import is_part
-from gptlab.parts import call
+from gptlab.parts import failure, resolve
 from gptlab.spec import TrainSpec
 
 
@@ -26,30 +28,28 @@ class Schedule(Protocol):
         """Return the learning rate of a step: finite, not negative, and a function of the arguments only."""
 
 
+def learning_rates(spec: TrainSpec) -> Callable[[int], float]:
+    """Return the function that maps the number of steps done to the learning rate of the next step.
+
+    It raises BadInputError where the schedule returns something else than a learning rate.
+
+    Raises:
+        BadInputError: The schedule is a part that is gone.
+    """
+    return partial(_learning_rate, resolve("train.schedule", spec.schedule), spec)
+
+
 def learning_rate(step: int, spec: TrainSpec) -> float:
     """Return the learning rate of the step that follows `step` steps.
 
     Raises:
         BadInputError: The schedule is a part that is gone, or returns something else than a learning rate.
     """
-    rate = call("train.schedule", spec.schedule, step, spec)
-    if not is_part(spec.schedule):
-        return float(rate)
-    try:
-        number = float(rate)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise BadInputError(
-            f"train.schedule is {spec.schedule}, which returns {rate!r:.100} at step {step}; "
-            "a learning rate is finite and not negative"
-        )
-    return number
+    return learning_rates(spec)(step)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, spec: TrainSpec) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, spec: TrainSpec) -> None:
     """Set the rate of a step. Groups that began with another rate than the spec's keep their ratio to it."""
-    rate = learning_rate(step, spec)
     for group in optimizer.param_groups:
         base = group.setdefault("initial_lr", group["lr"])  # torch's own schedulers use this key, too
         group["lr"] = _scaled(base, rate, spec.learning_rate)
@@ -80,6 +80,25 @@ def wsd(step: int, spec: TrainSpec) -> float:
     if spec.horizon is None:
         return rate
     return rate * _remaining(step, spec.horizon - spec.decay_length, spec.horizon)
+
+
+def _learning_rate(schedule: Schedule, spec: TrainSpec, step: int) -> float:
+    if not is_part(spec.schedule):
+        return schedule(step, spec)
+    try:
+        rate = schedule(step, spec)
+    except Exception as error:  # a user's function can raise anything
+        raise failure("train.schedule", spec.schedule, error) from error
+    try:
+        number = float(rate)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise BadInputError(
+            f"train.schedule is {spec.schedule}, which returns {rate!r:.100} at step {step}; "
+            "a learning rate is finite and not negative"
+        )
+    return number
 
 
 def _warmup(step: int, spec: TrainSpec) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from gptlab.randomness import Purpose, random_bits
 from gptlab.spec import Experiment
 from gptlab.training import optimizer as optimizers
-from gptlab.training.schedule import set_learning_rate
+from gptlab.training.schedule import learning_rates, set_learning_rate
 from gptlab.training.settings import Settings
 
 
@@ -43,7 +44,7 @@ class TrainingStep:
         Returns:
             The loss in nats per token and the gradient norm before clipping, scalars on the device.
         """
-        if self.experiment.model.dropout or self.experiment.has_parts:  # a part may draw random numbers
+        if self.experiment.model.dropout or self.experiment.parts:  # a part may draw random numbers
             torch.manual_seed(int(random_bits(self.seed, Purpose.STEP, step)[0]))
         with self.settings.autocast():
             loss = self.model(batch[:, :-1], batch[:, 1:])
@@ -52,10 +53,12 @@ class TrainingStep:
             optimizers.check_gradients(self.model)
         loss, norm = loss.detach(), optimizers.gradient_norm(cast(Any, self.model)).detach()
         finite = loss.isfinite() & norm.isfinite()
-        if self.settings.asynchronous and self.settings.fused:
-            cast(Any, self.optimizer).found_inf = (~finite).float()
-        if self.settings.asynchronous or finite:
+        if optimizers.may_update(self.optimizer, finite, self.settings):
             before_update()
-            set_learning_rate(self.optimizer, step, self.experiment.train)
+            set_learning_rate(self.optimizer, self._learning_rate(step), self.experiment.train)
             optimizers.clipped_update(self.optimizer, norm, self.experiment.train.max_grad_norm)
         return loss, norm
+
+    @cached_property
+    def _learning_rate(self) -> Callable[[int], float]:
+        return learning_rates(self.experiment.train)  # looked up once, not in each step

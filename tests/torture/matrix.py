@@ -19,6 +19,7 @@ COMMANDS: dict[str, list[str]] = {
     "list json": ["list", "--json"],
     "show": ["show", "{micro}"],
     "show experiment": ["show", "micro", "--json"],
+    "check": ["check", "relu", "--json"],
     "runs": ["runs"],
     "runs json": ["runs", "--json"],
     "sample": ["sample", "{micro}", "--tokens", "8"],
@@ -37,7 +38,19 @@ COMMANDS: dict[str, list[str]] = {
 }
 """Not among them: `dashboard`, which needs a terminal and W&B's file."""
 
-READ_ONLY = {"list", "list json", "show", "show experiment", "runs", "runs json", "sample", "eval", "diff", "diff now"}
+READ_ONLY = {
+    "list",
+    "list json",
+    "show",
+    "show experiment",
+    "check",
+    "runs",
+    "runs json",
+    "sample",
+    "eval",
+    "diff",
+    "diff now",
+}
 """Commands that need to write nothing to say what they have to say."""
 
 PAGE = 4096

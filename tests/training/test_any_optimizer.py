@@ -74,6 +74,7 @@ bad_list = bad(lambda self, p: {"old": [torch.ones(2)]})
 bad_alias = bad(lambda self, p: {"alias": self.state[p]["half"]})
 bad_parameter = bad(lambda self, p: {"alias": p.detach()})
 bad_complex = bad(lambda self, p: {"c": torch.ones(2, dtype=torch.complex64)})
+bad_large = bad(lambda self, p: {"history": [0.5] * 100_000})
 def _under_text(self, p):
     self.state["everything"] = {"k": 1}
     return {}
@@ -184,6 +185,7 @@ def test_the_identity_of_a_branch_covers_the_optimizers_values_and_tensors(parts
         ("bad_alias", "shares memory with position_embedding.weight/half"),
         ("bad_parameter", "shares memory with position_embedding.weight"),
         ("bad_complex", "position_embedding.weight/c is torch.complex64"),
+        ("bad_large", "bytes besides its tensors, more than"),
         ("bad_owner", "keeps state under 'everything', which is no parameter"),
     ],
 )

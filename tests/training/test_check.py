@@ -75,7 +75,7 @@ class Random(Base):
     def forward(self, x): return self.projection(x) + torch.randn(()) * random.random()
 
 class Single(Base):
-    def forward(self, x): return self.projection(x).float().to(torch.float16).to(x.dtype)
+    def forward(self, x): return self.projection(x) * (1.0 if x.dtype == torch.float64 else 1.01)
 
 class Table(Base):
     def __init__(self, spec):
@@ -123,9 +123,7 @@ class Forgets(Opt):
         return p.grad / self.seen
 
 class Halves(Opt):
-    def update(self, p):
-        ones = torch.ones(p.numel(), 1)
-        return torch.matmul(p.grad.float().reshape(1, -1), ones).reshape(()) + p.grad
+    def update(self, p): return torch.dot(p.grad.float().flatten(), torch.ones(p.numel(), dtype=p.dtype)) + p.grad
 
 def make(kind): return lambda parameters, spec: kind([p for _, p in parameters], {"lr": spec.learning_rate})
 climbs, skips, rolls, forgets, halves = map(make, (Climbs, Skips, Rolls, Forgets, Halves))

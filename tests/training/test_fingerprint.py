@@ -1,37 +1,45 @@
 """A fingerprint changes with what the code computes, and with nothing else."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import ast
+import inspect
+import math
+import sys
+from collections.abc import Iterator, Mapping
 from functools import cache
+from types import CodeType, FrameType
 from typing import Any
 
 import mutants
 import pytest
+import refactorings
+from edits import (
+    ACTIVATIONS,
+    EVALUATE,
+    EXTRACTIONS,
+    LOSS,
+    MODEL,
+    MUTATIONS,
+    OPTIMIZER,
+    PIECES,
+    RANDOMNESS,
+    RECOMPUTE,
+    SCHEDULE,
+    SMALL,
+    STEP,
+    TOKENS,
+    WINDOWS,
+    Edit,
+)
 
-SMALL = {"data.tokenizer": "bytes", "model.vocab_size": 256, "model.n_layer": 2, "model.n_head": 2}
-MODEL, LOSS, RECOMPUTE = "model/gpt.py", "model/loss.py", "model/recompute.py"
-WINDOWS, PIECES, TOKENS, RANDOMNESS = "data/windows.py", "data/pieces.py", "data/tokens.py", "randomness.py"
-EVALUATE, OPTIMIZER, STEP = "training/evaluate.py", "training/optimizer.py", "training/step.py"
+from gptlab.data import windows
+from gptlab.data.vocabularies import tokenizer_of
+from gptlab.spec import Experiment
+from gptlab.training import fingerprint as fingerprints_module
 
 
-@dataclass(frozen=True)
-class Edit:
-    """Replaces text in a file of the package."""
-
-    file: str
-    old: str
-    new: str
-    spec: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of an experiment that executes the edited code."""
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.old.strip()} → {self.new.strip()}".replace("\n", " ")[:100]
-
-    def apply(self) -> dict[str, str]:
-        """Return the edited source by file."""
-        source = (mutants.PACKAGE / self.file).read_text()
-        assert source.count(self.old) == 1, f"{self.file} has {self.old!r} {source.count(self.old)} times"
-        return {self.file: source.replace(self.old, self.new)}
+@pytest.fixture(autouse=True, scope="module")
+def _warm():
+    mutants.warm_up(SMALL)
 
 
 @cache
@@ -45,193 +53,139 @@ def fingerprints(edit: Edit):
     return original(tuple(spec.items())), mutants.fingerprint_of(spec, edit.apply())
 
 
-GPT2 = {"data.tokenizer": "gpt2", "model.vocab_size": 50257}
-
-DATA_MUTATIONS = [
-    Edit(WINDOWS, "FEISTEL_ROUNDS = 6", "FEISTEL_ROUNDS = 5"),
-    Edit(
-        WINDOWS,
-        "return (len(self.tokens) - self.sequence_length) //",
-        "return (len(self.tokens) - 2 * self.sequence_length) //",
-    ),
-    Edit(WINDOWS, "block, row = divmod(step, STEPS_PER_BLOCK)", "block, row = divmod(step + 1, STEPS_PER_BLOCK)"),
-    Edit(
-        WINDOWS, "numbers = np.arange(first * batch_size, (first", "numbers = 1 + np.arange(first * batch_size, (first"
-    ),
-    Edit(WINDOWS, "_epoch_keys(seed, epoch)", "_epoch_keys(seed + 1, epoch)"),
-    Edit(WINDOWS, "_epoch_keys(seed, epoch)", "_epoch_keys(seed, 0)"),
-    Edit(WINDOWS, "+ phase % sequence_length", "+ 0 * phase"),
-    Edit(WINDOWS, "order.astype(np.int64) * sequence_length", "order.astype(np.int64)"),
-    Edit(WINDOWS, "order = permute(indices[of_epoch].astype(np.uint64), per_epoch, keys)", "order = indices[of_epoch]"),
-    Edit(WINDOWS, "available // count * sequence_length", "available // count * sequence_length + 1"),
-    Edit(WINDOWS, "count = min(windows or available, available)", "count = min(windows or available, available, 2)"),
-    Edit(WINDOWS, "0xBF58476D1CE4E5B9", "0xBF58476D1CE4E5BB"),
-    Edit(WINDOWS, "0x94D049BB133111EB", "0x94D049BB133111ED"),
-    Edit(WINDOWS, "values ^ (values >> np.uint64(31))", "values ^ (values >> np.uint64(32))"),
-    Edit(WINDOWS, "max((size - 1).bit_length() + 1, 2) // 2", "max((size - 1).bit_length() + 3, 2) // 2"),
-    Edit(WINDOWS, "Purpose.WINDOW_ORDER, epoch", "Purpose.STEP, epoch"),
-    Edit(PIECES, "target - 1 + found.end()", "target + found.end()"),
-    Edit(PIECES, "[!-~](?=[ \\t\\r\\n])", "[!-~](?=[\\n])"),
-    Edit(PIECES, "return target - 1 + found.end()", "return target"),
-    Edit(TOKENS, "round(text.size * (1 - val_fraction))", "round(text.size * (1 - val_fraction / 2))"),
-    Edit(RANDOMNESS, "WINDOW_ORDER = 1", "WINDOW_ORDER = 5"),
-    Edit(RANDOMNESS, "WEIGHTS = 3", "WEIGHTS = 6"),
-    Edit(RANDOMNESS, "STEP = 2", "STEP = 7", {"model.dropout": 0.1}),
-    Edit(RANDOMNESS, "key=np.array([seed, purpose]", "key=np.array([seed + 1, purpose]"),
-    Edit(RANDOMNESS, "hashlib.sha256(name.encode())", "hashlib.sha256(name[1:].encode())"),
-]
-
-LOSS_MUTATIONS = [
-    Edit(LOSS, "loss.new_full((len(loss), 1), -1.0)", "loss.new_full((len(loss), 1), -0.999)"),
-    Edit(LOSS, "first=not losses)", "first=True)", {}),
-    Edit(LOSS, "chunk / N, first", "chunk / (N + 1), first"),
-    Edit(LOSS, "@ weight).div_(N)", "@ weight).div_(N + 1)"),
-    Edit(LOSS, "return torch.cat(losses).mean()", "return torch.cat(losses).sum()"),
-    Edit(LOSS, "return torch.cat(losses).mean()", "return torch.cat(losses).median()"),
-    Edit(LOSS, "grad_logits[:, : len(weight)] @ weight", "grad_logits[:, : len(weight)] @ weight.abs()"),
-    Edit(LOSS, "logits[:, V:] = -torch.inf", "logits[:, V:] = 0.0", GPT2),
-    Edit(
-        LOSS,
-        "losses = -probabilities.gather(1, targets[:, None]).log()",
-        "losses = 1 - probabilities.gather(1, targets[:, None])",
-    ),
-    Edit(
-        LOSS,
-        "probabilities = torch.softmax(logits, dim=1, out=logits)",
-        "probabilities = torch.softmax(logits * 1.001, dim=1)",
-    ),
-    Edit(LOSS, "return grad_x, grad_weight, None", "return grad_x * 0.99, grad_weight, None"),
-    Edit(LOSS, "return grad_x, grad_weight, None", "return grad_x, grad_weight * 0.99, None"),
-    Edit(LOSS, "dtype = torch.promote_types(x.dtype, torch.float32)", "dtype = torch.float32"),
-    Edit(RECOMPUTE, "return inner(x).as_strided(*packed)", "return (inner(x) * 0.999).as_strided(*packed)"),
-    Edit(RECOMPUTE, "        return outer(y)", "        return outer(y * 0.999)"),
-    Edit(
-        EVALUATE,
-        "self.loss * self.tokens / math.log(2) / self.bytes",
-        "self.loss * self.tokens / self.bytes",
-        {"data.val_windows": 2},
-    ),
-    Edit(EVALUATE, "model.eval()", "model.train()", {"model.dropout": 0.1}),
-    Edit(EVALUATE, "token_bytes[windows[:, 1:]]", "token_bytes[windows]"),
-    Edit(EVALUATE, "std(ddof=1)", "std(ddof=0)"),
-    Edit(EVALUATE, 'reduction="none")  # (B, T)', 'reduction="none")[:, 1:]'),
-]
-
-MODEL_MUTATIONS = [
-    Edit(MODEL, "INIT_STD = 0.02", "INIT_STD = 0.0201"),
-    Edit(MODEL, "is_causal=T > 1", "is_causal=False"),
-    Edit(MODEL, "dropout_p=self.dropout if", "dropout_p=self.dropout / 2 if", {"model.dropout": 0.1}),
-    Edit(MODEL, "query, key = rotate(query), rotate(key)", "query, key = rotate(key), rotate(query)"),
-    Edit(MODEL, "query, key, value = heads.permute(2, 0, 3, 1, 4)", "key, value, query = heads.permute(2, 0, 3, 1, 4)"),
-    Edit(MODEL, "query, key, value, dropout_p", "query * 1.01, key, value, dropout_p"),
-    Edit(MODEL, "query, key, value, dropout_p", "query, key, value * 1.01, dropout_p"),
-    Edit(MODEL, "x = self.projection(y.transpose(1, 2).reshape(B, T, C))", "x = self.projection(y.reshape(B, T, C))"),
-    Edit(
-        MODEL,
-        "x = self.projection(y.transpose(1, 2).reshape(B, T, C))",
-        "x = self.projection(y.transpose(1, 2).reshape(B, T, C)) * 0.999",
-    ),
-    Edit(
-        MODEL,
-        "self.query_key_value = Linear(spec.n_embd, 3 * spec.n_embd, bias=spec.bias)",
-        "self.query_key_value = Linear(spec.n_embd, 3 * spec.n_embd, bias=False)",
-    ),
-    Edit(
-        MODEL,
-        "self.projection = Linear(spec.n_embd, spec.n_embd, bias=spec.bias)",
-        "self.projection = Linear(spec.n_embd, spec.n_embd, bias=False)",
-    ),
-    Edit(
-        MODEL,
-        "self.expansion = Linear(spec.n_embd, 4 * spec.n_embd, bias=spec.bias)",
-        "self.expansion = Linear(spec.n_embd, 4 * spec.n_embd, bias=False)",
-    ),
-    Edit(MODEL, "        x = self.expansion(x)  # (B, T, 4C)\n", "        x = self.expansion(2 * x)\n"),
-    Edit(MODEL, "compose_with_recompute(self.projection, self.activation, x)", "self.projection(x)"),
-    Edit(
-        MODEL, "compose_with_recompute(self.projection, self.activation, x)", "self.projection(self.activation(x) ** 2)"
-    ),
-    Edit(
-        MODEL,
-        "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))",
-        "x = x + self.dropout(self.attention(x, rotate, cache))",
-    ),
-    Edit(
-        MODEL,
-        "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))",
-        "x = self.attention_norm(x + self.dropout(self.attention(x, rotate, cache)))",
-    ),
-    Edit(
-        MODEL,
-        "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))",
-        "x = x - self.dropout(self.attention(self.attention_norm(x), rotate, cache))",
-    ),
-    Edit(
-        MODEL,
-        "x = x + self.dropout(self.attention(self.attention_norm(x), rotate, cache))",
-        "x = x + self.attention(self.attention_norm(x), rotate, cache)",
-        {"model.dropout": 0.1},
-    ),
-    Edit(
-        MODEL,
-        "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
-        "x = x + self.dropout(self.feed_forward(self.attention_norm(x)))",
-    ),
-    Edit(
-        MODEL,
-        "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
-        "x = x + 0.999 * self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
-    ),
-    Edit(
-        MODEL,
-        "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
-        "x = self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
-    ),
-    Edit(
-        MODEL,
-        "x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))",
-        "x = x + self.feed_forward(self.feed_forward_norm(x))",
-        {"model.dropout": 0.1},
-    ),
-    Edit(
-        MODEL,
-        "return nn.LayerNorm(spec.n_embd, bias=spec.bias)",
-        "return nn.LayerNorm(spec.n_embd, eps=1e-6, bias=spec.bias)",
-    ),
-    Edit(MODEL, "return nn.LayerNorm(spec.n_embd, bias=spec.bias)", "return nn.RMSNorm(spec.n_embd)"),
-    Edit(MODEL, "return nn.LayerNorm(spec.n_embd, bias=spec.bias)", "return nn.LayerNorm(spec.n_embd, bias=False)"),
-    Edit(MODEL, "for layer in range(spec.n_layer))", "for layer in range(spec.n_layer - 1))"),
-    Edit(MODEL, "self.position_embedding(positions) + self.token_embedding(tokens)", "self.token_embedding(tokens)"),
-    Edit(
-        MODEL,
-        "self.position_embedding(positions) + self.token_embedding(tokens)",
-        "0.999 * self.position_embedding(positions) + self.token_embedding(tokens)",
-    ),
-    Edit(MODEL, "torch.arange(start, start + T", "1 + torch.arange(start, start + T"),
-    Edit(MODEL, "        x = self.final_norm(x)\n", ""),
-    Edit(MODEL, "None if spec.tied else Linear", "None if not spec.tied else Linear"),
-    Edit(MODEL, "None if spec.tied else Linear(", "Linear(", {"model.tied": True}),
-    Edit(MODEL, "mean_cross_entropy(x.flatten(0, 1), output", "mean_cross_entropy(x.flatten(0, 1), 1.001 * output"),
-    Edit(MODEL, "        for block in self.blocks:\n", "        for block in reversed(self.blocks):\n"),
-    Edit(MODEL, "math.sqrt(2 * spec.n_layer)", "math.sqrt(spec.n_layer)"),
-    Edit(
-        MODEL,
-        'if name.endswith("projection.weight") else INIT_STD',
-        'if name.endswith("expansion.weight") else INIT_STD',
-    ),
-    Edit(MODEL, '1.0 if name.endswith("norm.weight") else 0.0', '1.0 if name.endswith("norm.weight") else 0.001'),
-    Edit(MODEL, '1.0 if name.endswith("norm.weight") else 0.0', '0.9 if name.endswith("norm.weight") else 0.0'),
-    Edit(MODEL, '.standard_normal(tuple(parameter.shape), "float32")', ".uniform(-1.7, 1.7, tuple(parameter.shape))"),
-    Edit(MODEL, "normal_generator(seed, Purpose.WEIGHTS, name)", "normal_generator(seed + 1, Purpose.WEIGHTS, name)"),
-]
-
-MUTATIONS = [*DATA_MUTATIONS, *LOSS_MUTATIONS, *MODEL_MUTATIONS]
-
-
 @pytest.mark.parametrize("edit", MUTATIONS, ids=str)
 def test_an_edit_that_computes_something_else_changes_the_fingerprint(edit: Edit):
     before, after = fingerprints(edit)
-    assert before.numbers.keys() <= after.numbers.keys()
-    moved = max(abs(after.numbers[name] - value) for name, value in before.numbers.items())
-    assert moved > 1e-6
+    moved = [abs(after.numbers.get(name, math.inf) - value) for name, value in before.numbers.items()]
+    assert max(moved) > 1e-6
     assert before.hash != after.hash
+
+
+FILES = (
+    *(ACTIVATIONS, EVALUATE, LOSS, MODEL, OPTIMIZER, PIECES, RANDOMNESS, RECOMPUTE, SCHEDULE, STEP, TOKENS, WINDOWS),
+    *("model/parts.py", "data/vocabularies.py"),
+)
+UNCHECKED = {name.partition(":")[2].split(".")[-1] for name in fingerprints_module.UNCHECKED}
+REFACTORINGS = refactorings.kinds(UNCHECKED)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", REFACTORINGS)
+def test_a_refactoring_does_not_change_the_fingerprint(file: str, kind: str):
+    source = (mutants.PACKAGE / file).read_text()
+    edited = REFACTORINGS[kind](source)
+    assert edited != source
+    assert mutants.fingerprint_of(SMALL, {file: edited}).hash == original(tuple(SMALL.items())).hash
+
+
+@pytest.mark.parametrize("edit", EXTRACTIONS, ids=str)
+def test_the_same_computation_in_other_words_has_the_same_fingerprint(edit: Edit):
+    before, after = fingerprints(edit)
+    assert before.hash == after.hash
+
+
+def test_code_that_computes_below_float64_enters_as_its_syntax():
+    narrow = Edit(MODEL, "x = self.final_norm(x)", "x = self.final_norm(x).float().double()")
+    before, after = fingerprints(narrow)
+    assert "gptlab.model.gpt:GPT.forward" in after.code.keys() - before.code.keys()
+    renamed = narrow.apply()[MODEL].replace("T = tokens.shape[1]", "T = tokens.size(1)")
+    assert mutants.fingerprint_of(SMALL, {MODEL: renamed}).hash != after.hash
+
+
+@pytest.mark.parametrize("name", fingerprints_module.UNCHECKED)
+def test_code_that_does_not_run_here_enters_as_its_syntax(name: str):
+    module, _, function = name.partition(":")
+    file = f"{module.replace('.', '/')}.py".removeprefix("gptlab/")
+    source = (mutants.PACKAGE / file).read_text()
+    tree = ast.parse(source)
+    (node,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function.split(".")[-1]]
+    node.body.insert(-1, ast.parse("if False: print()").body[0])
+    assert mutants.fingerprint_of(SMALL, {file: ast.unparse(tree)}).hash != original(tuple(SMALL.items())).hash
+
+
+# --- Everything that computes is run, or its syntax is hashed ---
+
+SPECS = [
+    SMALL,
+    {**SMALL, "model.tied": True, "model.dropout": 0.1, "train.grad_clip": 0, "train.warmup_steps": 3},
+    *({**SMALL, "model.activation": name} for name in ("gelu-exact", "relu", "relu2", "silu")),
+    *({**SMALL, "train.schedule": name, "train.horizon": 100} for name in ("linear", "cosine", "wsd")),
+    {**SMALL, "train.schedule": "wsd", "train.warmup_steps": 5},
+]
+COMPUTING = (ACTIVATIONS, EVALUATE, LOSS, MODEL, OPTIMIZER, RANDOMNESS, RECOMPUTE, SCHEDULE, STEP, WINDOWS)
+NOT_TRAINING = (
+    *("key, value = cache.extend(self.layer, key, value)", "cache.length += T", "x = x[:, -1:]"),
+    *(
+        "return F.linear(x, output) if",
+        "return token_cross_entropy(x, weight, targets).mean()",
+        "return math.exp(self.loss)",
+    ),
+    *("_check_tensors(model)", "optimizers.check_gradients(self.model)", "longest = len(self.tokens) // 2"),
+)
+"""Beginnings of lines that run when a model is sampled, or only check something."""
+WITH_PARTS_OR_SAVED_STATE = {
+    *(
+        "learning_rate",
+        "_learning_rate",
+        "_scaled",
+        "build",
+        "_problem",
+        "with_weights",
+        "_check_tensors",
+        "check_gradients",
+    ),
+    *("state_tensors", "state_values", "load_state", "load_state_tensors"),
+}
+
+
+def executed_lines(changes: Mapping[str, Any]) -> set[tuple[str, int]]:
+    """The lines of the package that a small training runs, and their files."""
+    lines: set[tuple[str, int]] = set()
+    package = str(mutants.PACKAGE)
+
+    def trace(frame: FrameType, event: str, argument: object):
+        if not frame.f_code.co_filename.startswith(package):
+            return None
+        lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    experiment = Experiment(name="traced", why="Which lines run?").with_changes(changes)
+    windows._block_starts.cache_clear()
+    sys.settrace(trace)
+    try:
+        fingerprints_module.compute(experiment, tokenizer_of(experiment))
+    finally:
+        sys.settrace(None)
+    return lines
+
+
+def code_lines(code: CodeType) -> Iterator[tuple[str, int]]:
+    """Each line of the functions in a code object, with the function's qualified name."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from code_lines(constant)
+            if constant.co_flags & inspect.CO_OPTIMIZED and not constant.co_name.startswith("<"):  # no class body
+                body = {line for *_, line in constant.co_lines() if line and line > constant.co_firstlineno}
+                yield from ((constant.co_qualname, line) for line in body)
+
+
+@pytest.mark.slow
+def test_every_line_that_computes_is_run_or_hashed():
+    executed = set().union(*map(executed_lines, SPECS))
+    hashed = {name.partition(":")[2] for name in fingerprints_module.UNCHECKED}
+    missed = []
+    for file in COMPUTING:
+        path = mutants.PACKAGE / file
+        source = path.read_text()
+        raising = {
+            line
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Raise | ast.ExceptHandler)
+            for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        for function, line in code_lines(compile(source, str(path), "exec")):
+            text = source.splitlines()[line - 1].strip()
+            ignored = function in hashed | WITH_PARTS_OR_SAVED_STATE or text.startswith(NOT_TRAINING)
+            if not ignored and line not in raising and (str(path), line) not in executed:
+                missed.append(f"{file}:{line} {function}: {text}")
+    assert not missed, "\n".join(missed)

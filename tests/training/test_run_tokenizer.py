@@ -19,11 +19,13 @@ from gptlab.commands.train_tokenizer import train as train_tokenizer
 from gptlab.data.tokenizer import TOKENIZER_SHA256
 from gptlab.data.vocabularies import BYTES, tokenizer_of
 from gptlab.errors import BadInputError
+from gptlab.identity import identify
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.terminal.text import abbreviate_hash
 from gptlab.tracking.metrics import read_metrics
-from gptlab.tracking.run import Run, load_run
+from gptlab.tracking.records import TextRecord
+from gptlab.tracking.run import Run, create_run, load_run
 from gptlab.training.initial import find_branch, find_initial_weights
 
 Train = Callable[..., object]
@@ -195,3 +197,12 @@ def test_show_and_diff_name_the_tokenizers(train, micro, of_bytes, project):
     )
     now = diff.compare(diff.recorded_side(runs[0]), diff.current_side(runs[0]))
     assert now.sections["data"]["tokenizer_sha256"] == (TOKENIZER_SHA256, BYTES.sha256)
+
+
+def test_a_run_has_its_tokenizer_before_it_has_a_record(of_file, monkeypatch):
+    identity = identify(of_file, precision="float32", text_sha256="ab", tokenizer_sha256="cd")
+    written = []
+    monkeypatch.setattr("gptlab.tracking.run.write_durably", lambda path, content: written.append(path.name))
+    text = TextRecord(source="words", path="/words.txt", bytes=1, sha256="ab")
+    create_run(of_file, identity, 0, "float32", text, tokenizer=b"{}")
+    assert written == ["tokenizer.json", "run.json"]

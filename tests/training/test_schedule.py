@@ -74,7 +74,7 @@ def test_groups_with_a_rate_of_their_own_keep_its_ratio():
     optimizer = torch.optim.SGD([{"params": [one]}, {"params": [two], "lr": 0.1}], lr=1.0)
     spec = TrainSpec(learning_rate=1.0, schedule="linear", horizon=4)
     for step in (2, 0, 2):
-        set_learning_rate(optimizer, step, spec)
+        set_learning_rate(optimizer, learning_rate(step, spec), spec)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05]
 
 

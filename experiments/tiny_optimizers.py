@@ -9,16 +9,16 @@ sgd = tiny.vary(
 )
 adam_l2 = tiny.vary(
     "tiny-adam-l2",
-    why="Does it matter that AdamW's weight decay is decoupled?",
+    why="What does AdamW's weight decay do as an L2 penalty, which Adam divides by the gradient's size?",
     **{"train.optimizer": "experiments.parts.adam:adam_l2"},
 )
 lion = tiny.vary(
     "tiny-lion",
     why="Does a sign of the momentum suffice?",
-    **{"train.optimizer": "experiments.parts.lion:lion", "train.learning_rate": 3e-4, "train.betas": (0.9, 0.99)},
+    **{"train.optimizer": "experiments.parts.lion:lion", "train.learning_rate": 1e-3, "train.betas": (0.9, 0.99)},
 )
 muon = tiny.vary(
     "tiny-muon",
     why="Do orthogonal updates of the matrices learn faster than AdamW's?",
-    **{"train.optimizer": "experiments.parts.muon:muon"},
+    **{"train.optimizer": "experiments.parts.muon:muon", "train.learning_rate": 3e-3},
 )
