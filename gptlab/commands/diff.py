@@ -177,6 +177,8 @@ def current_side(run: Run) -> Side:
 def compare(a: Side, b: Side) -> Comparison:
     """Compare the facts that both sides have."""
     sections = {name: differing(getattr(a, name), getattr(b, name)) for name in ("spec", "code", "data", "environment")}
+    if a.identity != b.identity:  # the same code computes something else from another spec
+        sections["code"].pop("fingerprint", None)
     mixed = list(dict.fromkeys([*_changes_between_attempts(a), *_changes_between_attempts(b)]))
     notes = [*a.notes, *b.notes, *_changed_in_both(a, b), *mixed]
     changes = provenance.compare_sources(a.sources[-1], b.sources[-1])
