@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any, Literal
 
 from gptlab import project
-from gptlab.checkpoints.manifest import CHECKPOINTS
 from gptlab.checkpoints.read import SavedState, read_newest_state
 from gptlab.checkpoints.retention import check_space, remove_incomplete
 from gptlab.commands import run_messages as messages
+from gptlab.commands.run_checks import check_arithmetic, check_nothing_is_lost
 from gptlab.data.vocabularies import Tokenizer
-from gptlab.errors import BadInputError, DivergedError, GptlabError
+from gptlab.errors import DivergedError
 from gptlab.files import remove_temporary_files
 from gptlab.identity import Fingerprint
 from gptlab.limits import out_of_memory_kills
@@ -30,7 +30,6 @@ from gptlab.tracking import provenance
 from gptlab.tracking.history import History
 from gptlab.tracking.lineage import children
 from gptlab.tracking.lock import RunLock
-from gptlab.tracking.metrics import newest_values
 from gptlab.tracking.records import Branch, InitialWeights, TextRecord
 from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
 from gptlab.tracking.verification import find_rows_problem
@@ -48,9 +47,6 @@ from gptlab.training.settings import Available, Settings, resolve_settings, use_
 from gptlab.training.signals import StopSignals
 from gptlab.training.training_data import TrainingData, load_training_data
 from gptlab.untrusted import check_no_hard_links
-
-SAVED = ("complete", "interrupted")
-"""Outcomes of attempts that end with a save, unless they end before their first step."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +212,7 @@ class _Session:
             return Result(run)
         check_parts(run.record.spec)  # else a part that is gone would look like damaged checkpoints
         if not self.options.accept_code_change:
-            _check_arithmetic(run, history, self.code)
+            check_arithmetic(run, history, self.code)
         check_no_hard_links(run.directory)
         with RunLock(run.directory) as lock, StopSignals() as signals:
             run = load_run(run.directory)  # another process may have written the record first
@@ -230,7 +226,7 @@ class _Session:
             find_problem = partial(find_rows_problem, run.directory)
             saved = read_newest_state(run.directory, spec.model, self.console.notice, find_problem, is_adamw=is_adamw)
             if saved is None:
-                _check_nothing_is_lost(run, history)
+                check_nothing_is_lost(run, history)
                 if run.record.branch:
                     check_steps(run.record.branch, steps)
             if saved and steps < saved.checkpoint.step:
@@ -312,50 +308,3 @@ def _stop_requested(signals: StopSignals, console: Console) -> bool:
         f"{signals.received.name}: saving, then stopping; a second Ctrl-C or SIGTERM stops immediately without saving"
     )
     return True
-
-
-def _check_arithmetic(run: Run, history: History, code: Fingerprint) -> None:
-    """Check that the code computes what it computed in the last attempt.
-
-    Raises:
-        BadInputError: It computes something else, or what it computed was not recorded.
-    """
-    recorded, last = run.record.fingerprint, messages.last_arithmetic(run, history)
-    if last == code.hash:
-        return
-    again = shell_command("resume", run.reference, "--accept-code-change")
-    if last is None:
-        reason = "was made by an earlier version of gptlab, which did not record what its code computes"
-    elif recorded and recorded.hash != code.hash:
-        reason = f"was trained by code that computes something else{messages.differing_files(recorded, code)}"
-    else:
-        raise BadInputError(
-            f"{run.id} was last trained by other code, which was accepted although it computes something else; "
-            f"`{again}` continues it with the code as it is now"
-        )
-    raise BadInputError(
-        f"{run.id} {reason}; `gptlab run` starts another run with the code as it is now; `{again}` continues this one "
-        "with it, so that its numbers come from two versions"
-    )
-
-
-def _check_nothing_is_lost(run: Run, history: History) -> None:
-    """Check that a run without a resumable checkpoint never had one, so that it can begin at its first step.
-
-    Raises:
-        GptlabError: An attempt began from a checkpoint or ended with a save, or rows of metrics follow the first
-            checkpoint that was due.
-    """
-    saved = [row["step"] for row in history.attempts if row["event"] == "end" and row["status"] in SAVED]
-    saved += [start.get("from_step", 0) for start in history.starts]
-    newest_row = newest_values(run.directory, ["step"]).get("step", 0)
-    start, every = run.record.start_step, run.record.spec.train.checkpoint_every
-    first_due = (start // every + 1) * every
-    # A killed process can leave rows after the step whose checkpoint it was saving, but none after the next due one.
-    proving_step = first_due + every if (run.directory / CHECKPOINTS).is_dir() else first_due
-    if any(step > start for step in saved) or newest_row > proving_step:
-        raise GptlabError(
-            f"{run.id} has no checkpoint to resume from, but it was trained to step {max([*saved, newest_row])}; "
-            f"restore {project.display_path(run.directory / CHECKPOINTS)} from a copy, or move the run to the trash "
-            f"with: {shell_command('rm', run.reference)}"
-        )
