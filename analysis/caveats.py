@@ -175,15 +175,19 @@ def _different_arithmetic(runs: DataFrame) -> str | None:
 
 
 def _differing_files(code_files: Iterable[str]) -> list[str]:
-    versions = [json.loads(files) for files in code_files]
-    names = sorted({name for files in versions for name in files})
-    return [name for name in names if len({files.get(name) for files in versions}) > 1]
+    """The files of code that have several versions among the runs that use them."""
+    versions: dict[str, set[str]] = {}
+    for files in map(json.loads, code_files):
+        for name, sha256 in files.items():
+            versions.setdefault(name, set()).add(sha256)
+    return sorted(name for name, found in versions.items() if len(found) > 1)
 
 
 def _mixed_code(runs: DataFrame) -> str | None:
     counts = _counts(runs, attempts.CODE)
-    if len(counts) < 2:
-        return None
+    known = runs["code_files"].notna().all() and runs["changed"].isna().all()
+    if len(counts) < 2 or (known and not _differing_files(runs["code_files"])):
+        return None  # the commits differ in other files than those that determine the numbers
     listed = abbreviate([f"{code} ({count})" for code, count in counts.items()])
     return f"Mixed code: these runs were made by {len(counts)} different versions of the code: {listed}."
 

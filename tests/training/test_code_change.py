@@ -254,3 +254,15 @@ def test_instruction_sets_and_thread_counts_agree_to_twelve_digits():
     for other in results[1:]:
         assert other["numbers"] == pytest.approx(results[0]["numbers"], rel=1e-12, abs=1e-15)
         assert other["code"] == results[0]["code"]
+
+
+def test_commits_that_differ_in_other_files_are_no_mixed_code(edit, halved, train, project):
+    train(halved, steps=2)
+    (project / "unrelated.py").write_text("VALUE = 1\n")
+    train(halved, 1, steps=2)
+    table = load.runs()
+    assert table["diff_sha256"].nunique(dropna=False) == 2
+    assert not any("Mixed code" in caveat for caveat in caveats.find_caveats(table))
+    edit("/ 2", "/ 4")
+    train(halved, steps=2)
+    assert any("Mixed code" in caveat for caveat in caveats.find_caveats(load.runs()))
