@@ -53,7 +53,7 @@ def new_identity(experiment: Experiment, identity: Identity, console: Console) -
     recorded = newest.record.fingerprint
     code = fingerprint(newest.record.spec, run_tokenizer(newest))  # a fingerprint depends on the spec as well
     if recorded is None or recorded.hash != code.hash:
-        differences.append(f"the arithmetic of the code{differing_files(recorded, code)}")
+        differences.append(f"different arithmetic{differing_files(recorded, code)}")
     console.print(f"new run; differs from {newest.id}: {', '.join(differences)}")
 
 
@@ -205,14 +205,14 @@ def changed_environment(
         for key, name in COMPARED.items()
         if starts[-1].get(key) != facts[key] and not (key in CODE_FACTS and same_code)
     ]
+    effect = ""
     if last_arithmetic(run, history) != code.hash:
-        changed.append(f"the arithmetic of the code{differing_files(run.record.fingerprint, code)}")
+        effect = f"; different arithmetic{differing_files(run.record.fingerprint, code)}"
     elif not same_code:
-        changed.append("but not the arithmetic of the code")
-    if changed:
-        console.notice(
-            f"changed since the last attempt: {', '.join(changed)}; bitwise equal results are not guaranteed"
-        )
+        effect = "; the same arithmetic"
+    if changed or effect:
+        what = ", ".join(changed or ["the code"])
+        console.notice(f"changed since the last attempt: {what}{effect}; bitwise equal results are not guaranteed")
 
 
 def _differing_code(run: Run, starts: list[Start], now: provenance.Source) -> bool:

@@ -62,7 +62,7 @@ def test_an_edit_starts_another_run_and_says_which_file_differs(edit, halved, tr
     second = train(halved, steps=2).run
     assert second.id != first.id
     assert second.record.spec.name == first.record.spec.name
-    expected = f"new run; differs from {first.id}: the arithmetic of the code (experiments/parts/mine.py)"
+    expected = f"new run; differs from {first.id}: different arithmetic (experiments/parts/mine.py)"
     assert expected in capfd.readouterr().err
 
 
@@ -71,7 +71,7 @@ def test_an_edit_and_a_changed_field_are_both_named(edit, halved, train, capfd):
     edit("/ 2", "/ 4")
     train(halved.with_changes({"train.batch_size": 3}), steps=2)
     line = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("new run; differs from"))
-    assert line.startswith(f"new run; differs from {first.id}: train.batch_size 2 → 3, the arithmetic of the code (")
+    assert line.startswith(f"new run; differs from {first.id}: train.batch_size 2 → 3, different arithmetic (")
 
 
 def test_a_changed_field_alone_is_no_change_of_the_code(edit, halved, train, capfd):
@@ -95,7 +95,7 @@ def test_an_accepted_change_of_the_code_is_recorded_and_never_silent(edit, halve
     run = train(halved, steps=2).run
     edit("/ 2", "/ 4")
     resume(run, 4, accept_code_change=True)
-    assert "the arithmetic of the code (experiments/parts/mine.py)" in capfd.readouterr().err
+    assert "different arithmetic (experiments/parts/mine.py)" in capfd.readouterr().err
     assert resume(run, 6).history().step == 6  # the newest attempt ran this code
     edit("/ 4", "/ 2")
     with pytest.raises(BadInputError, match="was last trained by other code, which was accepted"):
@@ -114,7 +114,7 @@ def test_a_refactoring_resumes_with_one_notice(edit, halved, train, capfd):
     err = capfd.readouterr().err
     assert run.history().step == 4
     assert err.count("changed since the last attempt") == 1
-    assert "uncommitted changes, but not the arithmetic of the code" in err
+    assert "uncommitted changes; the same arithmetic; bitwise" in err
     edit("0.5 *", "0.50 *")
     train(halved, steps=4)
     assert "the code has changed since then; its arithmetic is the same" in capfd.readouterr().err
@@ -127,7 +127,7 @@ def test_a_run_without_a_fingerprint_is_read_but_not_resumed_silently(micro, tra
     assert "by an earlier version of gptlab" in refusal_of(run)
     assert len(load.runs()) == 1
     assert resume(load_run(run.directory), 3, accept_code_change=True).history().step == 3
-    assert "the arithmetic of the code (the older run did not record it)" in capfd.readouterr().err
+    assert "different arithmetic (the older run did not record it)" in capfd.readouterr().err
 
 
 def as_of_an_earlier_version(run: Run) -> None:
