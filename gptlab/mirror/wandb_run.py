@@ -265,6 +265,7 @@ def _config(run: Run, start: Start) -> dict[str, Any]:
         "dirty": start.get("git_dirty"),
         "text_sha256": record.text.sha256,
         "tokenizer_sha256": record.tokenizer_sha256,
+        "fingerprint": start.get("fingerprint"),
     }
 
 
