@@ -128,7 +128,7 @@ def current_side(run: Run) -> Side:
     """
     from gptlab.data.vocabularies import find_tokenizer
     from gptlab.training.capacity import limit_threads
-    from gptlab.training.fingerprint import fingerprint
+    from gptlab.training.fingerprint_cache import fingerprint
     from gptlab.training.run_text import stored_text
     from gptlab.training.run_tokenizer import run_tokenizer
     from gptlab.training.settings import Available, resolve_settings

@@ -35,7 +35,7 @@ from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.capacity import limit_threads, memory_notice
-from gptlab.training.fingerprint import fingerprint
+from gptlab.training.fingerprint_cache import fingerprint
 from gptlab.training.initial import check_initial_weights
 from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory

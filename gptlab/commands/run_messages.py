@@ -17,7 +17,7 @@ from gptlab.tracking.metrics import Row
 from gptlab.tracking.records import Outcome, Start
 from gptlab.tracking.run import Run, all_runs
 from gptlab.training.capacity import describe_threads
-from gptlab.training.fingerprint import fingerprint
+from gptlab.training.fingerprint_cache import fingerprint
 from gptlab.training.run_tokenizer import run_tokenizer
 from gptlab.training.settings import Settings
 from gptlab.training.training_data import TrainingData

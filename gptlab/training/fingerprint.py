@@ -19,31 +19,25 @@ the fingerprint may differ between builds of torch, because the masks do.
 """
 
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import gptlab
 from gptlab import project
 from gptlab.data import tokens
 from gptlab.data.text import Text
 from gptlab.data.vocabularies import Tokenizer
 from gptlab.data.windows import STEPS_PER_BLOCK, Windows, validation_starts
-from gptlab.digests import canonical_json, check_digest, with_digest
-from gptlab.errors import GptlabError
-from gptlab.files import atomic_write, writable_cache
-from gptlab.identity import NUMERICS, Fingerprint
+from gptlab.identity import Fingerprint
 from gptlab.model import gpt, loss
 from gptlab.part_names import BUILT_IN
 from gptlab.randomness import Purpose, normal_generator
@@ -80,31 +74,21 @@ UNCHECKED = (
 """Functions with lines that do not run in a small training on a CPU, such as those for CUDA and bfloat16."""
 
 
-def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
-    """Return the fingerprint of an experiment with the code as it is, from the cache if no file has changed.
+def compute(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
+    """Compute the fingerprint of the code that this process has imported.
 
     Raises:
-        BadInputError: The code cannot be read.
+        BadInputError: A file of the code cannot be read, or a part is gone.
         GptlabError: The code does not train the small model.
     """
-    path = _cache_path(experiment, tokenizer)
-    found = _read(path)
-    if found is None:
-        found = compute(experiment, tokenizer)
-        if _is_code_on_disk(found):
-            _write(path, found)
-    return found
-
-
-def compute(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
-    """Compute the fingerprint of the code that this process has imported; see `fingerprint`."""
     small, low_precision = _small(experiment), _LowPrecision()
     model = gpt.build(small.model, SEED).double()
     with _reproducible():
         results = chain(_moments(model), _train(model, small, tokenizer, low_precision), _schedule(experiment))
         numbers = dict(results)
     unchecked = {*UNCHECKED, *low_precision.functions}
-    files = import_closure([__name__, *_part_modules(experiment)], _folders())
+    files = import_closure([__name__, *_part_modules(experiment)], code_folders())
+    files["gptlab/training/fingerprint.txt"] = TEXT
     return Fingerprint(
         numbers=numbers,
         code={name: _hash_function(name, files) for name in sorted(unchecked)},
@@ -274,48 +258,8 @@ def _hash_function(name: str, files: dict[str, Path]) -> str:
     return function_hash(path, function) if path else "not found"
 
 
-def _folders() -> dict[str, Path]:
+def code_folders() -> dict[str, Path]:
     """Return the folders whose code can be part of an experiment."""
     root = project.find_root()
-    own = {"gptlab": Path(gptlab.__file__).parent}
+    own = {"gptlab": Path(__file__).parents[1]}
     return {**own, "experiments": root / "experiments"} if root else own
-
-
-# --- The cache ---
-
-
-def _cache_path(experiment: Experiment, tokenizer: Tokenizer) -> Path:
-    """Return the path of the cached fingerprint, which depends on everything but the code's files."""
-    folders = {name: str(folder) for name, folder in _folders().items()}
-    spec = experiment.model_dump(mode="json", include={"model", "data", "train"})
-    key = [folders, spec, tokenizer.sha256, NUMERICS, torch.__version__, np.__version__]
-    name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
-    return project.cache_directory() / "fingerprints" / f"{name}.json"
-
-
-def _read(path: Path) -> Fingerprint | None:
-    """Return a cached fingerprint; None if there is none, it is damaged, or a file has changed."""
-    try:
-        found = Fingerprint.model_validate(check_digest(json.loads(path.read_bytes())))
-        current = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _paths(found).items()}
-    except (OSError, ValueError, GptlabError):
-        return None
-    return found if current == found.files else None
-
-
-def _paths(found: Fingerprint) -> dict[str, Path]:
-    """Return the paths of a fingerprint's files."""
-    folders = _folders()
-    return {name: folders[name.partition("/")[0]].parent / name for name in found.files}
-
-
-def _is_code_on_disk(found: Fingerprint) -> bool:
-    """Return whether this process imported the files as they are on the disk, as far as their times tell."""
-    return all(path.stat().st_mtime_ns < gptlab.STARTED_NS for path in _paths(found).values())
-
-
-def _write(path: Path, found: Fingerprint) -> None:
-    with suppress(OSError, GptlabError):  # it is only a cache
-        writable_cache(path.parent.name)
-        with atomic_write(path) as file:
-            file.write(json.dumps(with_digest(found.model_dump(mode="json"))).encode())

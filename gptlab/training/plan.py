@@ -11,7 +11,7 @@ from gptlab.errors import BadInputError
 from gptlab.identity import Fingerprint, Identity, identify
 from gptlab.spec import Experiment
 from gptlab.tracking.records import InitialWeights
-from gptlab.training.fingerprint import fingerprint
+from gptlab.training.fingerprint_cache import fingerprint
 from gptlab.training.settings import Available, Settings, resolve_settings
 
 

@@ -19,7 +19,7 @@ from gptlab.errors import BadInputError
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.tracking.run import RECORD, Run, load_run
-from gptlab.training import fingerprint as fingerprints
+from gptlab.training import fingerprint_cache as fingerprints
 
 SCHEDULE = """
 def halved(step, spec):

@@ -1,0 +1,72 @@
+"""Fingerprints are kept in the cache directory, so that each is computed once per edit of the code."""
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import gptlab
+from gptlab import project
+from gptlab.data.vocabularies import Tokenizer
+from gptlab.digests import canonical_json, check_digest, with_digest
+from gptlab.errors import GptlabError
+from gptlab.files import atomic_write, writable_cache
+from gptlab.identity import NUMERICS, Fingerprint
+from gptlab.spec import Experiment
+from gptlab.training.fingerprint import code_folders, compute
+
+
+def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
+    """Return the fingerprint of an experiment with the code as it is, from the cache if no file has changed.
+
+    Raises:
+        BadInputError: The code cannot be read.
+        GptlabError: The code does not train the small model.
+    """
+    path = _cache_path(experiment, tokenizer)
+    found = _read(path)
+    if found is None:
+        found = compute(experiment, tokenizer)
+        if _is_code_on_disk(found):
+            _write(path, found)
+    return found
+
+
+def _cache_path(experiment: Experiment, tokenizer: Tokenizer) -> Path:
+    """Return the path of the cached fingerprint, which depends on everything but the code's files."""
+    folders = {name: str(folder) for name, folder in code_folders().items()}
+    spec = experiment.model_dump(mode="json", include={"model", "data", "train"})
+    key = [folders, spec, tokenizer.sha256, NUMERICS, torch.__version__, np.__version__]
+    name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
+    return project.cache_directory() / "fingerprints" / f"{name}.json"
+
+
+def _read(path: Path) -> Fingerprint | None:
+    """Return a cached fingerprint; None if there is none, it is damaged, or a file has changed."""
+    try:
+        found = Fingerprint.model_validate(check_digest(json.loads(path.read_bytes())))
+        current = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _paths(found).items()}
+    except (OSError, ValueError, GptlabError):
+        return None
+    return found if current == found.files else None
+
+
+def _paths(found: Fingerprint) -> dict[str, Path]:
+    """Return the paths of a fingerprint's files."""
+    folders = code_folders()
+    return {name: folders[name.partition("/")[0]].parent / name for name in found.files}
+
+
+def _is_code_on_disk(found: Fingerprint) -> bool:
+    """Return whether this process imported the files as they are on the disk, as far as their times tell."""
+    return all(path.stat().st_mtime_ns < gptlab.STARTED_NS for path in _paths(found).values())
+
+
+def _write(path: Path, found: Fingerprint) -> None:
+    with suppress(OSError, GptlabError):  # it is only a cache
+        writable_cache(path.parent.name)
+        with atomic_write(path) as file:
+            file.write(json.dumps(with_digest(found.model_dump(mode="json"))).encode())
