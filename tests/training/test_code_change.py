@@ -103,6 +103,10 @@ def test_an_accepted_change_of_the_code_is_recorded_and_never_silent(edit, halve
         resume(run, 8)
     with pytest.raises(BadInputError, match="was last trained by other code, which was accepted"):
         train(halved, steps=8)
+    train(halved, steps=6)
+    assert (
+        "it is that of the first attempt, but not of the last one; `gptlab run` with --fresh" in capfd.readouterr().err
+    )
     table = load.runs()
     assert "arithmetic: " in caveats.find_caveats(table)[0]
     assert "differ in code or environment" in caveats.find_caveats(table)[0]
