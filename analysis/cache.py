@@ -31,7 +31,7 @@ from gptlab import project
 from gptlab.errors import GptlabError
 from gptlab.files import atomic_write
 
-VERSION = 2
+VERSION = 3
 """Incremented when the same files would give different values in a cached table. It is part of the file's name."""
 
 CHECKSUM_BYTES = 16

@@ -73,6 +73,7 @@ def _candidates(runs: DataFrame) -> Iterator[str | None]:
         ["interrupted", "failed", "running"],
         "{n} of {all} runs are unfinished and excluded from means at steps that they did not reach",
     )
+    yield from _shared_trunks(runs)
     yield _profiled(runs)
     yield _different_arithmetic(runs)
     yield _changed_between_attempts(runs)
@@ -122,6 +123,18 @@ def _with_status(runs: DataFrame, statuses: list[str], sentence: str) -> str | N
     if selected.empty:
         return None
     return f"{sentence.format(n=len(selected), all=len(runs))}: {abbreviate(selected['run'].tolist())}."
+
+
+def _shared_trunks(runs: DataFrame) -> Iterator[str]:
+    """Caveats about runs that are not independent, because they start from the same run or from one of these runs."""
+    known = set(runs["run"])
+    for parent, group in runs.dropna(subset="parent").groupby("parent", sort=False):
+        if len(group) + (parent in known) < 2:
+            continue
+        yield (
+            f"Shared training: {len(group)} of these runs started from {parent} and share its training up to there, so "
+            f"they are not independent replicates of each other or of it: {abbreviate(group['run'].tolist())}."
+        )
 
 
 def _profiled(runs: DataFrame) -> str | None:

@@ -59,6 +59,11 @@ RUNS = {
     "text.sha256": "str",
     "tokenizer.sha256": "str",
     "initial_weights": "str",
+    "parent": "str",
+    "parent_step": "Int64",
+    "branch": "str",
+    "branch_tokens": "Int64",
+    "branch_flops": "float64",
     "parameters": "Int64",
     "flops_per_token": "float64",
     **{column: LOGGED[column] for column in (*VALIDATION, *NEWEST)},
@@ -119,6 +124,7 @@ IDENTITY = (
     "text.sha256",
     "tokenizer.sha256",
     "initial_weights",
+    "branch",
     *dict(flatten(identity_fields(_DEFAULTS))),
 )
 """Columns of `RUNS` that, together with the seed, determine a run's numbers."""

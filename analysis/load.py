@@ -83,13 +83,18 @@ def runs(
         tokenizer.sha256: The SHA-256 of the tokenizer.
         initial_weights: SHA-256 of the weights that the run started from; missing if they were initialized from the
             seed.
+        parent, parent_step: Id of the run that it started from, and the step; missing if there is none.
+        branch: `RUN@STEP` if the run continues from another run's weights and optimizer state; else missing.
+        branch_tokens, branch_flops: Training tokens and FLOPs of the parent up to that step, which `tokens` and `flops`
+            include; 0 if the run is not a branch.
         parameters: Number of trainable parameters.
         flops_per_token: FLOPs to train on one token, forward and backward: three times
             `ModelSpec.forward_flops_per_token`.
         val/loss, val/loss_se, val/bpb, val/yardstick: The newest validation: nats per token, its standard error over
             windows, bits per byte, and the yardstick.
         train/loss: Newest training loss, in nats per token.
-        tokens: Training tokens seen up to the newest row.
+        tokens: Training tokens seen up to the newest row, those of a branch's parent included, as in `elapsed_s`,
+            `cpu_s` and `flops`.
         elapsed_s: Training time of all attempts up to the newest row, in seconds.
         cpu_s: CPU time of all threads in that time, in seconds; missing if an attempt did not measure it.
         perf/tokens_per_s: Newest training throughput, in tokens per second.
@@ -162,7 +167,8 @@ def runs_and_copies(
     table = table[table["directory"].isin(newest["directory"]) | table["damage"].notna()]  # others cannot be read
     for damage in table["damage"].dropna():
         logger.warning("%s; its metrics are left out", damage)
-    table = table.assign(flops=table["flops_per_token"] * table["tokens"].astype("float64"))
+    own = (table["tokens"] - table["branch_tokens"]).astype("float64")
+    table = table.assign(flops=table["branch_flops"] + table["flops_per_token"] * own)
     return table[list(columns.RUNS)].astype(columns.RUNS).reset_index(drop=True), copies
 
 
@@ -185,9 +191,9 @@ def metrics(runs: DataFrame | None = None) -> DataFrame:
     rows, _ = logged.rows(directories)
     selected = table[table["directory"].isin(directories)]
     frame = _joined(rows, selected, columns.METRICS)
-    per_token = selected.drop_duplicates("directory")["flops_per_token"].to_numpy()
-    tokens = frame["tokens"].to_numpy("float64", na_value=float("nan"))
-    frame["flops"] = tokens * per_token[rows[cache.SOURCE].cat.codes.to_numpy()]
+    facts = selected.drop_duplicates("directory")[["flops_per_token", "branch_tokens", "branch_flops"]]
+    per_token, before, spent = facts.to_numpy("float64")[rows[cache.SOURCE].cat.codes.to_numpy()].T
+    frame["flops"] = spent + per_token * (frame["tokens"].to_numpy("float64", na_value=float("nan")) - before)
     return frame
 
 
@@ -344,6 +350,7 @@ def _facts(run: Run) -> dict[str, Any]:
     kept = list_checkpoints(run.directory)
     progress = kept[-1].manifest.progress if kept else LoopState()
     spec = flatten(record.spec.model_dump(mode="json"))
+    parent, branch = record.parent, record.branch
     return {
         **{key: json.dumps(value) if isinstance(value, list) else value for key, value in spec},
         **{column: start.get(column) for column in columns.START},
@@ -360,8 +367,13 @@ def _facts(run: Run) -> dict[str, Any]:
         "text.sha256": record.text.sha256,
         "tokenizer.sha256": record.tokenizer_sha256,
         "initial_weights": record.initial_weights.sha256 if record.initial_weights else None,
+        "parent": parent and parent.run,
+        "parent_step": parent and parent.step,
+        "branch": branch and branch.reference,
+        "branch_tokens": branch.tokens if branch else 0,
+        "branch_flops": branch.flops if branch else 0.0,
         "parameters": record.model_size.parameters,
-        "flops_per_token": 3.0 * record.model_size.forward_flops_per_token,
+        "flops_per_token": record.flops_per_token,
         "best/val_loss": progress.best_val_loss,
         "best/step": progress.best_step,
         "attempts": len(starts),

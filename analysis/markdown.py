@@ -15,7 +15,8 @@ from analysis.findings import (
     run_table,
     speed_table,
 )
-from analysis.sentences import COST_NOTE, HOW_TO_READ, all_caveats, comparison_note, headlines
+from analysis.sentences import COST_NOTE, HOW_TO_READ, TREE_NOTE, all_caveats, comparison_note, headlines
+from analysis.tree import tree_table
 from gptlab.terminal.text import printable
 
 LOSSES = {"val/loss": "Validation loss", "val/bpb": "Bits per byte", "train/loss": "Training loss"}
@@ -36,6 +37,8 @@ def to_markdown(findings: Findings, heading: str) -> str:
     parts += [_table(costs), COST_NOTE, _inline(seconds_caveat(findings.runs) or "")] if len(costs.columns) > 1 else []
     parts += [f"{HOW_TO_READ} {_inline(comparison_note(findings))}"]
     parts += [_list([f"{_inline(findings.labels[key])}: {_inline(why)}" for key, why in findings.questions.items()])]
+    tree = tree_table(findings.runs)
+    parts += ["## Branches", _table(tree.head(MAX_RUNS)), TREE_NOTE] if len(tree) else []
     runs = run_table(findings)
     parts += ["## Each run", *([f"The best {MAX_RUNS} of {len(runs)}."] if len(runs) > MAX_RUNS else [])]
     parts += [_table(runs.head(MAX_RUNS))]

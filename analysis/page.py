@@ -25,7 +25,8 @@ from analysis.findings import (
     speed_table,
 )
 from analysis.formatting import MISSING
-from analysis.sentences import COST_NOTE, HOW_TO_READ, all_caveats, comparison_note, headlines
+from analysis.sentences import COST_NOTE, HOW_TO_READ, TREE_NOTE, all_caveats, comparison_note, headlines
+from analysis.tree import tree_table
 from gptlab.terminal.text import printable
 
 SCRIPTS = ("theme.js", "curves.js", "table.js", "figures.js")
@@ -102,6 +103,8 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
         curves=curves,
         statuses=findings.runs["status"].tolist(),
         runs=_sortable(run_table(findings), findings.runs),
+        tree=_table(tree_table(findings.runs)),
+        tree_note=TREE_NOTE,
         speed=_sortable(speed_table(findings), findings.runs),
         chips=chips,
         weight_runs=[(number, table["run"]) for number, table in enumerate(weights)],

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from pandas import DataFrame
+from pandas import DataFrame, isna
 
 from analysis.findings import Findings
 
@@ -45,6 +45,9 @@ def run_curves(findings: Findings) -> tuple[list[dict[str, Any]], int]:
                 "color": rank[run["experiment"]],
                 "compared": run["run"] in reached,
                 "drawn": rank[run["experiment"]] < INITIALLY_DRAWN,
+                "startStep": 0 if isna(run["branch"]) else run["parent_step"],
+                "startTokens": run["branch_tokens"],
+                "startFlops": run["branch_flops"],
                 "tokensPerStep": run["train.batch_size"] * run["train.sequence_length"],
                 "flopsPerToken": run["flops_per_token"],
                 "step": _numbers(rows, "step", 0),

@@ -243,11 +243,14 @@ def steps_to_reach(metrics: DataFrame, loss: float, column: str = "val/loss", by
         by: Column to count in: `step`, `tokens`, `flops`, `elapsed_s` or `cpu_s`.
 
     Returns:
-        The steps (or tokens, FLOPs, seconds) by run, in the order of `metrics`; NaN if a run does not reach the loss.
+        The steps (or tokens, FLOPs, seconds) by run, in the order of `metrics`; NaN if a run does not reach the loss,
+        or if it is a branch that begins below it, so that its parent reached it.
     """
     rows = metrics.dropna(subset=[by, column]).drop_duplicates(["run", by], keep="last").sort_values(by, kind="stable")
     reached = {
-        run: _crossing(group[by].to_numpy("float64"), group[column].to_numpy("float64"), loss)
+        run: math.nan
+        if group["step"].iloc[0] > 0 and group[column].iloc[0] <= loss
+        else _crossing(group[by].to_numpy("float64"), group[column].to_numpy("float64"), loss)
         for run, group in rows.groupby("run", sort=False)
     }
     return Series(reached, dtype="float64").reindex(metrics["run"].unique()).rename(by)

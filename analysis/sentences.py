@@ -18,6 +18,10 @@ COST_NOTE = (
     "≈ marks a mean with values that are interpolated between two measurements; numbers of steps to a loss are always "
     "interpolated. Seconds depend on the machine and on what else it computed; CPU time is the sum over all threads."
 )
+TREE_NOTE = (
+    "A branch continues from its parent's weights and moments, and its steps, tokens, FLOPs and seconds include its "
+    "parent's up to there."
+)
 
 SIGNIFICANCE = 0.05
 

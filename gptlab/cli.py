@@ -112,8 +112,13 @@ def check(
 def run(
     name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment in experiments/.")],
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Seed for initialization, data order and dropout.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            max=2**63 - 1,
+            help="Seed for initialization, data order and dropout. Default: 0, or that of the run to branch from.",
+        ),
+    ] = None,
     steps: StepsOption = None,
     text: Annotated[str | None, typer.Option(help="A named text or the path of a .txt file.")] = None,
     settings: Annotated[
@@ -133,6 +138,13 @@ def run(
             "--from", metavar="RUN[@STEP]", help="Start from the weights of another run. Default step: the newest."
         ),
     ] = None,
+    branch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN[@STEP]",
+            help="Continue from the weights and the optimizer state of another run. Default step: the newest.",
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move the existing run to the trash and start again.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Write a profile of a few steps to the run.")] = False,
     artifacts: ArtifactsOption = None,
@@ -148,6 +160,8 @@ def run(
             raise BadInputError(f"--tag must have 1 to {MAX_TAG_LENGTH} printable characters, not {tag!r}")
     if notes.encode(errors="replace") != notes.encode(errors="surrogateescape"):
         raise BadInputError(f"--notes must be UTF-8 text, not {notes!r}; check the terminal's encoding and the locale")
+    if from_ is not None and branch is not None:
+        raise BadInputError("--from and --branch exclude each other: --from takes the weights only, --branch all state")
     changes: dict[str, Any] = parse_settings(settings or [])
     changes |= {} if text is None else {"data.text": text}
     changes |= {} if steps is None else {"train.steps": steps}
@@ -156,7 +170,7 @@ def run(
     with _heavy_imports():
         from gptlab.commands.run import Options, run_experiment
         from gptlab.terminal.console import Console
-        from gptlab.training.initial import find_initial_weights
+        from gptlab.training.initial import find_branch, find_initial_weights
 
     options = Options(
         device=device,
@@ -168,8 +182,11 @@ def run(
         profile=profile,
         artifacts=artifacts,
     )
-    initial_weights = find_initial_weights(from_) if from_ else None
-    _exit_with(run_experiment(experiment, seed, options, Console(stderr=as_json), initial_weights), as_json)
+    branch_point = find_branch(branch, experiment) if branch is not None else None
+    parent = find_initial_weights(from_) if from_ is not None else branch_point
+    if seed is None:
+        seed = branch_point.seed if branch_point else 0
+    _exit_with(run_experiment(experiment, seed, options, Console(stderr=as_json), parent), as_json)
 
 
 @app.command()
@@ -368,13 +385,26 @@ def dashboard(
 
 
 @app.command()
-def rm(run: RunArgument) -> None:
+def rm(
+    run: RunArgument,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask for confirmation if other runs start from it.")
+    ] = False,
+) -> None:
     """Move a run to the trash (runs/.trash)."""
     with importing():
         from gptlab import project
+        from gptlab.commands import trash
         from gptlab.tracking.run import find_run
 
-    _print_line(f"moved to {project.display_path(find_run(run).move_to_trash())}")
+    found = find_run(run)
+    if warning := trash.dependents(found):
+        _print_line(warning)
+        if not yes and not sys.stdin.isatty():
+            raise BadInputError(f"stdin is not a terminal; pass --yes to confirm: gptlab rm {found.reference} --yes")
+        if not yes and not typer.confirm(f"move {found.id} to the trash?"):
+            return
+    _print_line(f"moved to {project.display_path(found.move_to_trash())}")
 
 
 @app.command()

@@ -73,6 +73,7 @@ def identify(
     text_sha256: str,
     tokenizer_sha256: str,
     initial_weights_sha256: str | None = None,
+    branch: dict[str, Any] | None = None,
     fingerprint: Fingerprint | None = None,
 ) -> Identity:
     """Return the identity of an experiment.
@@ -83,6 +84,7 @@ def identify(
         text_sha256: Of its text.
         tokenizer_sha256: Of its tokenizer.
         initial_weights_sha256: None unless the run starts from another run's weights.
+        branch: None unless the run continues from another run's checkpoint; see `records.Branch.identity`.
         fingerprint: Of its code; None only for a run of an earlier version of gptlab.
     """
     content = {
@@ -91,6 +93,7 @@ def identify(
         "text_sha256": text_sha256,
         "tokenizer_sha256": tokenizer_sha256,
         **({"initial_weights_sha256": initial_weights_sha256} if initial_weights_sha256 else {}),
+        **({"branch": branch} if branch else {}),
         **({"fingerprint": fingerprint.hash} if fingerprint else {}),
         **identity_fields(experiment, exclude_defaults=True),
     }

@@ -204,6 +204,8 @@ class TrainSpec(Section):
     """Steps between resumable checkpoints."""
     keep_checkpoints: Annotated[int, NOT_IDENTITY] = Field(2, ge=2, le=2**20)
     """Number of newest resumable checkpoints to keep."""
+    keep_steps: Annotated[tuple[Positive, ...], NOT_IDENTITY] = Field((), max_length=1000)
+    """Steps whose resumable checkpoints are written and never removed, such as points for `--branch`."""
     snapshots: Annotated[bool, NOT_IDENTITY] = False
     """Whether to keep the weights at steps 0, 1, 2, 4, 8, …, for analysis over training."""
     prompt: Annotated[str, NOT_IDENTITY] = Field("The", min_length=1, max_length=10**5)

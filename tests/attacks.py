@@ -282,6 +282,21 @@ def records() -> Iterator[Attack]:
 
         return put
 
+    def branch(path: str, **claims: Any) -> Callable[[Path, Path], object]:
+        def put(run: Path, outside: Path) -> None:
+            (run / CHECKPOINTS).rename(run / "away")
+            seed, tokenizer = (json.loads((run / RECORD).read_bytes())[key] for key in ("seed", "tokenizer_sha256"))
+            facts = {"tokens": 0, "flops": 0, "elapsed_s": 0, "sequence_length": 1, "windows": 0, "text_sha256": "x"}
+            parent = {"run": "x", "step": 1, "path": str(_lures(run) / path), "sha256": "0" * 64}
+            parent |= {"optimizer_sha256": "0" * 64, "seed": seed, "tokenizer_sha256": tokenizer}
+            rewrite_record(run, branch={**parent, **facts, **claims})
+
+        return put
+
+    yield Attack("a branch from a pipe", branch("pipe"), listed=True, resumes=False)
+    huge = {"step": 10**8, "windows": 2**47, "sequence_length": 2**20, "tokens": 2**62, "flops": 1e300}
+    yield Attack("a branch with huge claims", branch("/dev/zero", **huge), listed=True, resumes=False)
+
     for path in ("/dev/zero", "folder", "secret", "pipe", "ten-TiB", "nothing"):
         yield Attack(f"initial weights in {path}", warm(path), listed=True, resumes=False)
 
@@ -405,6 +420,9 @@ def rewrite_record(run: Path, **changes: Any) -> None:
     record["identity"] |= {"model": {**record["identity"]["model"], **changes.get("model", {})}}
     if "initial_weights" in changes:
         record["identity"]["initial_weights_sha256"] = changes["initial_weights"]["sha256"]
+    if "branch" in changes:
+        keys = {"run": "run", "step": "step", "sha256": "model_sha256", "optimizer_sha256": "optimizer_sha256"}
+        record["identity"]["branch"] = {name: changes["branch"][key] for key, name in keys.items()}
     record["run"] = f"{record['spec']['name']}-{hash_of(record['identity'])}-s{record['seed']}"
     record["wandb_id"] = f"{record['run']}-00000000"
     del record["digest"]

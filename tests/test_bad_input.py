@@ -37,6 +37,9 @@ COMMANDS = [
     ("run tiny --steps 0", "'--steps': Input should be"),
     ("run tiny --steps many", "'--steps': Input should be a valid integer"),
     ("run tiny --steps 1000000000", "'--steps': Input should be"),
+    ("run tiny --branch nothing@5", "there is no run 'nothing'"),
+    ("run tiny --branch nothing@last", "--branch expects RUN or RUN@STEP, not 'nothing@last'"),
+    ("run tiny --from nothing@1 --branch nothing@1", "--from and --branch exclude each other"),
     ("run tiny --seed -1", "'--seed': Input should be"),
     ("run tiny --seed 9223372036854775808", "'--seed'"),
     ("run tiny --device tpu", "there is no device 'tpu'; choose auto, cpu, cuda or mps"),
@@ -146,6 +149,7 @@ FIELDS = [
     ("train.eval_every", "0", "greater than or equal to 1"),
     ("train.checkpoint_every", "0", "greater than or equal to 1"),
     ("train.keep_checkpoints", "1", "greater than or equal to 2"),
+    ("train.keep_steps", "[0]", "greater than or equal to 1"),
     ("train.snapshots", "often", "valid boolean"),
     ("train.prompt", "", "at least 1 character"),
 ]

@@ -190,6 +190,8 @@ WRONG_CHANGES = [
     ({"train.eval_every": -5}, ["train.eval_every", "greater than or equal to 1"]),
     ({"train.checkpoint_every": 0}, ["train.checkpoint_every", "greater than or equal to 1"]),
     ({"train.keep_checkpoints": 1}, ["train.keep_checkpoints", "greater than or equal to 2"]),
+    ({"train.keep_steps": [0]}, ["train.keep_steps", "greater than or equal to 1"]),
+    ({"train.keep_steps": range(1, 2000)}, ["train.keep_steps", "at most 1000"]),
     ({"train.prompt": ""}, ["train.prompt", "at least 1 character"]),
     ({"why": ""}, ["why", "at least 1 character"]),
     # cross-checks
@@ -354,6 +356,7 @@ OTHER_VALUES: dict[str, tuple[Any, bool]] = {
     "train.eval_every": (5, False),
     "train.checkpoint_every": (5, False),
     "train.keep_checkpoints": (5, False),
+    "train.keep_steps": ([10, 30], False),
     "train.snapshots": (True, False),
     "train.prompt": ("Once ", False),
 }
@@ -510,6 +513,7 @@ GOLDEN_DEFAULTS = {
         "eval_every": 50,
         "checkpoint_every": 50,
         "keep_checkpoints": 2,
+        "keep_steps": (),
         "snapshots": False,
         "prompt": "The",
     },

@@ -4,10 +4,11 @@
   if (!form) return;
   const X = {
     step: ["step", (run) => run.step],
-    tokens: ["tokens", (run) => run.step.map((s) => s * run.tokensPerStep)],
-    flops: ["training FLOPs", (run) => run.step.map((s) => s * run.tokensPerStep * run.flopsPerToken)],
+    tokens: ["tokens", (run) => run.step.map((s) => run.startTokens + ownTokens(run, s))],
+    flops: ["training FLOPs", (run) => run.step.map((s) => run.startFlops + ownTokens(run, s) * run.flopsPerToken)],
     time: ["seconds of training", (run) => run.time],
   };
+  const ownTokens = (run, step) => (step - run.startStep) * run.tokensPerStep; // a branch starts with its parent's
   const Y = { val: DATA.measure, train: "training loss, nats per token" };
 
   function points(run, x, y) {

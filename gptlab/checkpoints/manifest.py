@@ -30,6 +30,7 @@ from gptlab.untrusted import Count, open_regular, read_document
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 MIB = 1 << 20
+KEEP_STEPS = "; `gptlab run` with --set train.keep_steps=[STEP] keeps one when the run is trained"
 
 logger = logging.getLogger(__name__)
 
@@ -160,24 +161,29 @@ def damaged_manifests(run_directory: Path) -> dict[str, GptlabError]:
     return {name: read for name, read in _read_checkpoints(run_directory).items() if isinstance(read, GptlabError)}
 
 
-def select_checkpoint(run_directory: Path, step: int | None) -> Checkpoint:
+def select_checkpoint(run_directory: Path, step: int | None, *, resumable: bool = False) -> Checkpoint:
     """Return the checkpoint of a step; None for the newest. If a newer manifest is damaged, a warning is logged.
 
+    Args:
+        run_directory: The run's directory.
+        step: Optimizer steps done.
+        resumable: Whether to select only among resumable checkpoints.
+
     Raises:
-        BadInputError: The run keeps no checkpoint of that step, or none at all.
+        BadInputError: The run keeps no such checkpoint of that step, or none at all.
     """
     checkpoints, damaged = list_checkpoints(run_directory), damaged_manifests(run_directory)
+    checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint.resumable or not resumable]
+    kind, remedy = ("resumable checkpoint", KEEP_STEPS) if resumable else ("checkpoint", "")
     if step is not None and (error := damaged.get(checkpoint_directory(run_directory, step).name)):
         raise BadInputError(str(error))
     if not checkpoints:
         newest = [str(error) for _, error in sorted(damaged.items())][-1:]
-        raise BadInputError(
-            f"{run_directory.name} has no checkpoint{': '.join(['', *newest]) or ' yet; train it first'}"
-        )
+        raise BadInputError(f"{run_directory.name} has no {kind}{': '.join(['', *newest]) or ' yet; train it first'}")
     selected = [checkpoint for checkpoint in checkpoints if step is None or checkpoint.step == step]
     if not selected:
         steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
-        raise BadInputError(f"{run_directory.name} keeps no checkpoint of step {step}; available: {steps}")
+        raise BadInputError(f"{run_directory.name} keeps no {kind} of step {step}; available: {steps}{remedy}")
     if step is None:
         for name, error in sorted(damaged.items()):
             if name > selected[-1].directory.name:

@@ -16,6 +16,7 @@ from gptlab.checkpoints.manifest import (
     MODEL,
     OPTIMIZER,
     Checkpoint,
+    FileDigest,
     Manifest,
     Shapes,
     adamw_state_shapes,
@@ -75,7 +76,7 @@ def read_newest_state(
         try:
             with ThreadPoolExecutor() as threads:  # one per file
                 weights = threads.submit(_read_weights, checkpoint, spec)
-                optimizer = threads.submit(_read_adamw if is_adamw else _read_any_optimizer, checkpoint, spec)
+                optimizer = threads.submit(_read_listed_optimizer, checkpoint, spec, is_adamw)
             state = SavedState(checkpoint, weights.result(), optimizer.result(), problems[checkpoint.step])
         except GptlabError as error:
             damage = error
@@ -115,6 +116,22 @@ def read_weights(path: Path, spec: ModelSpec, digest: Hash, expected: str) -> Te
         return read_tensors(path, file, size, weight_shapes(spec), digest, expected, _buffer_dtypes(spec))
 
 
+def read_optimizer(path: Path, spec: ModelSpec, digest: Hash, expected: str, *, is_adamw: bool) -> Tensors:
+    """Read the optimizer state in a file, without the manifest beside it. Other arguments are those of `read_weights`.
+
+    Args:
+        path: An `optimizer.safetensors`.
+        spec: See `read_weights`.
+        digest: See `read_weights`.
+        expected: See `read_weights`.
+        is_adamw: Whether the optimizer is AdamW, whose state is known; any other state is read as it is.
+
+    Raises:
+        GptlabError: The file is missing, damaged or belongs to another model.
+    """
+    return _read_optimizer(path, spec, digest, expected, None, is_adamw)
+
+
 def weight_shapes(spec: ModelSpec) -> Shapes:
     """Return the shapes of the model's weights by name; all are float32, except for buffers of parts."""
     return {name: tuple(tensor.shape) for name, tensor in gpt.empty(spec, "meta").state_dict().items()}
@@ -131,18 +148,19 @@ def _read_weights(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
         return read_tensors(path, file, size, weight_shapes(spec), digest, expected.xxh3_128, dtypes)
 
 
-def _read_any_optimizer(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
-    path, expected = checkpoint.directory / OPTIMIZER, checkpoint.manifest.files[OPTIMIZER]
-    with open_tensors(path, spec, expected, any_size=True) as (file, size):
-        return read_tensors(path, file, size, None, xxhash.xxh3_128(), expected.xxh3_128)
+def _read_listed_optimizer(checkpoint: Checkpoint, spec: ModelSpec, is_adamw: bool) -> Tensors:
+    path, listed = checkpoint.directory / OPTIMIZER, checkpoint.manifest.files[OPTIMIZER]
+    return _read_optimizer(path, spec, xxhash.xxh3_128(), listed.xxh3_128, listed, is_adamw)
 
 
-def _read_adamw(checkpoint: Checkpoint, spec: ModelSpec) -> Tensors:
-    path, expected = checkpoint.directory / OPTIMIZER, checkpoint.manifest.files[OPTIMIZER]
-    with open_tensors(path, spec, expected) as (file, size):
-        shapes = adamw_state_shapes(_parameter_shapes(spec))
-        tensors = read_tensors(path, file, size, shapes, xxhash.xxh3_128(), expected.xxh3_128)
-    for name, tensor in tensors.items():
+def _read_optimizer(
+    path: Path, spec: ModelSpec, digest: Hash, expected: str, listed: FileDigest | None, is_adamw: bool
+) -> Tensors:
+    """`listed` is what the manifest says about the file, whose size is checked first; None without a manifest."""
+    with open_tensors(path, spec, listed, any_size=not is_adamw) as (file, size):
+        shapes = adamw_state_shapes(_parameter_shapes(spec)) if is_adamw else None
+        tensors = read_tensors(path, file, size, shapes, digest, expected)
+    for name, tensor in tensors.items() if is_adamw else ():
         if name.endswith("/step") and not tensor >= 1:  # AdamW's bias correction divides by zero at step 0
             raise GptlabError(f"{path} has {name} as {tensor.item()}, which training never produces")
     return tensors

@@ -1,7 +1,11 @@
 """Retention of checkpoints: which are kept, how others are removed, and the disk space that they need."""
 
+import os
 import shutil
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 from gptlab.checkpoints.manifest import (
     CHECKPOINTS,
@@ -13,32 +17,58 @@ from gptlab.checkpoints.manifest import (
     list_checkpoints,
 )
 from gptlab.errors import GptlabError
-from gptlab.files import write_durably
+from gptlab.files import locked_directory, write_durably
 from gptlab.size import Size
 from gptlab.spec import TrainSpec
 
 STAGING, TRASH = ".saving", ".trash"
 
+NeededSteps = Mapping[int, Literal["weights", "optimizer"]]
+"""By step, which part of a checkpoint other runs start from; the optimizer state comes with the weights."""
+
 
 def apply_retention(
-    run_directory: Path, keep: int, best_step: int | None, *, snapshots: bool, up_to: int | None = None
+    run_directory: Path,
+    keep: int,
+    best_step: int | None,
+    *,
+    snapshots: bool,
+    up_to: int | None = None,
+    keep_steps: Collection[int] = (),
+    needed: Callable[[], NeededSteps] = dict,
 ) -> None:
     """Remove checkpoints that are no longer needed. Call it after a newer one is committed.
 
-    The newest `keep` resumable checkpoints stay. Of older ones, the best checkpoint and, with `snapshots`, those of
-    snapshot steps stay as weights only. Checkpoints after step `up_to` are left alone: training resumed before them
-    because they are damaged, and will replace them.
+    The newest `keep` resumable checkpoints and those of `keep_steps` stay, and so does what other runs start from. Of
+    others, the best checkpoint and, with `snapshots`, those of snapshot steps stay as weights only. Checkpoints after
+    step `up_to` are left alone: training resumed before them because they are damaged, and will replace them.
+
+    Args:
+        run_directory: The run's directory.
+        keep: Number of newest resumable checkpoints to keep.
+        best_step: Step of the best checkpoint.
+        snapshots: Whether to keep the weights of snapshot steps.
+        up_to: The last step to consider.
+        keep_steps: Steps whose resumable checkpoints to keep.
+        needed: Returns what other runs start from. It is called only if there is something to remove, with a lock on
+            the runs directory that `create_run` takes too, so that no run begins with a checkpoint that is removed.
     """
     checkpoints = [c for c in list_checkpoints(run_directory) if up_to is None or c.step <= up_to]
-    newest = {c.step for c in [c for c in checkpoints if c.resumable][-keep:]}
-    for checkpoint in checkpoints:
-        if checkpoint.step in newest:
-            continue
-        if checkpoint.step == best_step or (snapshots and is_snapshot(checkpoint.step)):
-            if checkpoint.resumable:
+    kept = {c.step for c in [c for c in checkpoints if c.resumable][-keep:]} | set(keep_steps)
+    weights = {c.step for c in checkpoints if c.step == best_step or (snapshots and is_snapshot(c.step))}
+    removable = [c for c in checkpoints if c.step not in kept and (c.resumable or c.step not in weights)]
+    if not removable:
+        return
+    runs = run_directory.parent
+    with locked_directory(runs) if os.access(runs, os.R_OK) else nullcontext():
+        others = needed()
+        for checkpoint in removable:
+            if others.get(checkpoint.step) == "optimizer":
+                continue
+            if checkpoint.step not in weights | others.keys():
+                discard(checkpoint.directory)
+            elif checkpoint.resumable:
                 _strip_optimizer(checkpoint)
-        else:
-            discard(checkpoint.directory)
 
 
 def is_snapshot(step: int) -> bool:
@@ -57,7 +87,8 @@ def check_space(run_directory: Path, train: TrainSpec, size: Size) -> None:
     weights = float32_bytes(size.parameters, MODEL)
     full = weights + float32_bytes(size.parameters, OPTIMIZER)
     snapshots = train.steps.bit_length() + 1 if train.snapshots else 0
-    needed = (train.keep_checkpoints + 1) * full + (1 + snapshots) * weights  # + 1 during a save
+    resumable = train.keep_checkpoints + len({step for step in train.keep_steps if step <= train.steps})
+    needed = (resumable + 1) * full + (1 + snapshots) * weights  # + 1 during a save
     used = sum(
         file.bytes for checkpoint in list_checkpoints(run_directory) for file in checkpoint.manifest.files.values()
     )

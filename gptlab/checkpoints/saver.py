@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gptlab.checkpoints.manifest import Checkpoint
-from gptlab.checkpoints.retention import apply_retention
+from gptlab.checkpoints.retention import NeededSteps, apply_retention
 from gptlab.checkpoints.tensors import Tensors
 from gptlab.checkpoints.write import commit_checkpoint
 from gptlab.spec import TrainSpec
@@ -32,6 +32,7 @@ class BackgroundSaver:
         train: TrainSpec,
         before_commit: Callable[[], None] = lambda: None,
         on_commit: Callable[[Checkpoint], None] = lambda checkpoint: None,
+        needed: Callable[[], NeededSteps] = dict,
     ) -> None:
         """Create the thread.
 
@@ -40,9 +41,10 @@ class BackgroundSaver:
             train: Says which checkpoints are retained.
             before_commit: Called in the thread before each save, to flush the rows that the manifest counts.
             on_commit: Called in the thread after each save.
+            needed: See `apply_retention`.
         """
         self._run_directory, self._train = run_directory, train
-        self._before_commit, self._on_commit = before_commit, on_commit
+        self._before_commit, self._on_commit, self._needed = before_commit, on_commit, needed
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver")
         self._saving: Future[None] | None = None
         self._tensors_read = threading.Event()
@@ -107,6 +109,8 @@ class BackgroundSaver:
             manifest["progress"].best_step,
             snapshots=self._train.snapshots,
             up_to=checkpoint.step,
+            keep_steps=self._train.keep_steps,
+            needed=self._needed,
         )
         self._on_commit(checkpoint)
 

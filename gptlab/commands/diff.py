@@ -86,14 +86,18 @@ def recorded_side(run: Run) -> Side:
     """Return the side of a run, from its records."""
     record, history = run.record, run.history()
     starts = history.starts
-    parent = record.initial_weights
     if history.damage:
         logger.warning("%s; its losses are not compared", history.damage)
     packages = {name for start in starts for name in start.get("packages", {})}
     spec = _spec(record.spec, record.precision, record.identity.get("numerics"))
     return Side(
         label=printable(run.directory.absolute().name),
-        spec={**spec, "seed": record.seed, "initial_weights": f"{parent.run}@{parent.step}" if parent else None},
+        spec={
+            **spec,
+            "seed": record.seed,
+            "initial_weights": record.initial_weights and record.initial_weights.reference,
+            "branch": record.branch and record.branch.reference,
+        },
         code={key: _over_time(start.get(key) for start in starts) for key in (*CODE, "fingerprint")},
         data={
             "text.source": record.text.source,
@@ -173,6 +177,8 @@ def current_side(run: Run) -> Side:
 def compare(a: Side, b: Side) -> Comparison:
     """Compare the facts that both sides have."""
     sections = {name: differing(getattr(a, name), getattr(b, name)) for name in ("spec", "code", "data", "environment")}
+    if a.identity != b.identity:  # the same code computes something else from another spec
+        sections["code"].pop("fingerprint", None)
     mixed = list(dict.fromkeys([*_changes_between_attempts(a), *_changes_between_attempts(b)]))
     notes = [*a.notes, *b.notes, *_changed_in_both(a, b), *mixed]
     changes = provenance.compare_sources(a.sources[-1], b.sources[-1])

@@ -12,6 +12,7 @@ from gptlab.terminal.console import Console
 from gptlab.terminal.sparkline import bars, resample
 from gptlab.terminal.tables import borderless
 from gptlab.terminal.text import format_age, format_duration, printable
+from gptlab.tracking.lineage import in_tree_order
 from gptlab.tracking.run import Run, all_runs, skip_unreadable
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 STYLES = {"running": "cyan", "complete": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
 DAMAGED = Text("damaged", "red")
 SPARKLINE_WIDTH = 16
+MAX_INDENT = 8
+"""Runs that are deeper in the tree are not indented further, so that a line stays short."""
 MAX_SHOWN = 1e9
 """Larger losses are printed in scientific notation and longer training times not at all, so that a line stays short."""
 
@@ -58,6 +61,7 @@ def summarize(run: Run) -> RunSummary:
         "val_loss": history.last("val/loss"),
         "directory": str(run.directory),
     }
+    facts |= run.record.parent_facts()
     elapsed = history.last("elapsed_s")
     if run.is_copy:
         facts["copy"] = run.directory.name
@@ -82,11 +86,11 @@ def render(summaries: list[RunSummary]) -> None:
     table = borderless(*headings, right=("step", "val loss", "age"))
     for column in table.columns:
         column.no_wrap = True
-    for summary in summaries:
+    for summary, depth in _as_tree(summaries):
         facts = summary.facts
         step = f"{facts['step']}" if facts["step"] == facts["steps"] else f"{facts['step']} of {facts['steps']}"
         table.add_row(
-            printable(f"{facts['copy']}, a copy of {facts['run']}" if "copy" in facts else facts["run"]),
+            printable(_label(facts, depth)),
             Text(facts["status"], STYLES[facts["status"]]),
             step,
             DAMAGED if "damage" in facts else _format_loss(facts["val_loss"]),
@@ -95,6 +99,20 @@ def render(summaries: list[RunSummary]) -> None:
             format_duration(summary.elapsed_s) if summary.elapsed_s < MAX_SHOWN else "–",
         )
     console.table(table)
+
+
+def _as_tree(summaries: list[RunSummary]) -> list[tuple[RunSummary, int]]:
+    """The runs with their depth in the tree, each after its parent."""
+    numbers = {summary.facts["run"]: number for number, summary in enumerate(summaries) if "copy" not in summary.facts}
+    parents = [numbers.get(summary.facts.get("parent", {}).get("run")) for summary in summaries]
+    return [(summaries[number], depth) for number, depth in in_tree_order(dict(enumerate(parents)))]
+
+
+def _label(facts: dict[str, Any], depth: int) -> str:
+    label = f"{facts['copy']}, a copy of {facts['run']}" if "copy" in facts else str(facts["run"])
+    if parent := facts.get("parent"):
+        label += f" ({parent['by']} {'' if depth else parent['run']}@{parent['step']})"
+    return f"{'  ' * (min(depth, MAX_INDENT) - 1)}└ {label}" if depth else label
 
 
 def _format_loss(value: float | None) -> str:

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any, Literal
 
 from gptlab import project
-from gptlab.checkpoints.manifest import CHECKPOINTS
 from gptlab.checkpoints.read import SavedState, read_newest_state
 from gptlab.checkpoints.retention import check_space, remove_incomplete
 from gptlab.commands import run_messages as messages
+from gptlab.commands.run_checks import check_arithmetic, check_nothing_is_lost
 from gptlab.data.vocabularies import Tokenizer
-from gptlab.errors import BadInputError, DivergedError, GptlabError
+from gptlab.errors import DivergedError
 from gptlab.files import remove_temporary_files
 from gptlab.identity import Fingerprint
 from gptlab.limits import out_of_memory_kills
@@ -28,15 +28,15 @@ from gptlab.terminal.progress import StepProgress
 from gptlab.terminal.text import shell_command
 from gptlab.tracking import provenance
 from gptlab.tracking.history import History
+from gptlab.tracking.lineage import children
 from gptlab.tracking.lock import RunLock
-from gptlab.tracking.metrics import newest_values
-from gptlab.tracking.records import InitialWeights, TextRecord
+from gptlab.tracking.records import Branch, InitialWeights, TextRecord
 from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.capacity import limit_threads, memory_notice
 from gptlab.training.fingerprint_cache import fingerprint
-from gptlab.training.initial import check_initial_weights
+from gptlab.training.initial import check_branch, check_initial_weights, check_steps
 from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory
 from gptlab.training.plan import plan
@@ -47,9 +47,6 @@ from gptlab.training.settings import Available, Settings, resolve_settings, use_
 from gptlab.training.signals import StopSignals
 from gptlab.training.training_data import TrainingData, load_training_data
 from gptlab.untrusted import check_no_hard_links
-
-SAVED = ("complete", "interrupted")
-"""Outcomes of attempts that end with a save, unless they end before their first step."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def run_experiment(
     seed: int,
     options: Options,
     console: Console,
-    initial_weights: InitialWeights | None = None,
+    parent: InitialWeights | Branch | None = None,
     hooks: Hooks | None = None,
 ) -> Result:
     """Start, resume or extend the run of an experiment, or report that it is complete.
@@ -118,25 +115,28 @@ def run_experiment(
         seed: Seed for initialization, data order and dropout.
         options: How to run it.
         console: Where to print.
-        initial_weights: Weights to start from instead of drawing them from the seed.
+        parent: The checkpoint to start from instead of drawing the weights from the seed.
         hooks: More functions for the training loop to call.
 
     Raises:
-        BadInputError: The text, tokenizer, device or initial weights cannot be used. Nothing was written.
+        BadInputError: The text, tokenizer, device or parent cannot be used. Nothing was written.
         DivergedError: The run diverges, or has diverged before.
         GptlabError: Another process is training the run, a file is damaged or cannot be written, or memory runs out.
     """
     limit_threads()
-    planned = plan(experiment, seed, options.device, initial_weights)
-    if initial_weights:
-        check_initial_weights(initial_weights, experiment.model)
+    planned = plan(experiment, seed, options.device, parent)
+    directory, text, branch, offset = planned.run_directory, planned.text, planned.branch, 0
+    if branch:
+        check_branch(branch, seed, experiment.train)
+        offset = branch.window_offset(text.sha256, experiment.train)
+    elif planned.initial_weights:
+        check_initial_weights(planned.initial_weights, experiment.model)
     size = size_of(experiment)
-    data = load_training_data(experiment, planned.text, seed, planned.tokenizer)
-    directory, text = planned.run_directory, planned.text
+    data = load_training_data(experiment, text, seed, planned.tokenizer, window_offset=offset)
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
     with console.surviving():
         if options.fresh and (directory / RECORD).is_file():
-            console.print(f"moved the old run to {project.display_path(load_run(directory).move_to_trash())}")
+            _start_afresh(load_run(directory), console)
         if not directory.exists():
             messages.new_identity(experiment, planned.identity, console)
         run = create_run(
@@ -146,7 +146,8 @@ def run_experiment(
             planned.settings.precision,
             record,
             tokenizer=planned.tokenizer.content,
-            initial_weights=initial_weights,
+            initial_weights=planned.initial_weights,
+            branch=branch,
             fingerprint=planned.fingerprint,
             size=size,
         )
@@ -177,7 +178,7 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
         text = moved_text(run, options.text, console.notice)
     else:
         text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
-    data = load_training_data(record.spec, text, record.seed, tokenizer)
+    data = load_training_data(record.spec, text, record.seed, tokenizer, window_offset=record.window_offset)
     with console.surviving():
         code = fingerprint(record.spec, tokenizer)
         session = _Session(run, data, tokenizer, code, settings, options, console, hooks or Hooks())
@@ -211,7 +212,7 @@ class _Session:
             return Result(run)
         check_parts(run.record.spec)  # else a part that is gone would look like damaged checkpoints
         if not self.options.accept_code_change:
-            _check_arithmetic(run, history, self.code)
+            check_arithmetic(run, history, self.code)
         check_no_hard_links(run.directory)
         with RunLock(run.directory) as lock, StopSignals() as signals:
             run = load_run(run.directory)  # another process may have written the record first
@@ -225,12 +226,14 @@ class _Session:
             find_problem = partial(find_rows_problem, run.directory)
             saved = read_newest_state(run.directory, spec.model, self.console.notice, find_problem, is_adamw=is_adamw)
             if saved is None:
-                _check_nothing_is_lost(run, history)
+                check_nothing_is_lost(run, history)
+                if run.record.branch:
+                    check_steps(run.record.branch, steps)
             if saved and steps < saved.checkpoint.step:
                 messages.fewer_steps(run, history, steps, saved.checkpoint.step, self.console)
                 return Result(run)
             self.console.log_to(run.directory / LOG)
-            check_space(run.directory, spec.train, size)
+            check_space(run.directory, spec.train.model_copy(update={"steps": steps}), size)
             return replace(self, run=run)._train(steps, saved, history, lock, signals)
 
     def _train(
@@ -241,7 +244,7 @@ class _Session:
         if options.deterministic:
             use_deterministic_kernels()
         keep_freed_memory()
-        start_step = saved.checkpoint.step if saved else 0
+        start_step = saved.checkpoint.step if saved else run.record.start_step
         mirror = Mirror(run, options.wandb or AUTO, console.notice)
         wandb = mirror.mode()
         source = provenance.working_tree()
@@ -287,6 +290,17 @@ class _Session:
         return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
 
 
+def _start_afresh(run: Run, console: Console) -> None:
+    """Move a run to the trash, and say which runs start from it."""
+    below = children(run.directory, run.id)
+    console.print(f"moved the old run to {project.display_path(run.move_to_trash())}")
+    if below:
+        console.notice(
+            f"{', '.join(map(str, below))} started from the old run; until they have a checkpoint of their own, they "
+            "need it: move it back, or train this run to the same bytes"
+        )
+
+
 def _stop_requested(signals: StopSignals, console: Console) -> bool:
     if signals.received is None:
         return False
@@ -294,49 +308,3 @@ def _stop_requested(signals: StopSignals, console: Console) -> bool:
         f"{signals.received.name}: saving, then stopping; a second Ctrl-C or SIGTERM stops immediately without saving"
     )
     return True
-
-
-def _check_arithmetic(run: Run, history: History, code: Fingerprint) -> None:
-    """Check that the code computes what it computed in the last attempt.
-
-    Raises:
-        BadInputError: It computes something else, or what it computed was not recorded.
-    """
-    recorded, last = run.record.fingerprint, messages.last_arithmetic(run, history)
-    if last == code.hash:
-        return
-    again = shell_command("resume", run.reference, "--accept-code-change")
-    if last is None:
-        reason = "was made by an earlier version of gptlab, which did not record what its code computes"
-    elif recorded and recorded.hash != code.hash:
-        reason = f"was trained by code that computes something else{messages.differing_files(recorded, code)}"
-    else:
-        raise BadInputError(
-            f"{run.id} was last trained by other code, which was accepted although it computes something else; "
-            f"`{again}` continues it with the code as it is now"
-        )
-    raise BadInputError(
-        f"{run.id} {reason}; `gptlab run` starts another run with the code as it is now; `{again}` continues this one "
-        "with it, so that its numbers come from two versions"
-    )
-
-
-def _check_nothing_is_lost(run: Run, history: History) -> None:
-    """Check that a run without a resumable checkpoint never had one, so that it can begin at step 0.
-
-    Raises:
-        GptlabError: An attempt began from a checkpoint or ended with a save, or rows of metrics follow the first
-            checkpoint that was due.
-    """
-    saved = [row["step"] for row in history.attempts if row["event"] == "end" and row["status"] in SAVED]
-    saved += [start.get("from_step", 0) for start in history.starts]
-    newest_row = newest_values(run.directory, ["step"]).get("step", 0)
-    first_due = run.record.spec.train.checkpoint_every
-    # A killed process can leave rows after the step whose checkpoint it was saving, but none after the next due one.
-    proving_step = 2 * first_due if (run.directory / CHECKPOINTS).is_dir() else first_due
-    if any(saved) or newest_row > proving_step:
-        raise GptlabError(
-            f"{run.id} has no checkpoint to resume from, but it was trained to step {max([*saved, newest_row])}; "
-            f"restore {project.display_path(run.directory / CHECKPOINTS)} from a copy, or move the run to the trash "
-            f"with: {shell_command('rm', run.reference)}"
-        )

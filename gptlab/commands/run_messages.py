@@ -14,7 +14,7 @@ from gptlab.terminal.text import abbreviate_hash, format_duration, printable, sh
 from gptlab.tracking import provenance
 from gptlab.tracking.history import History
 from gptlab.tracking.metrics import Row
-from gptlab.tracking.records import Outcome, Start
+from gptlab.tracking.records import Branch, InitialWeights, Outcome, Start
 from gptlab.tracking.run import Run, all_runs
 from gptlab.training.capacity import describe_threads
 from gptlab.training.fingerprint_cache import fingerprint
@@ -73,6 +73,7 @@ def kept_fields(run: Run, experiment: Experiment, console: Console) -> None:
 def _facts(experiment: Experiment, content: dict[str, Any]) -> dict[str, Any]:
     """Everything that the identity is computed from, including defaults, by dotted key."""
     own = {key: value for key, value in content.items() if not isinstance(value, dict)}
+    own |= dict(flatten({"branch": content.get("branch", {})}))
     return own | dict(flatten(identity_fields(experiment)))
 
 
@@ -143,9 +144,12 @@ def opening(
     """Print what is about to be trained, on which text and device, and where."""
     spec, text = run.record.spec, run.record.text
     model, train, windows = spec.model, spec.train, data.windows
-    verb = "starts" if start == 0 else f"resumes from step {start}"
+    begins = f"branches off at step {start}" if run.record.branch else "starts"
+    verb = begins if start == run.record.start_step else f"resumes from step {start}"
     console.print(f"{run.id} {verb}", style="bold")
     console.fact("question", spec.why)
+    if parent := run.record.parent:
+        console.fact("parent", describe_parent(parent))
     console.fact(
         "model",
         f"{run.record.model_size.parameters:,} parameters · {model.n_layer} layers · {model.n_head} heads · "
@@ -166,7 +170,7 @@ def opening(
     chosen = " (chosen by auto; part of the id)" if train.precision == "auto" else ""
     threads = f" · {describe_threads()}" if settings.device == "cpu" else ""
     console.fact("device", f"{settings.device_name()}{threads} · {settings.precision}{chosen}")
-    epochs = steps * train.batch_size / windows.per_epoch
+    epochs = windows.epochs(steps)
     console.fact(
         "training",
         f"{steps:,} steps of {train.batch_size} × {train.sequence_length} tokens · {epochs:.2f} epochs · "
@@ -174,6 +178,12 @@ def opening(
     )
     console.fact("W&B", wandb)
     console.fact("directory", project.display_path(run.directory))
+
+
+def describe_parent(parent: InitialWeights | Branch) -> str:
+    """Return in a few words which checkpoint a run starts from, and what it takes of it."""
+    taken = "weights and optimizer state" if isinstance(parent, Branch) else "weights only, as step 0"
+    return f"{printable(parent.run)} at step {parent.step} · {taken}"
 
 
 def _optimizer(train: TrainSpec) -> str:
@@ -195,7 +205,7 @@ def changed_environment(
     if source.unknown:
         console.notice(f"the code of this attempt is not recorded: {source.unknown}")
     starts = history.starts
-    if not starts or not facts["from_step"]:
+    if not starts or facts["from_step"] == run.record.start_step:
         return
     same_code = not _differing_code(run, starts[-1:], source)
     changed = [
@@ -231,7 +241,7 @@ def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> No
     step = history.step
     console.print()
     if outcome == "interrupted":
-        where = f"at step {step} and saved" if step else "before its first step"
+        where = f"at step {step} and saved" if step > run.record.start_step else "before its first step"
         console.print(f"{run.id} was interrupted {where}", style="bold yellow")
         console.fact("resume", shell_command("resume", run.reference))
         return

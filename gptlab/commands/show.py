@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptlab import catalog
+from gptlab.commands import run_messages
 from gptlab.errors import AmbiguousRunError, BadInputError
 from gptlab.identity import hash_of
 from gptlab.model.measure import size_of
@@ -53,6 +54,7 @@ class Description:
             "tokenizer": {"name": spec.data.tokenizer, "sha256": self.identity["tokenizer_sha256"]},
             "identity": {"hash": self.hash, "content": self.identity},
             "run": self.run.id if self.run else None,
+            **(self.run.record.parent_facts() if self.run else {}),
         }
 
 
@@ -92,7 +94,10 @@ def render(description: Description) -> None:
     console.rich.print(Text.assemble((name, "bold"), f" · {printable(experiment.why)}"))
     tokenizer, sha256 = printable(experiment.data.tokenizer), description.identity["tokenizer_sha256"]
     console.print(f"identity {description.hash} · precision {description.precision}{_arithmetic(description)}")
-    console.print(f"tokenizer {tokenizer} · {experiment.model.vocab_size:,} embeddings · sha256 {sha256:.8}\n")
+    console.print(f"tokenizer {tokenizer} · {experiment.model.vocab_size:,} embeddings · sha256 {sha256:.8}")
+    if description.run and (parent := description.run.record.parent):
+        console.print(f"parent {run_messages.describe_parent(parent)}")
+    console.print()
     console.table(_spec_table(experiment))
     console.print()
     try:

@@ -1,4 +1,4 @@
-"""`gptlab gc`: list and delete what `gptlab rm` moved to the trash."""
+"""`gptlab rm` and `gptlab gc`: which runs need a run that is removed, and what the trash holds."""
 
 import os
 import shutil
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptlab import project
+from gptlab.errors import GptlabError
 from gptlab.terminal.text import printable
-from gptlab.tracking.run import TRASH
+from gptlab.tracking.lineage import children
+from gptlab.tracking.run import TRASH, Run, load_run
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class TrashEntry:
 
     path: Path
     bytes: int
+    needed_by: tuple[str, ...] = ()
+    """The runs that start from the run in the entry, unless the runs directory holds that run as well."""
 
     def remove(self) -> None:
         """Delete the entry; for a symbolic link, only the link. Another process may be deleting it as well.
@@ -33,7 +37,19 @@ class TrashEntry:
 
     def line(self) -> str:
         """Return size and name as one line."""
-        return f"{self.bytes / 2**20:>10,.1f} MiB  {printable(self.path.name)}"
+        needed = f"  (needed by {', '.join(self.needed_by)})" if self.needed_by else ""
+        return printable(f"{self.bytes / 2**20:>10,.1f} MiB  {self.path.name}{needed}")
+
+
+def dependents(run: Run) -> str | None:
+    """Return which runs start from a run and what becomes of them without it; None if there are none."""
+    below = [child for child in children(run.directory, run.id) if child.directory.parent == run.directory.parent]
+    if not below:
+        return None
+    return (
+        f"{', '.join(map(str, below))} started from {run.id}: without it they cannot be computed again, nor resumed "
+        "before their first checkpoint"
+    )
 
 
 def list_trash() -> list[TrashEntry]:
@@ -41,7 +57,22 @@ def list_trash() -> list[TrashEntry]:
     trash = project.runs_directory() / TRASH
     if trash.is_symlink() or not trash.is_dir():
         return []
-    return [TrashEntry(path, _size(path)) for path in sorted(trash.iterdir())]
+    return [TrashEntry(path, _size(path), _needed_by(path)) for path in sorted(trash.iterdir())]
+
+
+def _needed_by(path: Path) -> tuple[str, ...]:
+    """The runs that start from the run in a folder of the trash and find it nowhere else."""
+    runs = project.runs_directory()
+    try:
+        run = load_run(path)
+    except GptlabError:  # not a run, or a damaged one
+        return ()
+    original = runs / run.id
+    return (
+        ()
+        if original.exists()
+        else tuple(str(child) for child in children(original, run.id) if child.directory.parent == runs)
+    )
 
 
 def remove(entries: list[TrashEntry]) -> tuple[list[str], list[str]]:

@@ -31,6 +31,8 @@ class Windows:
     sequence_length: int
     batch_size: int
     seed: int
+    offset: int = 0
+    """Number of the first window of step 0. A branch whose parent had another batch size needs it, to skip none."""
 
     def __post_init__(self) -> None:
         """Check that an epoch has at least one window.
@@ -51,6 +53,10 @@ class Windows:
         """Windows in an epoch, whatever its phase (an offset below `sequence_length`)."""
         return (len(self.tokens) - self.sequence_length) // self.sequence_length
 
+    def epochs(self, step: int) -> float:
+        """Passes over the text in `step` steps."""
+        return (self.offset + step * self.batch_size) / self.per_epoch
+
     def batch(self, step: int) -> NDArray[np.int64]:
         """The tokens of a step's windows, shape `(batch_size, sequence_length + 1)`."""
         return windows_at(self.tokens, self.starts(step), self.sequence_length)
@@ -58,15 +64,16 @@ class Windows:
     def starts(self, step: int) -> NDArray[np.int64]:
         """Start positions of a step's windows, shape `(batch_size,)`."""
         block, row = divmod(step, STEPS_PER_BLOCK)
-        starts = _block_starts(self.seed, self.per_epoch, self.sequence_length, self.batch_size, block)
+        first = self.offset + block * STEPS_PER_BLOCK * self.batch_size
+        starts = _block_starts(self.seed, self.per_epoch, self.sequence_length, self.batch_size, first)
         return cast(NDArray[np.int64], starts[row])
 
 
 @functools.lru_cache(maxsize=2)
-def _block_starts(seed: int, per_epoch: int, sequence_length: int, batch_size: int, block: int) -> NDArray[np.int64]:
-    """Start positions of the windows of a block of steps, shape `(STEPS_PER_BLOCK, batch_size)`."""
-    first = block * STEPS_PER_BLOCK
-    numbers = np.arange(first * batch_size, (first + STEPS_PER_BLOCK) * batch_size)
+def _block_starts(seed: int, per_epoch: int, sequence_length: int, batch_size: int, first: int) -> NDArray[np.int64]:
+    """Start positions of the windows of a block of steps from the window `first`, `(STEPS_PER_BLOCK, batch_size)`."""
+    numbers = np.arange(first, first + STEPS_PER_BLOCK * batch_size)
+    numbers = np.maximum(numbers, 0)  # steps before a branch, in the block of its first step, may have negative numbers
     epochs, indices = np.divmod(numbers, per_epoch)
     starts = np.empty_like(indices)
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):

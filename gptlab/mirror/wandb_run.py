@@ -161,7 +161,7 @@ class WandbRun:
             job_type="train",
             notes=start.get("notes") or record.spec.why,
             tags=start.get("tags"),
-            config=_config(run, start),
+            config=config(run, start),
             dir=wandb_parent,
             mode=mode,
             resume="allow" if mode == "online" else None,
@@ -196,7 +196,7 @@ class WandbRun:
             if step > max(self._resumed_from, self._last_sent):
                 self._run.log({"_timestamp" if k == "time" else k: v for k, v in row.items()}, step=step, commit=True)
             self._last_sent = step
-            if "val/loss" in row and step % self._source.record.spec.train.eval_every == 0:
+            if "val/loss" in row and self._source.record.validates_at(step):
                 self._update_best(row["val/loss"], step)
 
     def _update_best(self, loss: float, step: int) -> None:
@@ -253,9 +253,11 @@ class WandbRun:
             time.sleep(POLL_INTERVAL_S)
 
 
-def _config(run: Run, start: Start) -> dict[str, Any]:
+def config(run: Run, start: Start) -> dict[str, Any]:
+    """Return the config of a run in W&B."""
     record = run.record
     return {
+        **record.parent_facts(),
         **record.spec.model_dump(mode="json", include={"model", "data", "train"}),
         "run": run.id,
         "seed": record.seed,

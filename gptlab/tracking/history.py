@@ -80,7 +80,7 @@ class History:
             return self._end["step"]
         checkpoints = [checkpoint.step for checkpoint in self._checkpoints]
         newest_row: int = newest_values(self._directory, ["step"]).get("step", 0)
-        return max([*checkpoints, newest_row])
+        return max([self._record.start_step, *checkpoints, newest_row])
 
     @property
     def target(self) -> int:

@@ -1,17 +1,27 @@
 """Types of a run's records: `run.json`, and the rows of `attempts.jsonl` and `samples.jsonl`."""
 
+import hashlib
 import json
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NotRequired, Required, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    model_validator,
+)
 from typing_extensions import TypedDict
 
-from gptlab.digests import mark_if_altered, with_digest
+from gptlab.digests import canonical_json, mark_if_altered, with_digest
 from gptlab.identity import Fingerprint, Identity, hash_of, identify
 from gptlab.size import Size, size_in_closed_form
-from gptlab.spec import Experiment, Precision
+from gptlab.spec import Experiment, Precision, TrainSpec
 from gptlab.untrusted import Count
 
 Outcome = Literal["complete", "interrupted", "diverged", "failed"]
@@ -31,17 +41,71 @@ class TextRecord(BaseModel):
     sha256: str
 
 
-class InitialWeights(BaseModel):
-    """The checkpoint from whose weights a run starts (a warm start)."""
+class ParentCheckpoint(BaseModel):
+    """The checkpoint of another run, the parent, that a run starts from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str
     step: Count
     path: AbsolutePath
+    """Where the file with the weights was when the run began."""
     sha256: str
+    """The SHA-256 of that file."""
     tokenizer_sha256: str | None = None
     """None in records of earlier versions of gptlab."""
+
+    @property
+    def reference(self) -> str:
+        """`RUN@STEP`."""
+        return f"{self.run}@{self.step}"
+
+
+class InitialWeights(ParentCheckpoint):
+    """A warm start: step 0 begins with the parent's weights."""
+
+
+class Branch(ParentCheckpoint):
+    """A branch: the run continues from the parent's weights and optimizer state, and its steps from the parent's.
+
+    The other facts are the parent's at that step, so that the run can be described when the parent is gone.
+    """
+
+    step: Annotated[int, Field(ge=1, le=10**8)]
+    tokenizer_sha256: str
+    optimizer_sha256: str
+    optimizer_values: dict[str, JsonValue] = {}
+    """See `Manifest.optimizer_values`."""
+    seed: Count
+    tokens: Count
+    flops: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    elapsed_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    cpu_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    text_sha256: str
+    sequence_length: Annotated[int, Field(ge=1, le=2**20)]
+    windows: Annotated[int, Field(ge=0, le=2**47)]
+    """Windows of the text that the parent has trained on."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what enters the identity of the run."""
+        values = canonical_json(self.optimizer_values).encode()
+        return {
+            "run": self.run,
+            "step": self.step,
+            "model_sha256": self.sha256,
+            "optimizer_sha256": self.optimizer_sha256,
+            **({"optimizer_values_sha256": hashlib.sha256(values).hexdigest()} if self.optimizer_values else {}),
+        }
+
+    def window_offset(self, text_sha256: str, train: TrainSpec) -> int:
+        """Return what is added to the numbers of a run's windows; 0 if nothing that decides them has changed.
+
+        The first batch begins where the parent stopped in the same text, whatever the batch size. Of another text, it
+        begins with the first window.
+        """
+        same = text_sha256 == self.text_sha256
+        first = self.windows * self.sequence_length // train.sequence_length if same else 0
+        return min(first, 2**62) - self.step * train.batch_size  # fits in 64 bits, also if the record was altered
 
 
 def _check_timestamp(created: str) -> str:
@@ -66,7 +130,9 @@ class RunRecord(BaseModel):
     text: TextRecord
     tokenizer_sha256: str
     initial_weights: InitialWeights | None = None
-    """None if the weights are drawn from the seed."""
+    """None unless the run starts from another run's weights."""
+    branch: Branch | None = None
+    """None unless the run continues from another run's checkpoint."""
     fingerprint: Fingerprint | None = None
     """Of the code that the run began with; None in records of earlier versions of gptlab."""
     size: Size | None = None
@@ -83,6 +149,46 @@ class RunRecord(BaseModel):
         assert size, "validated"  # noqa: S101 - `_check_size`
         return size
 
+    @property
+    def parent(self) -> InitialWeights | Branch | None:
+        """The checkpoint that the run starts from; None if the weights are drawn from the seed."""
+        return self.branch or self.initial_weights
+
+    def parent_facts(self) -> dict[str, Any]:
+        """Return `{"parent": {"run", "step", "by"}}`, with `branch` or `from` as `by`; empty without a parent."""
+        if self.parent is None:
+            return {}
+        return {"parent": {"run": self.parent.run, "step": self.parent.step, "by": "branch" if self.branch else "from"}}
+
+    @property
+    def start_step(self) -> int:
+        """The step at which the run begins: 0, or the parent's step."""
+        return self.branch.step if self.branch else 0
+
+    def validates_at(self, step: int) -> bool:
+        """Return whether a validation is due at a step however long the run is: at the first and each `eval_every`."""
+        return step == self.start_step or step % self.spec.train.eval_every == 0
+
+    def tokens_at(self, step: int) -> int:
+        """Return the tokens trained on in `step` steps, those of the parent included."""
+        before = self.branch.tokens if self.branch else 0
+        return before + (step - self.start_step) * self.spec.train.batch_size * self.spec.train.sequence_length
+
+    def flops_at(self, step: int) -> float:
+        """Return the FLOPs of training in `step` steps, those of the parent included."""
+        before, tokens = (self.branch.flops, self.branch.tokens) if self.branch else (0.0, 0)
+        return before + self.flops_per_token * (self.tokens_at(step) - tokens)
+
+    @property
+    def flops_per_token(self) -> float:
+        """FLOPs to train on one token: the forward pass, and the backward pass at twice its cost."""
+        return 3.0 * self.model_size.forward_flops_per_token
+
+    @property
+    def window_offset(self) -> int:
+        """See `Branch.window_offset`; 0 without a branch."""
+        return self.branch.window_offset(self.text.sha256, self.spec.train) if self.branch else 0
+
     def to_json(self) -> str:
         """Return the content of the file."""
         return json.dumps(with_digest(self.model_dump(mode="json")), indent=2, ensure_ascii=False) + "\n"
@@ -94,13 +200,16 @@ class RunRecord(BaseModel):
 
     @model_validator(mode="after")
     def _check_identity(self) -> Self:
-        parent = self.initial_weights
+        weights, branch = self.initial_weights, self.branch
+        if branch and (weights or branch.seed != self.seed or branch.tokenizer_sha256 != self.tokenizer_sha256):
+            raise ValueError("the branch does not belong to the run")
         own = identify(
             self.spec,
             precision=self.precision,
             text_sha256=self.text.sha256,
             tokenizer_sha256=self.tokenizer_sha256,
-            initial_weights_sha256=parent.sha256 if parent else None,
+            initial_weights_sha256=weights.sha256 if weights else None,
+            branch=branch.identity() if branch else None,
             fingerprint=self.fingerprint,
         )
         numerics = self.identity.get("numerics")

@@ -32,14 +32,16 @@ from gptlab.files import append_json_line, locked_directory, make_directory, wri
 from gptlab.identity import Identity
 from gptlab.size import size_in_closed_form
 from gptlab.spec import Experiment, Precision
+from gptlab.tracking import lineage
 from gptlab.tracking.history import ATTEMPTS, History, warn_altered
+from gptlab.tracking.lineage import needed_files, places
 from gptlab.tracking.lock import lock_holder
-from gptlab.tracking.records import SAMPLE, Outcome, RunRecord, Sample, TextRecord
+from gptlab.tracking.records import SAMPLE, Branch, InitialWeights, Outcome, RunRecord, Sample, TextRecord
 from gptlab.untrusted import check_tree, read_document, read_json_lines
 from gptlab.validation import did_you_mean
 
-RECORD, SAMPLES, EVALUATIONS = "run.json", "samples.jsonl", "evaluations"
-LOG, TRASH, TOKENIZER = "log.txt", ".trash", "tokenizer.json"
+RECORD, SAMPLES, EVALUATIONS = lineage.RECORD, "samples.jsonl", "evaluations"
+LOG, TRASH, TOKENIZER = "log.txt", lineage.TRASH, "tokenizer.json"
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +147,7 @@ def create_run(
         more: Optional fields of `RunRecord`, such as `fingerprint`. A model with parts needs `size`.
 
     Raises:
+        BadInputError: The parent's checkpoint has been removed.
         GptlabError: The directory is damaged or holds another run.
     """
     make_directory(project.runs_directory())
@@ -162,6 +165,8 @@ def _create_or_load(identity: Identity, seed: int, tokenizer: bytes | None, **fi
         if run.id != run_id or run.record.identity != identity.content:
             raise GptlabError(f"{directory} holds another run, {run.id}; move it away")
         return run
+    if parent := fields.get("branch") or fields.get("initial_weights"):
+        _check_still_there(parent)
     record = RunRecord(
         run=run_id,
         seed=seed,
@@ -177,6 +182,17 @@ def _create_or_load(identity: Identity, seed: int, tokenizer: bytes | None, **fi
         write_durably(directory / TOKENIZER, tokenizer)
     write_durably(directory / RECORD, record.to_json())
     return Run(directory, record)
+
+
+def _check_still_there(parent: InitialWeights | Branch) -> None:
+    """Check that retention has not removed a checkpoint since it was found; from now on it is kept for the new run.
+
+    Raises:
+        BadInputError: It has.
+    """
+    found = places(parent, run_directories())
+    if not any(path.with_name(name).is_file() for path in found for name in needed_files(parent)[-1:]):
+        raise BadInputError(f"{found[0].parent} was removed in the meantime; choose another step of {parent.run}")
 
 
 def load_run(directory: Path) -> Run:

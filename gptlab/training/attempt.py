@@ -5,11 +5,12 @@ from typing import Any
 
 from gptlab.checkpoints.manifest import CHECKPOINTS, Checkpoint
 from gptlab.checkpoints.read import SavedState
-from gptlab.checkpoints.retention import apply_retention
+from gptlab.checkpoints.retention import NeededSteps, apply_retention
 from gptlab.checkpoints.saver import BackgroundSaver
 from gptlab.errors import DivergedError, GptlabError
 from gptlab.files import make_directory
 from gptlab.model.sample import samples
+from gptlab.tracking.lineage import needed_steps
 from gptlab.tracking.metrics import METRICS, MetricsFile
 from gptlab.tracking.provenance import Source
 from gptlab.tracking.records import Outcome
@@ -40,14 +41,14 @@ class Attempt:
 
         Args:
             run: The run.
-            saved: The checkpoint to resume from; None to start at step 0.
+            saved: The checkpoint to resume from; None to begin the run.
             data: Training and validation windows.
             settings: The device, precision and kernels.
             hooks: Functions for the training loop to call.
             notice: Called with each message to the user.
 
         Raises:
-            BadInputError: The weights of a warm start are missing or damaged.
+            BadInputError: The parent's weights or optimizer state are missing or damaged.
             GptlabError: The host or the device runs out of memory.
         """
         self._run, self._data, self._settings, self._hooks, self._notice = run, data, settings, hooks, notice
@@ -80,6 +81,8 @@ class Attempt:
             self.state.loop.best_step,
             snapshots=train.snapshots,
             up_to=self.start_step,
+            keep_steps=train.keep_steps,
+            needed=self._needed_steps,
         )
         make_directory(run.directory / CHECKPOINTS)  # if it is missing later, somebody removed it
         number = run.start_attempt(**facts)  # before rows are cut, which the end of the last attempt vouches for
@@ -134,8 +137,12 @@ class Attempt:
             self._train_spec,
             before_commit=metrics.sync,
             on_commit=self._on_checkpoint,
+            needed=self._needed_steps,
         )
         return TrainingLoop(run.record, self.state, self._data, self._settings, rows, saver, self._hooks)
+
+    def _needed_steps(self) -> NeededSteps:
+        return needed_steps(self._run.directory, self._run.id)
 
     def _on_checkpoint(self, checkpoint: Checkpoint) -> None:
         for hook in self._hooks.on_checkpoint:

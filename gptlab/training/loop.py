@@ -86,7 +86,7 @@ class TrainingLoop:
     def _write_missing_row(self, steps: int) -> None:
         """Write the row of the step that training starts from, unless the checkpoint's rows include it."""
         step, last = self.state.step, self.state.step == steps
-        if step == 0:
+        if step == self.record.start_step:
             self._log_and_save(last=last, stopping=False)
         elif self.state.loop.steps_since_row and (self._logs_at(step) or last):
             self._log(last=last)
@@ -126,7 +126,8 @@ class TrainingLoop:
         if last or self._logs_at(step):
             self._log(last=last)
         improved = step > 0 and self.state.loop.best_step != best_before
-        if stopping or last or (step and step % train.checkpoint_every == 0):
+        due = step % train.checkpoint_every == 0 or step in train.keep_steps
+        if stopping or last or (step > self.record.start_step and due):
             self._save(resumable=True)
         elif improved or (train.snapshots and is_snapshot(step)):
             self._save(resumable=False)
@@ -135,7 +136,7 @@ class TrainingLoop:
         return step % self.train_spec.log_every == 0 or self._validates_at(step)
 
     def _validates_at(self, step: int) -> bool:
-        return step % self.train_spec.eval_every == 0
+        return self.record.validates_at(step)
 
     def _log(self, *, last: bool) -> None:
         step = self.state.step

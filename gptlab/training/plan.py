@@ -10,7 +10,7 @@ from gptlab.data.vocabularies import Tokenizer, tokenizer_of
 from gptlab.errors import BadInputError
 from gptlab.identity import Fingerprint, Identity, identify
 from gptlab.spec import Experiment
-from gptlab.tracking.records import InitialWeights
+from gptlab.tracking.records import Branch, InitialWeights
 from gptlab.training.fingerprint_cache import fingerprint
 from gptlab.training.settings import Available, Settings, resolve_settings
 
@@ -27,7 +27,9 @@ class Plan:
     fingerprint: Fingerprint
     identity: Identity
     initial_weights: InitialWeights | None = None
-    """None if the weights are drawn from the seed."""
+    """None unless the run starts from another run's weights."""
+    branch: Branch | None = None
+    """None unless the run continues from another run's checkpoint."""
 
     @property
     def run_directory(self) -> Path:
@@ -36,29 +38,32 @@ class Plan:
 
 
 def plan(
-    experiment: Experiment, seed: int = 0, device: str = "auto", initial_weights: InitialWeights | None = None
+    experiment: Experiment, seed: int = 0, device: str = "auto", parent: InitialWeights | Branch | None = None
 ) -> Plan:
     """Resolve an experiment.
 
     Raises:
         BadInputError: The text, the tokenizer or the code cannot be read or used, the device is not available or does
-            not support the precision, or the initial weights are those of a model with another tokenizer.
+            not support the precision, or the parent has another tokenizer.
     """
     settings = resolve_settings(device, experiment.train.precision, Available.here())
     tokenizer = tokenizer_of(experiment)
-    if initial_weights and initial_weights.tokenizer_sha256 not in {None, tokenizer.sha256}:
+    if parent and parent.tokenizer_sha256 not in {None, tokenizer.sha256}:
         raise BadInputError(
-            f"{initial_weights.run} has another tokenizer than '{tokenizer.name}' of experiment {experiment.name}, so "
+            f"{parent.run} has another tokenizer than '{tokenizer.name}' of experiment {experiment.name}, so "
             "its embeddings are those of other tokens; start from a run with the same data.tokenizer"
         )
     text = texts.locate(experiment.data.text)
     code = fingerprint(experiment, tokenizer)
+    weights = parent if isinstance(parent, InitialWeights) else None
+    branch = parent if isinstance(parent, Branch) else None
     identity = identify(
         experiment,
         precision=settings.precision,
         text_sha256=text.sha256,
         tokenizer_sha256=tokenizer.sha256,
-        initial_weights_sha256=initial_weights.sha256 if initial_weights else None,
+        initial_weights_sha256=weights.sha256 if weights else None,
+        branch=branch.identity() if branch else None,
         fingerprint=code,
     )
-    return Plan(experiment, seed, settings, text, tokenizer, code, identity, initial_weights)
+    return Plan(experiment, seed, settings, text, tokenizer, code, identity, weights, branch)

@@ -1,7 +1,8 @@
 """Write the rows of `metrics.jsonl`, from sums over the steps since the last row.
 
-Rows are written at multiples of `log_every` and `eval_every` (the grid) and, with a validation, at the last step. A
-last row that a longer run would not have leaves the sums unchanged, and extending the run drops it.
+Rows are written at the first step, at multiples of `log_every` and `eval_every` (together the grid) and, with a
+validation, at the last step. A last row that a longer run would not have leaves the sums unchanged, and extending the
+run drops it. A branch begins with a row at its parent's step and with empty sums; tokens and seconds go on.
 """
 
 import math
@@ -43,8 +44,9 @@ class RowWriter:
             metrics: The file to append to.
             state: Its `loop` holds the sums since the last row on the grid, and the best validation loss so far.
         """
-        self._run, self.attempt, self._spec, self._windows = record.run, attempt, record.spec, windows
-        self._size, self._learning_rate = record.model_size, learning_rates(record.spec.train)
+        self._record, self.attempt, self._windows = record, attempt, windows
+        self._run, self._spec = record.run, record.spec
+        self._learning_rate = learning_rates(record.spec.train)
         self._settings, self._metrics = settings, metrics
         self._state = state
         self.stopwatch = Stopwatch()
@@ -106,8 +108,8 @@ class RowWriter:
         batch_tokens = train.batch_size * train.sequence_length
         row: Row = {
             "step": step,
-            "tokens": step * batch_tokens,
-            "epoch": step * train.batch_size / self._windows.per_epoch,
+            "tokens": self._record.tokens_at(step),
+            "epoch": self._windows.epochs(step),
             "attempt": self.attempt,
             "time": time.time(),
             "elapsed_s": self.elapsed_s(),
@@ -123,9 +125,8 @@ class RowWriter:
             }
         row |= self.stopwatch.performance(batch_tokens, asynchronous=self._settings.asynchronous)
         if "perf/tokens_per_s" in row and (peak := peak_flops(self._settings.device)):
-            flops = 3 * self._size.forward_flops_per_token
-            row["perf/mfu"] = row["perf/tokens_per_s"] * flops / peak
-        if step:
+            row["perf/mfu"] = row["perf/tokens_per_s"] * self._record.flops_per_token / peak
+        if step > self._record.start_step:
             row["perf/peak_mem_gib"] = peak_memory_gib(self._settings.device)
         return row
 

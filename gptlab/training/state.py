@@ -12,7 +12,7 @@ from gptlab.identity import identity_fields
 from gptlab.model.gpt import GPT, with_weights
 from gptlab.tracking.records import RunRecord
 from gptlab.training import optimizer
-from gptlab.training.initial import initial_model
+from gptlab.training.initial import initial_model, read_branch
 from gptlab.training.settings import Settings
 
 
@@ -28,20 +28,27 @@ class TrainingState:
 
 
 def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> TrainingState:
-    """Return the state of a checkpoint, or the state at step 0, on the settings' device.
+    """Return the state of a checkpoint, or the state that the run begins with, on the settings' device.
 
     Raises:
-        BadInputError: The weights of a warm start are missing or damaged.
+        BadInputError: The parent's weights or optimizer state are missing or damaged.
     """
-    spec = record.spec
-    if saved is None:
+    spec, branch = record.spec, record.branch
+    if saved:
+        manifest = saved.checkpoint.manifest
+        weights, tensors, values = saved.weights, saved.optimizer, manifest.optimizer_values
+        step, loop = manifest.step, manifest.progress
+    elif branch:
+        weights, tensors = read_branch(branch, spec)
+        values = branch.optimizer_values
+        step, loop = branch.step, LoopState(elapsed_s=branch.elapsed_s, cpu_s=branch.cpu_s)
+    else:
         model = initial_model(record).to(settings.device)
         return TrainingState(model, optimizer.build(model, spec.train, fused=settings.fused))
-    model = with_weights(spec.model, saved.weights).to(settings.device)
+    model = with_weights(spec.model, weights).to(settings.device)
     built = optimizer.build(model, spec.train, fused=settings.fused)
-    manifest = saved.checkpoint.manifest
-    optimizer.load_state(model, built, saved.optimizer, manifest.optimizer_values)
-    return TrainingState(model, built, manifest.step, manifest.progress)
+    optimizer.load_state(model, built, tensors, values)
+    return TrainingState(model, built, step, loop)
 
 
 def on_host(state: TrainingState) -> bool:
@@ -68,11 +75,10 @@ def checkpoint_files(state: TrainingState, *, resumable: bool, copy: bool) -> di
 
 def checkpoint_header(record: RunRecord, step: int, losses: dict[str, float | None]) -> dict[str, Any]:
     """Return the facts for the header of a checkpoint's files, which are the same in an extended run."""
-    train = record.spec.train
     return {
         "run": record.run,
         "step": step,
-        "tokens": step * train.batch_size * train.sequence_length,
+        "tokens": record.tokens_at(step),
         "losses": losses,
         "config": {**record.identity, **identity_fields(record.spec)},
     }

@@ -23,8 +23,12 @@ class TrainingData:
     """Index of each validation window's first token, `(val_windows,)`."""
 
 
-def load_training_data(experiment: Experiment, text: Text, seed: int, tokenizer: Tokenizer = GPT2) -> TrainingData:
+def load_training_data(
+    experiment: Experiment, text: Text, seed: int, tokenizer: Tokenizer = GPT2, *, window_offset: int = 0
+) -> TrainingData:
     """Return the windows of a text, which is tokenized if its tokens are not in the cache.
+
+    `window_offset` is 0 unless the run is a branch; see `RunRecord.window_offset`.
 
     Raises:
         BadInputError: The text is not UTF-8, has changed since it was located, or is too short for the windows.
@@ -32,7 +36,7 @@ def load_training_data(experiment: Experiment, text: Text, seed: int, tokenizer:
     prepared = tokens.prepare(text, experiment.data.val_fraction, tokenizer)
     train = experiment.train
     return TrainingData(
-        windows=Windows(prepared.train.tokens, train.sequence_length, train.batch_size, seed),
+        windows=Windows(prepared.train.tokens, train.sequence_length, train.batch_size, seed, window_offset),
         val=prepared.val,
         val_starts=validation_starts(prepared.val, train.sequence_length, experiment.data.val_windows),
     )

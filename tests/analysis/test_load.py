@@ -85,8 +85,9 @@ def test_a_run_is_one_row_with_spec_newest_numbers_and_machine(make_run: MakeRun
 
 
 def test_every_field_of_the_spec_is_a_column_of_its_type(make_run: MakeRun) -> None:
-    make_run()
-    experiment = Experiment(name="any", why="Which fields are there?")
+    schedule = {"train.schedule": "wsd", "train.horizon": 100, "train.decay_steps": 10}
+    make_run(changes=schedule)
+    experiment = Experiment(name="any", why="Which fields are there?").with_changes(schedule)
     fields = {f"{name}.{field}": v for name in SECTIONS for field, v in getattr(experiment, name).model_dump().items()}
     dtypes = {bool: "boolean", int: "Int64", float: "float64", str: "str", tuple: "str"}
     runs = load.runs()

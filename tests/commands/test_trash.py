@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from faults import in_child
+from support import run_attempt
 
 from gptlab import cli
 from gptlab.commands.trash import list_trash
+from gptlab.tracking.run import Run
+from gptlab.training.initial import find_branch
 
 
 @pytest.fixture
@@ -125,3 +128,53 @@ def test_an_entry_that_cannot_be_deleted_is_one_line_and_the_others_are_deleted(
         assert gc(monkeypatch, "--yes") == 1
     assert capsys.readouterr().err == f"error: {trash / 'old-run'} cannot be deleted: Permission denied\n"
     assert [path.name for path in trash.iterdir()] == ["old-run"]
+
+
+@pytest.fixture
+def family(train, micro) -> tuple[Run, Run]:
+    """A run, and a branch that starts from it."""
+    parent = train(micro, steps=2).run
+    child = micro.vary("cooldown", why="Who needs whom?", **{"train.steps": 3})
+    return parent, train(child, initial_weights=find_branch(parent.id, child)).run
+
+
+def gptlab(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["gptlab", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+def test_rm_names_the_runs_that_start_from_a_run_and_needs_yes(family, monkeypatch, capsys):
+    parent, child = family
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    capsys.readouterr()
+    assert gptlab(monkeypatch, "rm", parent.id) == 2
+    printed = capsys.readouterr()
+    assert f"{child.id} (from step 2) started from {parent.id}" in printed.out
+    assert f"gptlab rm {parent.id} --yes" in printed.err
+    assert parent.directory.is_dir()
+    assert gptlab(monkeypatch, "rm", child.id) == 0, "nobody depends on it"
+    assert gptlab(monkeypatch, "rm", parent.id) == 0, "its child is in the trash"
+
+
+def test_a_removed_parent_can_be_restored_from_the_trash(family, monkeypatch, capsys):
+    parent, child = family
+    assert gptlab(monkeypatch, "rm", parent.id, "--yes") == 0
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert gc(monkeypatch) == 2
+    assert f"(needed by {child.id} (from step 2))" in capsys.readouterr().out
+    (removed,) = (parent.directory.parent / ".trash").iterdir()
+    removed.rename(parent.directory)
+    shutil.rmtree(child.directory)
+    again = child.record.spec
+    assert run_attempt(again, initial_weights=find_branch(parent.id, again)).run.id == child.id
+
+
+def test_a_copy_of_a_parent_is_removed_without_a_question(family, monkeypatch):
+    parent, _ = family
+    copy = shutil.copytree(parent.directory, parent.directory.with_name("backup"))
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert gptlab(monkeypatch, "rm", "backup") == 0
+    assert not copy.exists()

@@ -3,13 +3,17 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, checkpoint_directory, list_checkpoints
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.spec import Experiment
+from gptlab.tracking.records import RunRecord
 from gptlab.tracking.run import Run
 from gptlab.training import optimizer
+from gptlab.training.initial import find_branch
 
 MINE = '''
 import torch
@@ -23,6 +27,9 @@ sgd = plain(SGD)
 adagrad, adamax, nadam, radam, asgd = map(plain, (Adagrad, Adamax, NAdam, RAdam, ASGD))
 rprop, adadelta, adafactor = map(plain, (Rprop, Adadelta, Adafactor))
 rmsprop = plain(RMSprop, centered=True, momentum=0.5)
+
+def decayed(parameters, spec):
+    return plain(SGD, momentum=0.9, weight_decay=spec.weight_decay)(parameters, spec)
 
 class Odd(torch.optim.Optimizer):
     """State of every kind: other dtypes and shapes, numbers, None, and values in the group that change."""
@@ -100,8 +107,12 @@ def variant(micro: Experiment, name: str) -> Experiment:
     return micro.with_changes({**changes, "train.log_every": 4, "data.val_windows": 1})
 
 
+def files_of(run: Run, step: int) -> list[Path]:
+    return [checkpoint_directory(run.directory, step) / file for file in (MODEL, OPTIMIZER)]
+
+
 def bytes_of(run: Run, step: int) -> list[bytes]:
-    return [(checkpoint_directory(run.directory, step) / file).read_bytes() for file in (MODEL, OPTIMIZER)]
+    return [path.read_bytes() for path in files_of(run, step)]
 
 
 OPTIMIZERS = ["momentum", "sgd", "adagrad", "adamax", "nadam", "radam", "asgd", "rprop", "adadelta", "adafactor"]
@@ -117,6 +128,53 @@ def test_a_resumed_run_ends_with_the_same_bytes(parts, train, micro, tmp_path, m
     assert bytes_of(resumed, 6) == bytes_of(whole, 6)
     values = [list_checkpoints(run.directory)[-1].manifest.optimizer_values for run in (whole, resumed)]
     assert values[0] == values[1]
+
+
+def start_branch(train, parent: Run, spec: Experiment, **changes: object) -> Run:
+    child = spec.vary("child", why="Does it continue?", **{"train.steps": 6, **changes})
+    return train(child, initial_weights=find_branch(f"{parent.id}@3", child)).run
+
+
+@pytest.mark.parametrize("name", ["momentum", "sgd", "radam", "odd"])
+def test_a_branch_that_changes_nothing_ends_with_the_parents_state(parts, train, micro, name):
+    spec = variant(micro, name).with_changes({"train.keep_steps": [3]})
+    parent = train(spec, steps=6).run
+    child = start_branch(train, parent, spec)
+    ours, theirs = ([load_file(file) for file in files_of(run, 6)] for run in (child, parent))
+    for one, other in zip(ours, theirs, strict=True):
+        assert {k: (v.dtype, v.tolist()) for k, v in one.items()} == {
+            k: (v.dtype, v.tolist()) for k, v in other.items()
+        }
+    values = [list_checkpoints(run.directory)[-1].manifest.optimizer_values for run in (child, parent)]
+    assert values[0] == values[1]
+    assert child.id != parent.id
+
+
+def test_a_branch_takes_settings_from_its_spec_and_state_from_its_parent(parts, train, micro):
+    spec = variant(micro, "decayed").with_changes({"train.keep_steps": [3]})
+    parent = train(spec, steps=3).run
+    child = start_branch(train, parent, spec, **{"train.weight_decay": 0.5, "train.steps": 4})
+    (before,) = (c.manifest for c in list_checkpoints(parent.directory) if c.step == 3)
+    values = list_checkpoints(child.directory)[-1].manifest.optimizer_values
+    assert before.optimizer_values["param_groups/0/weight_decay"] == spec.train.weight_decay
+    assert values == {**before.optimizer_values, "param_groups/0/weight_decay": 0.5}
+    momentum = [load_file(files_of(run, step)[1]) for run, step in ((parent, 3), (child, 4))]
+    assert momentum[0].keys() == momentum[1].keys() != set()
+
+
+def test_the_identity_of_a_branch_covers_the_optimizers_values_and_tensors(parts, train, micro):
+    spec = variant(micro, "odd").with_changes({"train.keep_steps": [3]})
+    parent = train(spec, steps=3).run
+    document = start_branch(train, parent, spec).record.model_dump(mode="json")
+    RunRecord.model_validate(document)
+    values = {**document["branch"]["optimizer_values"], "position_embedding.weight/n": 4}
+    with pytest.raises(ValidationError, match="identity does not belong"):
+        RunRecord.model_validate({**document, "branch": {**document["branch"], "optimizer_values": values}})
+    path = files_of(parent, 3)[1]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(BadInputError, match=f"{OPTIMIZER} is damaged.*choose another step"):
+        start_branch(train, parent, spec)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from gptlab.terminal.text import abbreviate_hash
 from gptlab.tracking.metrics import read_metrics
 from gptlab.tracking.records import TextRecord
 from gptlab.tracking.run import Run, create_run, load_run
-from gptlab.training.initial import find_initial_weights
+from gptlab.training.initial import find_branch, find_initial_weights
 
 Train = Callable[..., object]
 
@@ -158,14 +158,18 @@ def test_a_damaged_copy_is_replaced_by_the_original_or_named(train, of_file, tok
             use()
 
 
-def test_a_warm_start_from_another_tokenizer_of_the_same_size_is_refused(train, of_file, tmp_path):
-    parent = find_initial_weights(train(of_file, steps=1).run.id)
+@pytest.mark.parametrize("kind", ["initial_weights", "branch"])
+def test_a_parent_with_another_tokenizer_of_the_same_size_is_refused(train, of_file, tmp_path, kind):
+    reference = train(of_file, steps=1).run.id
+    child = of_file.vary("child", why="Other tokens?", **{"train.steps": 2})
+    parent = find_initial_weights(reference) if kind == "initial_weights" else find_branch(reference, child)
     mine = Path(of_file.data.tokenizer)
     mine.write_bytes(mine.read_bytes() + b"\n")
-    with pytest.raises(BadInputError, match="has another tokenizer than .*mine.json' of experiment micro"):
-        train(of_file, steps=1, initial_weights=parent)
+    with pytest.raises(BadInputError, match="has another tokenizer than .*mine.json' of experiment child"):
+        train(child, initial_weights=parent)
     mine.write_bytes(mine.read_bytes()[:-1])
-    assert train(of_file, steps=1, initial_weights=parent).run.record.initial_weights == parent
+    moved = child.with_changes({"data.tokenizer": str(mine.rename(mine.with_name("moved.json")))})
+    assert getattr(train(moved, initial_weights=parent).run.record, kind) == parent
 
 
 def test_another_tokenizer_of_an_experiment_is_another_run_with_the_reason(train, micro, of_bytes, capfd):
