@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import typer
 from gptlab import cli, untrusted
 from gptlab.commands.list_runs import summarize
 from gptlab.data import text, tokens
+from gptlab.identity import hash_of
 from gptlab.terminal.json_output import print_json
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.run import find_run
@@ -70,13 +72,15 @@ def test_show_prints_the_documented_json(gptlab):
     assert document["name"] == "baseline"
     assert document["parameters"] == 163_037_184
     assert document["spec"]["train"]["learning_rate"] == 3e-4
-    assert document["identity"]["hash"] == "d13572e1"
+    assert document["identity"]["hash"] == hash_of(document["identity"]["content"])
+    assert len(document["identity"]["content"]["fingerprint"]) == 64
     assert document["why"]
 
 
 @pytest.mark.slow
 def test_show_prints_the_architecture(gptlab):
     out = " ".join(gptlab("show", "baseline")[1].split())
+    assert re.search(r"identity \w{8} · precision \w+ · arithmetic \w{8} ", out)
     for row in (
         "Embedding: 1-1 [-1, 100, 768] 786,432",
         "Embedding: 1-2 [-1, 100, 768] 38,597,376",

@@ -80,7 +80,7 @@ def test_another_process_draws_the_same_words():
 
 
 # NumPy guarantees the bits of Philox, but not `standard_normal`. If this fails with another NumPy, the same spec starts
-# from other weights and needs a new NUMERICS.
+# from other weights: the fingerprint notices that, and all ids change.
 def test_golden_normal_variates():
     drawn = normal_generator(0, Purpose.WEIGHTS, "token_embedding.weight").standard_normal(4, "float32")
     assert drawn.tolist() == [0.4082525372505188, 0.8238692879676819, -1.6707401275634766, -0.15342745184898376]

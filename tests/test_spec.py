@@ -454,8 +454,8 @@ def test_identity_fields_are_those_that_change_the_computation(plain: Experiment
     assert identity_fields(plain, exclude_defaults=True) == {"model": {}, "data": {}, "train": {}}
 
 
-# Runs are found by these identities; if they change, existing runs are no longer found. Bump NUMERICS when the numbers
-# change, and never change a default or the hash of an unchanged spec.
+# Identities without a fingerprint, as of a run of an earlier version. They stay as long as `NUMERICS` does: never
+# change a default or the hash of an unchanged spec.
 @pytest.mark.parametrize(("name", "expected"), [("baseline", "d13572e1"), ("tiny", "75f7ab13")])
 def test_golden_identities(name: str, expected: str):
     identity = identify(

@@ -105,14 +105,22 @@ def already_complete(run: Run, history: History, steps: int, code: Fingerprint, 
     if now.unknown:
         console.notice(f"whether the code has changed since then is unknown: {now.unknown}")
     elif _differing_code(run, history.starts, now):
-        same = last_arithmetic(run, history) == code.hash
-        effect = "its arithmetic is the same" if same else "`gptlab run` starts another run with it"
-        console.notice(f"the code has changed since then; {effect}")
+        console.notice(f"the code has changed since then; {_effect_of_changed_code(run, history, code)}")
     if history.damage:
         again = shell_command("eval", run.reference)
         console.notice(f"{history.damage}; its losses are not shown; measure the final one again with: {again}")
     _print_results(run, history, console)
     _print_next_commands(run, history.step, console)
+
+
+def _effect_of_changed_code(run: Run, history: History, code: Fingerprint) -> str:
+    if last_arithmetic(run, history) == code.hash:
+        return "its arithmetic is the same"
+    if run.record.fingerprint and run.record.fingerprint.hash == code.hash:
+        return (
+            "it is that of the first attempt, but not of the last one; `gptlab run` with --fresh starts the run again"
+        )
+    return "`gptlab run` starts another run with it"
 
 
 def steps_to_horizon(run: Run, steps: int, console: Console) -> int:

@@ -93,7 +93,7 @@ def render(description: Description) -> None:
     name = description.run.id if description.run else experiment.name
     console.rich.print(Text.assemble((name, "bold"), f" · {printable(experiment.why)}"))
     tokenizer, sha256 = printable(experiment.data.tokenizer), description.identity["tokenizer_sha256"]
-    console.print(f"identity {description.hash} · precision {description.precision}")
+    console.print(f"identity {description.hash} · precision {description.precision}{_arithmetic(description)}")
     console.print(f"tokenizer {tokenizer} · {experiment.model.vocab_size:,} embeddings · sha256 {sha256:.8}")
     if description.run and (parent := description.run.record.parent):
         console.print(f"parent {run_messages.describe_parent(parent)}")
@@ -113,6 +113,12 @@ def render(description: Description) -> None:
     console.print(f"forward FLOPs per token  {size.forward_flops_per_token:,} at sequence length {length}")
     if description.run:
         _render_losses(console, description.run)
+
+
+def _arithmetic(description: Description) -> str:
+    """What the code computes, as the report calls it; nothing for a run of an earlier version of gptlab."""
+    found = description.identity.get("fingerprint")
+    return f" · arithmetic {found:.8}" if found else ""
 
 
 def _render_losses(console: Console, run: Run) -> None:

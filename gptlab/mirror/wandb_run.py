@@ -267,6 +267,7 @@ def config(run: Run, start: Start) -> dict[str, Any]:
         "dirty": start.get("git_dirty"),
         "text_sha256": record.text.sha256,
         "tokenizer_sha256": record.tokenizer_sha256,
+        "fingerprint": start.get("fingerprint"),
     }
 
 

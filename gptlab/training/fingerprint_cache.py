@@ -20,18 +20,22 @@ from gptlab.training.fingerprint import code_folders, compute
 
 
 def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
-    """Return the fingerprint of an experiment with the code as it is, from the cache if no file has changed.
+    """Return the fingerprint of an experiment with the code that this process has imported.
+
+    It is in the cache if no file has changed. A process that imported older code, such as a notebook, neither reads nor
+    writes it there.
 
     Raises:
         BadInputError: The code cannot be read.
         GptlabError: The code does not train the small model.
     """
     path = _cache_path(experiment, tokenizer)
-    found = _read(path)
-    if found is None:
-        found = compute(experiment, tokenizer)
-        if _is_code_on_disk(found):
-            _write(path, found)
+    cached = _read(path)
+    if cached and _is_code_on_disk(cached):
+        return cached
+    found = compute(experiment, tokenizer)
+    if _is_code_on_disk(found):
+        _write(path, found)
     return found
 
 

@@ -170,7 +170,7 @@ def test_starts_of_a_late_step_are_in_range():
     assert starts.max() + 10 < 1000
 
 
-# Changing the order changes results: bump NUMERICS.
+# Existing runs have this order. The fingerprint notices a change of it.
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

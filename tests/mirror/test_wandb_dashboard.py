@@ -50,6 +50,7 @@ def test_wandb_receives_names_config_and_summary_and_no_secrets(micro, monkeypat
     assert config["model"]["n_layer"] == 2
     assert config["train"]["learning_rate"] == 0.01
     assert config["text_sha256"] == run.record.text.sha256
+    assert config["fingerprint"] == run.record.fingerprint.hash
     assert config["run"] == run.id
     assert config["git_sha"] == run.history().starts[0]["git_commit"]
     assert {"dirty", "tokenizer_sha256", "parameters", "precision", "seed"} <= config.keys()

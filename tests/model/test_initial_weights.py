@@ -95,7 +95,7 @@ def test_variant_with_more_layers_shares_all_but_the_scale_of_the_projections(mo
         torch.testing.assert_close(ours * math.sqrt(2 * 2), theirs * math.sqrt(2 * 3))
 
 
-# Existing runs started from these weights. Changing them requires a new NUMERICS.
+# Existing runs started from these weights. The fingerprint notices a change of them.
 def test_golden_weights(model: GPT):
     first = {
         name: model.get_parameter(name).flatten()[:2].tolist()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import gptlab
 from analysis import caveats, compare, load
 from gptlab import catalog, parts
 from gptlab.cli import app
@@ -102,6 +103,10 @@ def test_an_accepted_change_of_the_code_is_recorded_and_never_silent(edit, halve
         resume(run, 8)
     with pytest.raises(BadInputError, match="was last trained by other code, which was accepted"):
         train(halved, steps=8)
+    train(halved, steps=6)
+    assert (
+        "it is that of the first attempt, but not of the last one; `gptlab run` with --fresh" in capfd.readouterr().err
+    )
     table = load.runs()
     assert "arithmetic: " in caveats.find_caveats(table)[0]
     assert "differ in code or environment" in caveats.find_caveats(table)[0]
@@ -209,12 +214,21 @@ def test_a_fingerprint_is_computed_once_per_edit(micro, monkeypatch, tmp_path):
     assert document["digest"]
 
 
-def test_code_that_is_newer_than_the_process_is_not_put_into_the_cache(micro, monkeypatch, tmp_path):
+def test_a_process_with_older_code_uses_no_cache(micro, monkeypatch, tmp_path):
     """The process has imported the older code, as a notebook may have."""
     monkeypatch.setenv("GPTLAB_CACHE", str(tmp_path / "cache"))
+    started = gptlab.STARTED_NS
     monkeypatch.setattr("gptlab.STARTED_NS", 0)
-    fingerprints.fingerprint(micro, tokenizer_of(micro))
+    tokenizer = tokenizer_of(micro)
+    older = fingerprints.fingerprint(micro, tokenizer)
     assert not (tmp_path / "cache" / "fingerprints").exists()
+    newer = older.model_copy(update={"numbers": {"loss 0": 1.0}})
+    monkeypatch.setattr("gptlab.STARTED_NS", started)
+    monkeypatch.setattr(fingerprints, "compute", lambda *arguments: newer)
+    assert fingerprints.fingerprint(micro, tokenizer) == newer  # another process puts the edited code into the cache
+    monkeypatch.setattr("gptlab.STARTED_NS", 0)
+    monkeypatch.setattr(fingerprints, "compute", lambda *arguments: older)
+    assert fingerprints.fingerprint(micro, tokenizer) == older
 
 
 def test_list_and_runs_compute_no_fingerprint(project, micro, train, monkeypatch):

@@ -93,7 +93,7 @@ def test_another_seed_ends_with_other_weights(train, micro, long_run):
 
 
 def test_golden_losses(long_run):
-    """Another result of the same spec needs another `NUMERICS`; see CONTRIBUTING.md."""
+    """Another result of the same spec is a change of the arithmetic, and must be meant; see CONTRIBUTING.md."""
     rows = {row["step"]: row for row in read_metrics(long_run.directory)}
     assert rows[0]["val/loss"] == pytest.approx(10.8342, abs=2e-3)
     assert rows[40]["train/loss"] == pytest.approx(3.9541, abs=2e-3)
