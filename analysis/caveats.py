@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pandas import DataFrame
 
 from analysis import attempts, columns, compare
+from gptlab.identity import UNKNOWN
 
 OPTIMISTIC = (
     "Best values are optimistic: the best step and the best run were selected by the same losses that are reported. On "
@@ -175,12 +176,12 @@ def _different_arithmetic(runs: DataFrame) -> str | None:
 
 
 def _differing_files(code_files: Iterable[str]) -> list[str]:
-    """The files of code that have several versions among the runs that use them."""
+    """The files of code that have several versions, or unknown ones, among the runs that use them."""
     versions: dict[str, set[str]] = {}
     for files in map(json.loads, code_files):
         for name, sha256 in files.items():
             versions.setdefault(name, set()).add(sha256)
-    return sorted(name for name, found in versions.items() if len(found) > 1)
+    return sorted(name for name, found in versions.items() if len(found) > 1 or UNKNOWN in found)
 
 
 def _mixed_code(runs: DataFrame) -> str | None:

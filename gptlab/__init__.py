@@ -34,13 +34,19 @@ def load(run: str, step: int | None = None) -> tuple[GPT, Tokenizer]:
         BadInputError: There is no such run or checkpoint.
         GptlabError: The run, the checkpoint or the tokenizer is damaged.
     """
+    import logging
+
     from gptlab.checkpoints.manifest import select_checkpoint
     from gptlab.checkpoints.read import load_model
     from gptlab.tracking.run import find_run
+    from gptlab.training.run_code import changed_model
     from gptlab.training.run_tokenizer import run_tokenizer
 
     found = find_run(run)
-    return load_model(select_checkpoint(found.directory, step), found.record.spec.model), run_tokenizer(found)
+    model = load_model(select_checkpoint(found.directory, step), found.record.spec.model)
+    if problem := changed_model(found):
+        logging.getLogger(__name__).warning(problem)
+    return model, run_tokenizer(found)
 
 
 def __getattr__(name: str) -> Any:

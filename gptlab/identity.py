@@ -19,6 +19,10 @@ NUMERICS = 2
 
 DIGITS = 8
 """Significant digits of a fingerprint's numbers that enter its hash. Environments agree in about fifteen."""
+UNTRAINED = "loss before training"
+"""Name of the number that only the model determines, not the optimizer."""
+UNKNOWN = "unknown"
+"""The sha256 of a file that was changed after the process had imported it."""
 SMALLEST = 1e-12
 """Smaller numbers count as zero: they are rounding errors."""
 
@@ -33,7 +37,7 @@ class Fingerprint(BaseModel):
     code: dict[str, str]
     """Hashes of the functions that the small training cannot check, by `module:function`."""
     files: dict[str, str]
-    """The sha256 of each file of code involved, by its path in the project. Not part of the hash."""
+    """The sha256 of each file of code involved, by its path in the project, or `unknown`. Not hashed."""
 
     @property
     def hash(self) -> str:
@@ -41,10 +45,17 @@ class Fingerprint(BaseModel):
         numbers = {name: _round(value) for name, value in self.numbers.items()}
         return hashlib.sha256(canonical_json([numbers, self.code]).encode()).hexdigest()
 
+    def same_model(self, other: "Fingerprint") -> bool:
+        """Return whether a model with given weights has the same loss with the code of both."""
+        here, there = (each.numbers.get(UNTRAINED) for each in (self, other))
+        hashes = [{name: value for name, value in each.code.items() if ".model." in name} for each in (self, other)]
+        return here is not None and there is not None and _round(here) == _round(there) and hashes[0] == hashes[1]
+
     def differing_files(self, other: "Fingerprint") -> list[str]:
-        """Return the files that differ or that only one of them has, in alphabetical order."""
+        """Return the files that differ, are unknown or that only one of them has, in alphabetical order."""
         names = sorted(self.files.keys() | other.files.keys())
-        return [name for name in names if self.files.get(name) != other.files.get(name)]
+        pairs = {name: {self.files.get(name, UNKNOWN), other.files.get(name, UNKNOWN)} for name in names}
+        return [name for name, versions in pairs.items() if len(versions) > 1 or UNKNOWN in versions]
 
 
 def _round(value: float) -> str:

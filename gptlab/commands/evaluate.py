@@ -19,6 +19,7 @@ from gptlab.tracking.run import EVALUATIONS, Run
 from gptlab.training.capacity import limit_threads
 from gptlab.training.evaluate import Evaluation, evaluate
 from gptlab.training.memory import explain_out_of_memory, keep_freed_memory
+from gptlab.training.run_code import changed_model
 from gptlab.training.run_text import is_moved_text_of, remember_place, stored_text
 from gptlab.training.run_tokenizer import run_tokenizer
 from gptlab.training.settings import Available, resolve_settings
@@ -36,7 +37,7 @@ class RunEvaluation:
     path: Path
     """The file with the per-window losses."""
     not_stored: str | None = None
-    """Why that file could not be written; None if it was."""
+    """Why that file was not written; None if it was."""
 
     def document(self) -> dict[str, Any]:
         """Return what `gptlab eval --json` prints."""
@@ -58,7 +59,7 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
     """Evaluate a checkpoint on every window of the run's validation split, or of another text.
 
     The per-window losses are written to the run's `evaluations/`, in a file named by step and yardstick. If this fails,
-    as in a read-only run, the result says why.
+    as in a read-only run, or if the model's code computes something else now, the result says why not.
 
     Args:
         run: The run.
@@ -97,7 +98,7 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
             advance=lambda windows: bar.update(task, advance=windows),
         )
     path = run.directory / EVALUATIONS / f"step-{checkpoint.step:08d}-{evaluation.yardstick}.safetensors"
-    not_stored = _store(path, evaluations.to_bytes(starts, evaluation.window_losses))
+    not_stored = changed_model(run) or _store(path, evaluations.to_bytes(starts, evaluation.window_losses))
     return RunEvaluation(run.id, checkpoint.step, text, evaluation, path, not_stored)
 
 

@@ -2,13 +2,14 @@
 
 from gptlab import project
 from gptlab.checkpoints.manifest import CHECKPOINTS
-from gptlab.commands.run_messages import differing_files, last_arithmetic
+from gptlab.commands.run_messages import last_arithmetic
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.identity import Fingerprint
 from gptlab.terminal.text import shell_command
 from gptlab.tracking.history import History
 from gptlab.tracking.metrics import newest_values
 from gptlab.tracking.run import Run
+from gptlab.training.run_code import differing_files
 
 SAVED = ("complete", "interrupted")
 """Outcomes of attempts that end with a save, unless they end before their first step."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from gptlab import project
 from gptlab.checkpoints.manifest import list_checkpoints
+from gptlab.errors import GptlabError
 from gptlab.identity import Fingerprint, Identity, identity_fields
 from gptlab.spec import Experiment, TrainSpec, flatten
 from gptlab.terminal.console import Console
@@ -18,6 +19,7 @@ from gptlab.tracking.records import Branch, InitialWeights, Outcome, Start
 from gptlab.tracking.run import Run, all_runs
 from gptlab.training.capacity import describe_threads
 from gptlab.training.fingerprint_cache import fingerprint
+from gptlab.training.run_code import differing_files
 from gptlab.training.run_tokenizer import run_tokenizer
 from gptlab.training.settings import Settings
 from gptlab.training.training_data import TrainingData
@@ -30,31 +32,43 @@ COMPARED = {
     "diff_sha256": "uncommitted changes",
 }
 """Fields of an attempt's start that can change the numbers, and what to call them."""
-MAX_FILES = 5
 CODE_FACTS = ("git_commit", "diff_sha256")
 RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text", "data.tokenizer"}
 """Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
 
 def new_identity(experiment: Experiment, identity: Identity, console: Console) -> None:
-    """Print how a new run differs from the newest run of the same name, if there is one."""
+    """Print how a new run differs from the run of the same name that is most like it, if there is one."""
     others = [run for run in all_runs() if run.record.spec.name == experiment.name]
     others = [run for run in others if run.record.identity != identity.content]
     if not others:
         return
-    newest = max(others, key=lambda run: run.record.created)
-    old = _facts(newest.record.spec, newest.record.identity)
     new = _facts(experiment, identity.content)
+    newest_first = sorted(others, key=lambda run: run.record.created, reverse=True)
+    closest = min(newest_first, key=lambda run: len(_differing_facts(run, new)))
     differences = [
-        f"{key} {abbreviate_hash(old.get(key))} → {abbreviate_hash(new.get(key))}"
-        for key in old | new
-        if old.get(key) != new.get(key) and key != "fingerprint"
+        f"{key} {abbreviate_hash(old)} → {abbreviate_hash(new)}"
+        for key, (old, new) in _differing_facts(closest, new).items()
     ]
-    recorded = newest.record.fingerprint
-    code = fingerprint(newest.record.spec, run_tokenizer(newest))  # a fingerprint depends on the spec as well
-    if recorded is None or recorded.hash != code.hash:
-        differences.append(f"different arithmetic{differing_files(recorded, code)}")
-    console.print(f"new run; differs from {newest.id}: {', '.join(differences)}")
+    differences += _differing_arithmetic(closest)
+    console.print(f"new run; differs from {closest.id}: {', '.join(differences)}")
+
+
+def _differing_facts(run: Run, new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    old = _facts(run.record.spec, run.record.identity)
+    keys = [key for key in old | new if key != "fingerprint"]  # it depends on the other facts as well
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def _differing_arithmetic(run: Run) -> list[str]:
+    """Say that the code computes something else than it did in a run, for the run's own spec."""
+    recorded = run.record.fingerprint
+    try:
+        code = fingerprint(run.record.spec, run_tokenizer(run))
+    except GptlabError:  # a part of the older run or its tokenizer is gone, which does not concern the new one
+        return []
+    same = recorded is not None and recorded.hash == code.hash
+    return [] if same else [f"different arithmetic{differing_files(recorded, code)}"]
 
 
 def kept_fields(run: Run, experiment: Experiment, console: Console) -> None:
@@ -83,17 +97,6 @@ def last_arithmetic(run: Run, history: History) -> str | None:
     if recorded:
         return recorded[-1]
     return run.record.fingerprint.hash if run.record.fingerprint else None
-
-
-def differing_files(old: Fingerprint | None, new: Fingerprint) -> str:
-    """Return the files that differ between the code of two fingerprints, as a text in parentheses."""
-    if old is None:
-        return " (the older run did not record it)"
-    files = old.differing_files(new)
-    if not files:
-        return " (no file differs: another version of a package or another processor)"
-    more = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
-    return f" ({', '.join(files[:MAX_FILES])}{more})"
 
 
 def already_complete(run: Run, history: History, steps: int, code: Fingerprint, console: Console) -> None:

@@ -1,5 +1,6 @@
 """`gptlab sample`: continue a prompt with a run's model."""
 
+import logging
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,10 @@ from gptlab.model.sample import samples
 from gptlab.terminal.text import printable
 from gptlab.tracking.run import Run
 from gptlab.training.capacity import limit_threads
+from gptlab.training.run_code import changed_model
 from gptlab.training.run_tokenizer import run_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ def sample(
     limit_threads()
     spec = run.record.spec
     model = load_model(select_checkpoint(run.directory, step), spec.model)
+    if problem := changed_model(run):
+        logger.warning(problem)
     texts = samples(
         model,
         prompt,

@@ -37,7 +37,7 @@ from gptlab.data import tokens
 from gptlab.data.text import Text
 from gptlab.data.vocabularies import Tokenizer
 from gptlab.data.windows import STEPS_PER_BLOCK, Windows, validation_starts
-from gptlab.identity import Fingerprint
+from gptlab.identity import UNTRAINED, Fingerprint
 from gptlab.model import gpt, loss
 from gptlab.part_names import BUILT_IN
 from gptlab.randomness import Purpose, normal_generator
@@ -131,14 +131,17 @@ def _train(
     steps = [
         TrainingStep(model, update, _clipping_at(clip, small), SEED, settings) for clip in (SMALL_CLIP, LARGE_CLIP)
     ]
+    length = small.train.sequence_length
+    starts = validation_starts(val, length, small.data.val_windows)
+    with low_precision:
+        yield UNTRAINED, evaluate(model, val, starts, sequence_length=length, settings=settings).loss
     for index, step in enumerate(_steps(windows)):
         with low_precision:
             mean_loss, norm = steps[index % 2](torch.from_numpy(windows.batch(step)), step)
         yield f"loss {index}", float(mean_loss)
         yield f"gradient norm {index}", float(norm)
-    starts = validation_starts(val, small.train.sequence_length, small.data.val_windows)
     with low_precision:
-        evaluation = evaluate(model, val, starts, sequence_length=small.train.sequence_length, settings=settings)
+        evaluation = evaluate(model, val, starts, sequence_length=length, settings=settings)
     yield "validation loss", evaluation.loss
     yield "validation bits per byte", evaluation.bits_per_byte
     if len(starts) > 1:

@@ -14,7 +14,7 @@ from gptlab.data.vocabularies import Tokenizer
 from gptlab.digests import canonical_json, check_digest, with_digest
 from gptlab.errors import GptlabError
 from gptlab.files import atomic_write, writable_cache
-from gptlab.identity import NUMERICS, Fingerprint
+from gptlab.identity import NUMERICS, UNKNOWN, Fingerprint
 from gptlab.spec import Experiment
 from gptlab.training.fingerprint import code_folders, compute
 
@@ -31,11 +31,13 @@ def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
     """
     path = _cache_path(experiment, tokenizer)
     cached = _read(path)
-    if cached and _is_code_on_disk(cached):
+    if cached and all(map(_is_older, _paths(cached).values())):
         return cached
     found = compute(experiment, tokenizer)
-    if _is_code_on_disk(found):
-        _write(path, found)
+    changed = {name: UNKNOWN for name, path in _paths(found).items() if not _is_older(path)}
+    if changed:
+        return found.model_copy(update={"files": found.files | changed})
+    _write(path, found)
     return found
 
 
@@ -64,9 +66,9 @@ def _paths(found: Fingerprint) -> dict[str, Path]:
     return {name: folders[name.partition("/")[0]].parent / name for name in found.files}
 
 
-def _is_code_on_disk(found: Fingerprint) -> bool:
-    """Return whether this process imported the files as they are on the disk, as far as their times tell."""
-    return all(path.stat().st_mtime_ns < gptlab.STARTED_NS for path in _paths(found).values())
+def _is_older(path: Path) -> bool:
+    """Return whether this process imported the file as it is on the disk, as far as its time tells."""
+    return path.stat().st_mtime_ns < gptlab.STARTED_NS
 
 
 def _write(path: Path, found: Fingerprint) -> None:

@@ -13,7 +13,7 @@ import gptlab
 from analysis import caveats, compare, load
 from gptlab import catalog, parts
 from gptlab.cli import app
-from gptlab.commands import diff
+from gptlab.commands import diff, evaluate, sample
 from gptlab.commands.run import Options, resume_run
 from gptlab.data.vocabularies import tokenizer_of
 from gptlab.errors import BadInputError
@@ -270,13 +270,61 @@ def test_instruction_sets_and_thread_counts_agree_to_twelve_digits():
         assert other["code"] == results[0]["code"]
 
 
-def test_commits_that_differ_in_other_files_are_no_mixed_code(edit, halved, train, project):
-    train(halved, steps=2)
+def test_commits_that_differ_in_other_files_are_no_mixed_code(micro, train, project):
+    train(micro, steps=2)
     (project / "unrelated.py").write_text("VALUE = 1\n")
-    train(halved, 1, steps=2)
+    train(micro, 1, steps=2)
     table = load.runs()
     assert table["diff_sha256"].nunique(dropna=False) == 2
     assert not any("Mixed code" in caveat for caveat in caveats.find_caveats(table))
+    other = table["code_files"].str.replace("gptlab/model/gpt.py", "gptlab/model/other.py")
+    assert not any("Mixed code" in caveat for caveat in caveats.find_caveats(table.assign(code_files=other)))
+    table.loc[0, "code_files"] = table.loc[0, "code_files"].replace('gpt.py": "', 'gpt.py": "0')
+    assert any("Mixed code" in caveat for caveat in caveats.find_caveats(table))
+
+
+BLOCK = """
+from torch import nn
+
+class Scaled(nn.Linear):
+    def __init__(self, spec):
+        super().__init__(spec.n_embd, spec.n_embd)
+    def forward(self, x):
+        return 2 * super().forward(x)
+"""
+
+
+def test_weights_are_not_evaluated_silently_by_a_changed_model(edit, micro, train, project, caplog):
+    (project / "experiments" / "parts" / "mine.py").write_text(BLOCK + SCHEDULE)
+    changes = {"model.feed_forward": "experiments.parts.mine:Scaled", "train.schedule": "experiments.parts.mine:halved"}
+    run = train(micro.with_changes({**changes, "model.n_layer": 1}), steps=2).run
+    edit("/ 2", "/ 4")  # the schedule does not matter here
+    assert evaluated(run).not_stored is None
+    edit("2 * super", "3 * super")
+    changed = f"the model of {run.id} was trained by code that computes something else (experiments/parts/mine.py)"
+    before = {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
+    assert evaluated(run).not_stored == changed
+    assert {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()} == before
+    sample.sample(run, None, "the", 1, max_tokens=2, temperature=1.0, top_k=0, seed=0)
+    assert caplog.messages == [changed]
+    gptlab.load(str(run.directory))
+    assert caplog.messages == [changed, changed]
+
+
+def evaluated(run: Run):
+    return evaluate.evaluate_run(run, step=None, text=None, device="cpu", console=Console(stderr=True))
+
+
+def test_a_new_run_is_compared_with_the_one_that_is_most_like_it(edit, halved, train, capfd):
+    first = train(halved, steps=2).run
+    train(halved.with_changes({"train.batch_size": 3}), steps=2)
     edit("/ 2", "/ 4")
     train(halved, steps=2)
-    assert any("Mixed code" in caveat for caveat in caveats.find_caveats(load.runs()))
+    assert f"differs from {first.id}: different arithmetic (experiments/parts/mine.py)\n" in capfd.readouterr().err
+
+
+def test_a_new_run_begins_although_the_part_of_an_older_one_is_gone(edit, halved, train, project, micro):
+    train(halved, steps=2)
+    (project / "experiments" / "parts" / "mine.py").unlink()
+    parts._import.cache_clear()
+    assert train(micro, steps=1).run.history().step == 1
