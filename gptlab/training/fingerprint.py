@@ -51,7 +51,7 @@ from gptlab.training.step import TrainingStep
 
 TEXT = Path(__file__).with_suffix(".txt")
 SEED = 0
-MAX_LAYERS, MAX_HEADS, HEAD_WIDTH, MAX_VOCABULARY = 24, 32, 4, 1 << 16
+MAX_LAYERS, MAX_HEADS, HEAD_WIDTH, MAX_VOCABULARY, MAX_CONTEXT = 24, 32, 4, 1 << 16, 1 << 10
 MAX_BATCH, MAX_LENGTH, MAX_VAL_WINDOWS = 4, 16, 3
 LOSS_CONSTANTS = {"CHUNK_ON_CPU": 24, "BLOCK_ON_CPU": 200, "UNDERFLOW": 6.0}
 """Values of constants in `gptlab.model.loss` with which short batches execute all of it."""
@@ -105,6 +105,7 @@ def _small(experiment: Experiment) -> Experiment:
         "model.n_head": n_head,
         "model.n_embd": HEAD_WIDTH * n_head,
         "model.vocab_size": min(model.vocab_size, MAX_VOCABULARY),
+        "model.context_length": min(model.context_length, MAX_CONTEXT),
         "data.val_fraction": 0.1,
         "data.val_windows": min(data.val_windows, MAX_VAL_WINDOWS),
         "train.batch_size": min(train.batch_size, MAX_BATCH),

@@ -33,7 +33,7 @@ from edits import (
 
 from gptlab.data import windows
 from gptlab.data.vocabularies import tokenizer_of
-from gptlab.spec import Experiment
+from gptlab.spec import Experiment, ModelSpec
 from gptlab.training import fingerprint as fingerprints_module
 
 
@@ -101,6 +101,12 @@ def test_code_that_does_not_run_here_enters_as_its_syntax(name: str):
     (node,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function.split(".")[-1]]
     node.body.insert(-1, ast.parse("if False: print()").body[0])
     assert mutants.fingerprint_of(SMALL, {file: ast.unparse(tree)}).hash != original(tuple(SMALL.items())).hash
+
+
+def test_the_small_model_is_small_whatever_the_spec_says():
+    largest = {"n_layer": 2**10, "n_head": 2**10, "n_embd": 2**20, "context_length": 2**20, "vocab_size": 2**20}
+    experiment = Experiment(name="large", why="How large?", model=ModelSpec(**largest))
+    assert fingerprints_module._small(experiment).model.parameters < 3e7
 
 
 # --- Everything that computes is run, or its syntax is hashed ---
