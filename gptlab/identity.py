@@ -6,6 +6,7 @@
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +48,11 @@ class Fingerprint(BaseModel):
 
     def same_model(self, other: "Fingerprint") -> bool:
         """Return whether a model with given weights has the same loss with the code of both."""
-        here, there = (each.numbers.get(UNTRAINED) for each in (self, other))
+        here, there = (
+            _round(each.numbers.get(UNTRAINED, math.inf)) for each in (self, other)
+        )  # left out if not finite
         hashes = [{name: value for name, value in each.code.items() if ".model." in name} for each in (self, other)]
-        return here is not None and there is not None and _round(here) == _round(there) and hashes[0] == hashes[1]
+        return here == there and hashes[0] == hashes[1]
 
     def differing_files(self, other: "Fingerprint") -> list[str]:
         """Return the files that differ, are unknown or that only one of them has, in alphabetical order."""

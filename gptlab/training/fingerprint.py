@@ -37,6 +37,8 @@ from gptlab.data import tokens
 from gptlab.data.text import Text
 from gptlab.data.vocabularies import Tokenizer
 from gptlab.data.windows import STEPS_PER_BLOCK, Windows, validation_starts
+from gptlab.errors import BadInputError, GptlabError, is_out_of_memory
+from gptlab.experiment_files import reason
 from gptlab.identity import UNTRAINED, Fingerprint
 from gptlab.model import gpt, loss
 from gptlab.part_names import BUILT_IN
@@ -58,6 +60,8 @@ LOSS_CONSTANTS = {"CHUNK_ON_CPU": 24, "BLOCK_ON_CPU": 200, "UNDERFLOW": 6.0}
 LEARNING_RATE, HORIZON = 0.02, 200
 SMALL_CLIP, LARGE_CLIP = 0.05, 1e6
 VECTOR_NOISE = 0.3
+NOISE = (1.0, 0.1, 0.0)
+"""Scales of the noise. Where a model without norms overflows with the first one, the next one is taken."""
 
 PACKAGES = ("gptlab", "experiments")
 
@@ -78,14 +82,17 @@ def compute(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
     """Compute the fingerprint of the code that this process has imported.
 
     Raises:
-        BadInputError: A file of the code cannot be read, or a part is gone.
+        BadInputError: A file of the code cannot be read, or a part is gone or raises an error.
         GptlabError: The code does not train the small model.
     """
-    small, low_precision = _small(experiment), _LowPrecision()
-    model = gpt.build(small.model, SEED).double()
-    with _reproducible():
-        results = chain(_moments(model), _train(model, small, tokenizer, low_precision), _schedule(experiment))
-        numbers = dict(results)
+    low_precision = _LowPrecision()
+    try:
+        numbers = _finite_numbers(experiment, tokenizer, low_precision)
+    except Exception as error:  # a part can raise anything
+        if isinstance(error, GptlabError) or not experiment.parts or is_out_of_memory(error):
+            raise
+        parts = " and ".join(f"{field} {name}" for field, name in experiment.parts.items())
+        raise BadInputError(f"a small model cannot be trained with {parts}: {reason(error)}") from error
     unchecked = {*UNCHECKED, *low_precision.functions}
     files = import_closure([__name__, *_part_modules(experiment)], code_folders())
     files["gptlab/training/fingerprint.txt"] = TEXT
@@ -94,6 +101,19 @@ def compute(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
         code={name: _hash_function(name, files) for name in sorted(unchecked)},
         files={name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
     )
+
+
+def _finite_numbers(experiment: Experiment, tokenizer: Tokenizer, low_precision: "_LowPrecision") -> dict[str, float]:
+    """Return the results by name, with as much noise as they stay finite with; those that never are, are left out."""
+    small, numbers = _small(experiment), {}
+    for noise in NOISE:
+        model = gpt.build(small.model, SEED).double()
+        with _reproducible():
+            training = _train(model, small, tokenizer, low_precision, noise)
+            numbers = dict(chain(_moments(model), training, _schedule(experiment)))
+        if all(map(math.isfinite, numbers.values())):
+            break
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def _small(experiment: Experiment) -> Experiment:
@@ -121,13 +141,13 @@ def _small(experiment: Experiment) -> Experiment:
 
 
 def _train(
-    model: gpt.GPT, small: Experiment, tokenizer: Tokenizer, low_precision: "_LowPrecision"
+    model: gpt.GPT, small: Experiment, tokenizer: Tokenizer, low_precision: "_LowPrecision", noise: float
 ) -> Iterator[tuple[str, float]]:
     """Train the small model and yield its results by name."""
     settings = Settings(device="cpu", precision="float32", compile=False, fused=False, asynchronous=False)
     train, val = _split(small, tokenizer)
     windows = Windows(train.tokens, small.train.sequence_length, small.train.batch_size, SEED)
-    _add_noise(model)
+    _add_noise(model, noise)
     update = optimizer.build(model, small.train, fused=False)
     steps = [
         TrainingStep(model, update, _clipping_at(clip, small), SEED, settings) for clip in (SMALL_CLIP, LARGE_CLIP)
@@ -165,6 +185,8 @@ def _moments(model: nn.Module) -> Iterator[tuple[str, float]]:
     for name, parameter in model.named_parameters():
         kind = ".".join("*" if part.isdecimal() else part for part in name.split("."))
         values = parameter.detach()
+        if not values.numel():
+            continue
         moments.setdefault(kind, []).append((float(values.mean()), float(values.square().mean().sqrt())))
     for kind, pairs in moments.items():
         for moment, values_of_moment in zip(("mean", "rms"), zip(*pairs, strict=True), strict=True):
@@ -172,12 +194,12 @@ def _moments(model: nn.Module) -> Iterator[tuple[str, float]]:
 
 
 @torch.no_grad()
-def _add_noise(model: nn.Module) -> None:
+def _add_noise(model: nn.Module, factor: float) -> None:
     """Add normal noise to the weights, so that no operation is close to linear and no gradient is zero by symmetry."""
     for name, parameter in model.named_parameters():
-        scale = 2 / math.sqrt(parameter.shape[-1]) if parameter.ndim > 1 else VECTOR_NOISE
+        scale = 2 / math.sqrt(max(parameter.shape[-1], 1)) if parameter.ndim > 1 else VECTOR_NOISE
         noise = normal_generator(SEED, Purpose.WEIGHTS, f"noise of {name}").standard_normal(tuple(parameter.shape))
-        parameter.add_(torch.from_numpy(noise), alpha=scale)
+        parameter.add_(torch.from_numpy(noise), alpha=factor * scale)
 
 
 def _split(small: Experiment, tokenizer: Tokenizer) -> tuple[tokens.Split, tokens.Split]:

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -33,6 +34,7 @@ from edits import (
 
 from gptlab.data import windows
 from gptlab.data.vocabularies import tokenizer_of
+from gptlab.errors import BadInputError
 from gptlab.spec import Experiment, ModelSpec
 from gptlab.training import fingerprint as fingerprints_module
 
@@ -107,6 +109,62 @@ def test_the_small_model_is_small_whatever_the_spec_says():
     largest = {"n_layer": 2**10, "n_head": 2**10, "n_embd": 2**20, "context_length": 2**20, "vocab_size": 2**20}
     experiment = Experiment(name="large", why="How large?", model=ModelSpec(**largest))
     assert fingerprints_module._small(experiment).model.parameters < 3e7
+
+
+PARTS = """
+import torch
+from torch import nn
+
+class NoNorm(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.empty = nn.Parameter(torch.ones(4, 0))
+    def forward(self, x):
+        return x + self.empty.sum()
+
+def power(x):
+    return x.relu() ** 2
+
+def fails(x):
+    raise ValueError("no\\nway")
+
+def diverges(parameters, spec):
+    return torch.optim.SGD([p for _, p in parameters], lr=1e100)
+"""
+
+
+@pytest.fixture
+def with_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function that returns the fingerprint of a deep model with own parts."""
+    (tmp_path / "experiments" / "parts").mkdir(parents=True)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "mine"\ndependencies = ["gptlab"]\n')
+    file = tmp_path / "experiments" / "parts" / "mine.py"
+    file.write_text(PARTS)
+    monkeypatch.chdir(tmp_path)
+
+    def compute(changes: dict[str, Any]):
+        deep = Experiment(name="deep", why="Is it finite?").with_changes({**SMALL, "model.n_layer": 12})
+        own = {field: f"experiments.parts.mine:{name}" for field, name in changes.items()}
+        experiment = deep.with_changes(own)
+        return fingerprints_module.compute(experiment, tokenizer_of(experiment))
+
+    return compute
+
+
+def test_a_model_that_overflows_with_noise_is_trained_with_less(with_part):
+    numbers = with_part({"model.norm": "NoNorm", "model.activation": "power"}).numbers
+    assert {"loss before training", "loss 3"} <= numbers.keys()
+
+
+def test_numbers_that_are_not_finite_are_left_out(with_part):
+    numbers = with_part({"train.optimizer": "diverges"}).numbers
+    assert "loss before training" in numbers
+    assert "loss 3" not in numbers
+
+
+def test_a_part_that_raises_an_error_is_bad_input_in_one_line(with_part):
+    with pytest.raises(BadInputError, match=r"model\.activation experiments\.parts\.mine:fails: ValueError: no way$"):
+        with_part({"model.activation": "fails"})
 
 
 # --- Everything that computes is run, or its syntax is hashed ---
