@@ -5,6 +5,7 @@ from typing import Any
 from pandas import DataFrame, isna
 
 from analysis import formatting
+from analysis.measures import measure_of
 from gptlab.tracking.lineage import in_tree_order
 
 MAX_INDENT = 8
@@ -17,9 +18,11 @@ def tree_table(runs: DataFrame) -> DataFrame:
     Args:
         runs: Rows of `load.runs()`.
     """
+    measure = measure_of(runs)
     records = {row["run"]: row for row in runs.to_dict("records")}
     parents = {run: None if isna(row["parent"]) else str(row["parent"]) for run, row in records.items()}
-    shown = {run: parent for run, parent in parents.items() if parent or run in parents.values()}
+    with_children = set(parents.values())
+    shown = {run: parent for run, parent in parents.items() if parent or run in with_children}
     rows = []
     for run, depth in in_tree_order(shown):
         row = records[run]
@@ -30,7 +33,7 @@ def tree_table(runs: DataFrame) -> DataFrame:
                 "status": row["status"],
                 "step": str(row["step"]),
                 "tokens": formatting.count(row["tokens"]),
-                "val loss": formatting.loss(row["val/loss"]),
+                measure.short: formatting.loss(row[measure.column]),
             }
         )
     return DataFrame(rows, dtype="str")

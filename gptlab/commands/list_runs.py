@@ -36,6 +36,10 @@ class RunSummary:
     """Training losses, averaged to at most `SPARKLINE_WIDTH` values."""
     elapsed_s: float
     created: datetime
+    tokenizer: str = ""
+    """Its SHA-256."""
+    bits_per_byte: float | None = None
+    """Of the newest validation."""
 
 
 def list_runs() -> list[RunSummary]:
@@ -73,27 +77,31 @@ def summarize(run: Run) -> RunSummary:
         resample(losses, SPARKLINE_WIDTH),
         elapsed if elapsed is not None and math.isfinite(elapsed) else 0.0,
         datetime.fromisoformat(run.record.created),
+        run.record.tokenizer_sha256,
+        history.last("val/bpb"),
     )
 
 
 def render(summaries: list[RunSummary]) -> None:
-    """Print a table with one line per run."""
+    """Print one line per run, with bits per byte if tokenizers differ: losses per token do not compare across them."""
     console = Console()
     if not summaries:
         console.print("no runs yet; start one with: make exp NAME=tiny")
         return
-    headings = ("run", "status", "step", "val loss", "training loss", "age", "trained for")
-    table = borderless(*headings, right=("step", "val loss", "age"))
+    bits = ("bits/byte",) if len({summary.tokenizer for summary in summaries}) > 1 else ()
+    headings = ("run", "status", "step", "val loss", *bits, "training loss", "age", "trained for")
+    table = borderless(*headings, right=("step", "val loss", *bits, "age"))
     for column in table.columns:
         column.no_wrap = True
     for summary, depth in _as_tree(summaries):
         facts = summary.facts
         step = f"{facts['step']}" if facts["step"] == facts["steps"] else f"{facts['step']} of {facts['steps']}"
+        values = [facts["val_loss"], *([summary.bits_per_byte] if bits else [])]
         table.add_row(
             printable(_label(facts, depth)),
             Text(facts["status"], STYLES[facts["status"]]),
             step,
-            DAMAGED if "damage" in facts else _format_loss(facts["val_loss"]),
+            *(DAMAGED if "damage" in facts else _format_loss(value) for value in values),
             bars(summary.losses),
             format_age(datetime.now(UTC) - summary.created),
             format_duration(summary.elapsed_s) if summary.elapsed_s < MAX_SHOWN else "–",

@@ -80,6 +80,14 @@ def test_both_reports_draw_the_tree(family: Findings) -> None:
     assert "Branches" not in markdown.to_markdown(analyze(alone, load.metrics(alone), load.samples(alone)), "")
 
 
+def test_the_tree_shows_bits_per_byte_where_tokenizers_differ(family: Findings) -> None:
+    assert "val loss" in tree.tree_table(family.runs)
+    others = family.runs.assign(**{"tokenizer.sha256": ["ef" * 32, *family.runs["tokenizer.sha256"][1:]]})
+    table = tree.tree_table(others)
+    assert "val loss" not in table
+    assert table["bits/byte"].tolist()[0] == f"{family.runs.set_index('name').loc['micro', 'val/bpb']:.4f}"
+
+
 def test_runs_that_share_a_trunk_are_no_replicates_and_the_report_says_so(family: Findings) -> None:
     ids = family.runs.set_index("name")["run"]
     assert family.runs["experiment"].is_unique

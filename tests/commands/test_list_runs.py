@@ -1,5 +1,6 @@
 """The list of runs and the curve of one, in a terminal."""
 
+import dataclasses
 import math
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,18 @@ def test_a_run_is_a_line_with_status_loss_curve_age_and_training_time(capfd: pyt
     assert heading.split("  ")[0] == "run"
     assert first.split() == ["tiny-28bba255-s0", "complete", "100", "5.2500", "█▅▁", "5", "h", "1", "min", "23", "s"]
     assert second.split()[:6] == ["x" * 90, "running", "7", "of", "100", "–"]
+
+
+def test_bits_per_byte_are_shown_where_tokenizers_differ(capfd: pytest.CaptureFixture[str]) -> None:
+    words = dataclasses.replace(line(), tokenizer="a", bits_per_byte=1.5)
+    letters = dataclasses.replace(line(val_loss=2.0), tokenizer="b", bits_per_byte=2.75)
+    list_runs.render([words, letters])
+    heading, first, second = capfd.readouterr().out.splitlines()
+    assert "bits/byte" in heading
+    assert first.split()[3:5] == ["5.2500", "1.5000"]
+    assert second.split()[3:5] == ["2.0000", "2.7500"]
+    list_runs.render([words, words])
+    assert "bits/byte" not in capfd.readouterr().out
 
 
 def test_a_copy_of_a_run_is_listed_as_what_it_is(micro, train, capfd: pytest.CaptureFixture[str]) -> None:
