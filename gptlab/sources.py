@@ -11,6 +11,8 @@ from gptlab.errors import BadInputError
 
 LAZY = frozenset({"gptlab/__init__.py"})
 """Files that import modules for their callers only."""
+PROJECT = ""
+"""The key of the folder in which other modules of the project may lie, such as one that a part imports."""
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -19,7 +21,8 @@ def import_closure(modules: Iterable[str], folders: dict[str, Path]) -> dict[str
 
     Args:
         modules: Dotted names, such as `gptlab.training.step`.
-        folders: The folder of each package to follow. Other imports, such as of torch, are ignored.
+        folders: The folder of each package to follow, and that of the project as `PROJECT`, in which other modules may
+            lie. Other imports, such as of torch, are ignored.
 
     Returns:
         Paths by name relative to the folder's parent, such as `gptlab/training/step.py`, in alphabetical order.
@@ -91,9 +94,9 @@ def _plain(value: object) -> object:
 def _files_of(module: str, folders: dict[str, Path]) -> Iterator[tuple[str, Path]]:
     """Yield the files that importing a module executes: the packages' and its own."""
     package, *rest = module.split(".")
-    if package not in folders:
+    if package not in folders and not (PROJECT in folders and package.isidentifier()):
         return
-    folder, name = folders[package], package
+    folder, name = folders[package] if package in folders else folders[PROJECT] / package, package
     for part in [None, *rest]:
         if part is not None:
             folder, name = folder / part, f"{name}/{part}"

@@ -43,9 +43,7 @@ DATA_MUTATIONS = [
         "return (len(self.tokens) - 2 * self.sequence_length) //",
     ),
     Edit(WINDOWS, "block, row = divmod(step, STEPS_PER_BLOCK)", "block, row = divmod(step + 1, STEPS_PER_BLOCK)"),
-    Edit(
-        WINDOWS, "numbers = np.arange(first * batch_size, (first", "numbers = 1 + np.arange(first * batch_size, (first"
-    ),
+    Edit(WINDOWS, "numbers = np.arange(first, first +", "numbers = 1 + np.arange(first, first +"),
     Edit(WINDOWS, "_epoch_keys(seed, epoch)", "_epoch_keys(seed + 1, epoch)"),
     Edit(WINDOWS, "_epoch_keys(seed, epoch)", "_epoch_keys(seed, 0)"),
     Edit(WINDOWS, "+ phase % sequence_length", "+ 0 * phase"),

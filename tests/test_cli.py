@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 import typer
 
-from gptlab import cli, untrusted
+from gptlab import catalog, cli, untrusted
 from gptlab.commands.list_runs import summarize
 from gptlab.data import text, tokens
+from gptlab.data.vocabularies import GPT2
 from gptlab.identity import hash_of
+from gptlab.spec import parse_settings
 from gptlab.terminal.json_output import print_json
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.run import find_run
+from gptlab.training.fingerprint_cache import fingerprint
 
 ROOT = Path(__file__).parents[1]
 MICRO = [
@@ -316,6 +319,9 @@ def test_training_starts_and_resumes_without_unneeded_packages(text_file):
     )
     run = [sys.executable, "-c", script, "run", "tiny", *MICRO, "--text", str(text_file), "--wandb", "off", "--steps"]
     tokens.prepare(text.locate(str(text_file)), 0.1)  # so that the runs below need no tokenizer
+    settings = parse_settings([setting.removeprefix("--set=") for setting in MICRO if setting.startswith("--set=")])
+    experiment = catalog.find("tiny").with_changes({**settings, "data.text": str(text_file)})
+    fingerprint(experiment, GPT2)  # once per edit of the code; its small training needs the tokenizer
     for steps in ("2", "4"):
         done = subprocess.run([*run, steps], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -344,6 +350,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "eval",
         "diff",
         "sync",
+        "tokenizer",
         "dashboard",
         "rm",
         "gc",

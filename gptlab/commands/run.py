@@ -124,6 +124,7 @@ def run_experiment(
         GptlabError: Another process is training the run, a file is damaged or cannot be written, or memory runs out.
     """
     limit_threads()
+    size = size_of(experiment)  # first, because it says best what is wrong with a part
     planned = plan(experiment, seed, options.device, parent)
     directory, text, branch, offset = planned.run_directory, planned.text, planned.branch, 0
     if branch:
@@ -131,7 +132,6 @@ def run_experiment(
         offset = branch.window_offset(text.sha256, experiment.train)
     elif planned.initial_weights:
         check_initial_weights(planned.initial_weights, experiment.model)
-    size = size_of(experiment)
     data = load_training_data(experiment, text, seed, planned.tokenizer, window_offset=offset)
     record = TextRecord(source=text.source, path=str(text.path), bytes=text.size, sha256=text.sha256)
     with console.surviving():

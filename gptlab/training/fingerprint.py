@@ -43,7 +43,7 @@ from gptlab.identity import UNTRAINED, Fingerprint
 from gptlab.model import gpt, loss
 from gptlab.part_names import BUILT_IN
 from gptlab.randomness import Purpose, normal_generator
-from gptlab.sources import function_hash, import_closure
+from gptlab.sources import PROJECT, function_hash, import_closure
 from gptlab.spec import Experiment
 from gptlab.training import optimizer
 from gptlab.training.evaluate import evaluate
@@ -288,4 +288,4 @@ def code_folders() -> dict[str, Path]:
     """Return the folders whose code can be part of an experiment."""
     root = project.find_root()
     own = {"gptlab": Path(__file__).parents[1]}
-    return {**own, "experiments": root / "experiments"} if root else own
+    return {**own, "experiments": root / "experiments", PROJECT: root} if root else own

@@ -14,7 +14,8 @@ from gptlab.data.vocabularies import Tokenizer
 from gptlab.digests import canonical_json, check_digest, with_digest
 from gptlab.errors import GptlabError
 from gptlab.files import atomic_write, writable_cache
-from gptlab.identity import NUMERICS, UNKNOWN, Fingerprint
+from gptlab.identity import NUMERICS, UNKNOWN, Fingerprint, identity_fields
+from gptlab.sources import PROJECT
 from gptlab.spec import Experiment
 from gptlab.training.fingerprint import code_folders, compute
 
@@ -44,8 +45,7 @@ def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
 def _cache_path(experiment: Experiment, tokenizer: Tokenizer) -> Path:
     """Return the path of the cached fingerprint, which depends on everything but the code's files."""
     folders = {name: str(folder) for name, folder in code_folders().items()}
-    spec = experiment.model_dump(mode="json", include={"model", "data", "train"})
-    key = [folders, spec, tokenizer.sha256, NUMERICS, torch.__version__, np.__version__]
+    key = [folders, identity_fields(experiment), tokenizer.sha256, NUMERICS, torch.__version__, np.__version__]
     name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
     return project.cache_directory() / "fingerprints" / f"{name}.json"
 
@@ -63,7 +63,8 @@ def _read(path: Path) -> Fingerprint | None:
 def _paths(found: Fingerprint) -> dict[str, Path]:
     """Return the paths of a fingerprint's files."""
     folders = code_folders()
-    return {name: folders[name.partition("/")[0]].parent / name for name in found.files}
+    root = folders.get(PROJECT, folders["gptlab"])
+    return {name: folders.get(name.partition("/")[0], root / "-").parent / name for name in found.files}
 
 
 def _is_older(path: Path) -> bool:

@@ -94,9 +94,6 @@ def test_every_field_of_the_spec_is_a_column_of_its_type(make_run: MakeRun) -> N
     given = {key: value for key, value in fields.items() if value is not None}
     assert {key: str(runs[key].dtype) for key in given} == {key: dtypes[type(v)] for key, v in given.items()}
     assert runs[list(given)].notna().all(axis=None)
-    optional = fields.keys() - given.keys()
-    assert {str(runs[key].dtype) for key in optional} == {"Int64"}
-    assert runs[list(optional)].isna().all(axis=None)
 
 
 def test_dtypes_do_not_depend_on_the_data(make_run: MakeRun, weights: Tensors) -> None:

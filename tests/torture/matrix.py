@@ -36,7 +36,7 @@ COMMANDS: dict[str, list[str]] = {
     "resume json": ["resume", "{other}", *TRAIN, "--json"],
     "fresh": ["run", "micro", "--fresh", "--steps", "11", *TRAIN],
 }
-"""Not among them: `dashboard`, which needs a terminal and W&B's file."""
+"""Not among them: `dashboard`, which needs a terminal and W&B's file, and `tokenizer`, which uses no run."""
 
 READ_ONLY = {
     "list",

@@ -328,3 +328,13 @@ def test_a_new_run_begins_although_the_part_of_an_older_one_is_gone(edit, halved
     (project / "experiments" / "parts" / "mine.py").unlink()
     parts._import.cache_clear()
     assert train(micro, steps=1).run.history().step == 1
+
+
+def test_a_module_of_the_project_that_a_part_imports_belongs_to_the_code(edit, halved, train, project):
+    (project / "rates.py").write_text("def rate(base): return base / 2\n")
+    edit("def halved", "from rates import rate\n\ndef halved")
+    edit("spec.learning_rate / 2", "rate(spec.learning_rate)")
+    first = train(halved, steps=2).run
+    assert first.record.fingerprint
+    assert {"rates.py", "experiments/parts/mine.py"} <= first.record.fingerprint.files.keys()
+    sys.modules.pop("rates", None)

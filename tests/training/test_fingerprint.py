@@ -184,7 +184,12 @@ NOT_TRAINING = (
         "return token_cross_entropy(x, weight, targets).mean()",
         "return math.exp(self.loss)",
     ),
-    *("_check_tensors(model)", "optimizers.check_gradients(self.model)", "longest = len(self.tokens) // 2"),
+    *(
+        "_check_tensors(model)",
+        "optimizers.check_gradients(self.model)",
+        "longest = len(self.tokens) // 2",
+        "return (self.offset + step",
+    ),
 )
 """Beginnings of lines that run when a model is sampled, or only check something."""
 WITH_PARTS_OR_SAVED_STATE = {
