@@ -125,7 +125,7 @@ class ModelSpec(Section):
         """Number of trainable parameters, in closed form (a test compares it with the built model).
 
         Raises:
-            ValueError: The model has parts: use `RunRecord.model_size` or `gptlab.model.size.measure`.
+            ValueError: The model has parts: use `RunRecord.model_size` or `gptlab.model.measure.size_of`.
         """
         self._require_closed_form()
         embeddings = (self.vocab_size + self.context_length) * self.n_embd
