@@ -293,9 +293,9 @@ def records() -> Iterator[Attack]:
 
         return put
 
-    yield Attack("a branch from a pipe", branch("pipe"), listed=True, resumes=False)
+    yield Attack("a branch from a pipe", branch("pipe"), listed=False, resumes=False)
     huge = {"step": 10**8, "windows": 2**47, "sequence_length": 2**20, "tokens": 2**62, "flops": 1e300}
-    yield Attack("a branch with huge claims", branch("/dev/zero", **huge), listed=True, resumes=False)
+    yield Attack("a branch with huge claims", branch("/dev/zero", **huge), listed=False, resumes=False)
 
     for path in ("/dev/zero", "folder", "secret", "pipe", "ten-TiB", "nothing"):
         yield Attack(f"initial weights in {path}", warm(path), listed=True, resumes=False)

@@ -211,7 +211,7 @@ def test_an_untrusted_run_is_refused_or_used_and_nothing_else_is_touched(
     listed = [row["run"] for row in json.loads(said[""]["runs --json"][1])]
     assert own.name in listed
     assert own.name in table
-    assert len(listed) == 1 + sum(attack.listed for attack in attacks)
+    assert len(listed) == 1 + sum(attack.listed for attack in attacks), warnings
     for run, attack in hostile.items():
         assert attack.listed or run not in recorded or str(run) in warnings, attack
         assert (said[run.name]["resume"][0] == 0) == attack.resumes, attack
