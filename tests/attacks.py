@@ -293,9 +293,9 @@ def records() -> Iterator[Attack]:
 
         return put
 
-    yield Attack("a branch from a pipe", branch("pipe"), listed=False, resumes=False)
+    yield Attack("a branch from a pipe", branch("pipe"), listed=True, resumes=False)
     huge = {"step": 10**8, "windows": 2**47, "sequence_length": 2**20, "tokens": 2**62, "flops": 1e300}
-    yield Attack("a branch with huge claims", branch("/dev/zero", **huge), listed=False, resumes=False)
+    yield Attack("a branch with huge claims", branch("/dev/zero", **huge), listed=True, resumes=False)
 
     for path in ("/dev/zero", "folder", "secret", "pipe", "ten-TiB", "nothing"):
         yield Attack(f"initial weights in {path}", warm(path), listed=True, resumes=False)
@@ -418,6 +418,8 @@ def rewrite_record(run: Path, **changes: Any) -> None:
         holder = record["spec"] if key == "model" else record
         holder[key] = {**holder[key], **value} if holder[key] else value
     record["identity"] |= {"model": {**record["identity"]["model"], **changes.get("model", {})}}
+    if "model" in changes:
+        record["size"] = None  # as in records of earlier versions
     if "initial_weights" in changes:
         record["identity"]["initial_weights_sha256"] = changes["initial_weights"]["sha256"]
     if "branch" in changes:
