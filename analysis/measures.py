@@ -38,7 +38,8 @@ def comparable(yardsticks: Series, runs: DataFrame, measure: str) -> Series:
     """What values were measured on: equal where they compare.
 
     Windows of different tokenizers are never the same. So bits per byte of different tokenizers are compared where the
-    validation text is the same, although they are measured on different windows of it.
+    validation text is the same, although they are measured on different windows of it. If runs of one tokenizer have
+    different windows, only values on the same windows are compared.
 
     Args:
         yardsticks: The yardstick of each run; missing if it has no value.
@@ -46,6 +47,8 @@ def comparable(yardsticks: Series, runs: DataFrame, measure: str) -> Series:
         measure: The column of the values.
     """
     if measure != BITS.column or not has_several_tokenizers(runs):
+        return yardsticks
+    if (yardsticks.groupby(runs["tokenizer.sha256"].to_numpy()).nunique() > 1).any():
         return yardsticks
     names = runs["text.sha256"].str[:8] + " from " + (1 - runs["data.val_fraction"]).map("{:g}".format)
     named = [None if isna(key) else name for key, name in zip(yardsticks, names, strict=True)]

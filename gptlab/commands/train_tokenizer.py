@@ -10,7 +10,7 @@ from gptlab.data import text as texts
 from gptlab.data import vocabularies
 from gptlab.data.train_tokenizer import train_tokenizer, training_bytes
 from gptlab.errors import BadInputError
-from gptlab.files import atomic_write
+from gptlab.files import locked_directory, make_directory, write_durably
 from gptlab.spec import DataSpec
 from gptlab.terminal.console import Console
 from gptlab.terminal.text import shell_command
@@ -59,12 +59,15 @@ def train(source: str, vocab_size: int, out: str | None) -> TrainedTokenizer:
     if tokens == vocabularies.BYTES.vocab_size:
         raise BadInputError(f"'{source}' is too short for a tokenizer: no two bytes occur together twice; use bytes")
     path = _default_place(source, tokens) if out is None else Path(out).expanduser()
-    existed = path.exists()
-    if existed and vocabularies.read(path, str(path)) != content:
-        raise BadInputError(f"{project.display_path(path)} exists and differs; remove it, or pass another place: --out")
-    if not existed:
-        with atomic_write(path, durable=True, make_parents=True) as file:
-            file.write(content)
+    make_directory(path.parent)
+    with locked_directory(path.parent):  # of two processes that write the same file, one finds the other's
+        existed = path.exists()
+        if existed and vocabularies.read(path, str(path)) != content:
+            raise BadInputError(
+                f"{project.display_path(path)} exists and differs; remove it, or pass another place: --out"
+            )
+        if not existed:
+            write_durably(path, content)
     return TrainedTokenizer(
         path=project.display_path(path),
         sha256=hashlib.sha256(content).hexdigest(),

@@ -7,6 +7,7 @@ of GPT-2 (`gptlab.data.pieces`), are supported. tiktoken encodes with them as it
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 25
 MAX_TOKENS = 1 << 16
 """Tokens are stored in 16 bits."""
+MAX_TOKEN_BYTES = 128
+"""As in GPT-2. The time for checking a token grows with the square of its length."""
 SUPPORTED = "only byte-level BPE as `gptlab tokenizer train` makes it is supported"
 
 TokenId = Annotated[int, Field(ge=0, lt=MAX_TOKENS, strict=True)]
@@ -119,10 +122,13 @@ def byte_characters() -> dict[int, str]:
 def _tokens(model: _Model) -> list[bytes]:
     """Return the bytes of each token.
 
-    tiktoken merges in the order of the tokens' ids, `tokenizers` in the order of the merges, so both must be the same.
+    tiktoken merges two neighbors if their bytes are a token, lowest id first; `tokenizers` merges the pairs of the
+    file, first one first. Both give the same tokens if the ids have the order of the merges, and if the earlier merges
+    turn the bytes of each token into its pair.
 
     Raises:
-        ValueError: The ids have gaps, or do not have the order of the merges; or a byte or a merge is missing.
+        ValueError: The ids have gaps, or do not have the order of the merges; a byte or a merge is missing; or a merge
+            never applies.
     """
     ids, bytes_ = model.vocab, {character: byte for byte, character in byte_characters().items()}
     if sorted(ids.values()) != list(range(len(ids))):
@@ -140,7 +146,24 @@ def _tokens(model: _Model) -> list[bytes]:
     )
     if not parts_come_first or made != sorted(set(made)):
         raise ValueError("the ids of its tokens do not have the order of its merges")
+    if longest := next((word for word in spellings if len(word) > MAX_TOKEN_BYTES), ""):
+        raise ValueError(f"its token {longest[:20]!r}… has {len(longest)} bytes, more than {MAX_TOKEN_BYTES}")
+    for pair, token in zip(model.merges, made, strict=True):
+        if _merge(pair[0] + pair[1], ids, token) != list(pair):
+            raise ValueError(f"its merge {pair[0][:50]!r} {pair[1][:50]!r} never applies, because earlier ones do")
     return [bytes(map(bytes_.__getitem__, word)) for word in spellings]
+
+
+def _merge(word: str, ids: dict[str, int], below: int) -> list[str]:
+    """Return the parts of a word after all merges that make tokens with ids below a bound."""
+    parts = list(word)
+    while True:
+        made = [ids.get(a + b, below) for a, b in pairwise(parts)]
+        first = min(made, default=below)
+        if first >= below:
+            return parts
+        place = made.index(first)
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
 
 
 def _pair(pair: Any) -> Any:

@@ -3,7 +3,7 @@
 The result is deterministic: pairs with equal counts are merged in the order of their ids, whatever thread counts them.
 """
 
-from gptlab.data.byte_pairs import byte_characters
+from gptlab.data.byte_pairs import MAX_TOKEN_BYTES, byte_characters
 from gptlab.data.pieces import pieces, split_boundary
 from gptlab.data.text import Text
 from gptlab.errors import BadInputError
@@ -11,8 +11,6 @@ from gptlab.spec import DataSpec
 
 MIN_FREQUENCY = 2
 """A pair that occurs once is worth no token."""
-MAX_TOKEN_BYTES = 128
-"""As in GPT-2."""
 
 
 def training_bytes(text: Text) -> int:

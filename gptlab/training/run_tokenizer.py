@@ -41,7 +41,7 @@ def run_tokenizer(run: Run) -> Tokenizer:
     copy = run.directory / TOKENIZER
     content = _copy(copy)
     if content is None or _sha256(content) != expected:
-        problem = f"{project.display_path(copy)} is {'missing' if content is None else 'damaged'}"
+        problem = f"{project.display_path(copy)} is {'damaged' if copy.exists() else 'missing'}"
         content = _original(name, expected)
         if content is None:
             raise BadInputError(f"{problem}; copy a tokenizer.json with sha256 {expected} there")
@@ -60,11 +60,11 @@ def restore_copy(run: Run, tokenizer: Tokenizer) -> None:
 
 
 def _copy(path: Path) -> bytes | None:
-    """The content of a file of the run, up to the length of a tokenizer; None if there is none."""
+    """The content of a file of the run, up to the length of a tokenizer; None if there is no file that can be read."""
     try:
         with open_regular(path) as file:
             return file.read(MAX_BYTES)
-    except FileNotFoundError:
+    except (FileNotFoundError, GptlabError):
         return None
 
 

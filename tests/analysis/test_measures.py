@@ -6,7 +6,7 @@ import pytest
 
 from analysis import caveats, compare, load, markdown, page_data, replicates, report
 from analysis.findings import analyze, cost_table, experiment_table
-from analysis.measures import BITS, LOSS, measure_of
+from analysis.measures import BITS, LOSS, comparable, measure_of
 from gptlab.project import runs_directory
 from gptlab.tracking.run import Run
 
@@ -103,3 +103,12 @@ def test_bits_per_byte_of_different_texts_are_not_compared(make_run: MakeRun) ->
 def test_a_tokenizer_is_a_caveat_only_where_another_is_there(make_run: MakeRun) -> None:
     make_run("letters", changes=BYTES, tokenizer_sha256="ef" * 32)
     assert not any("tokenizer" in caveat for caveat in caveats.find_caveats(load.runs()))
+
+
+def test_different_windows_of_one_tokenizer_are_not_compared_because_another_tokenizer_is_there(
+    make_run: MakeRun,
+) -> None:
+    two_tokenizers(make_run)
+    make_run("words", 3, val_losses=(11.0, 8.0, 6.0), yardstick="cccccccc")
+    runs = load.runs()
+    assert set(comparable(runs["val/yardstick"], runs, "val/bpb")) == {"aaaaaaaa", "bbbbbbbb", "cccccccc"}

@@ -159,6 +159,28 @@ VOCAB, MERGES = DOCUMENT["model"]["vocab"], DOCUMENT["model"]["merges"]
 LAST = list(VOCAB)[-1]
 BYTE_LEVEL = DOCUMENT["pre_tokenizer"]
 
+
+def merged_from_other_parts() -> list[list[str]]:
+    """The merges, of which one makes its token from two tokens that are never left of its bytes."""
+    for number, (a, b) in enumerate(MERGES):
+        word = a + b
+        for place in range(1, len(word)):
+            parts = [word[:place], word[place:]]
+            if parts != [a, b] and all(VOCAB.get(part, len(VOCAB)) < VOCAB[word] for part in parts):
+                return [*MERGES[:number], parts, *MERGES[number + 1 :]]
+    raise AssertionError("every token has one way to be made")
+
+
+def doubled(times: int) -> dict[str, Any]:
+    """A tokenizer with tokens of 2, 4, 8, … times the letter a."""
+    vocab, word, merges = dict(list(VOCAB.items())[:256]), "a", []
+    for _ in range(times):
+        merges.append([word, word])
+        word += word
+        vocab[word] = len(vocab)
+    return changed_model(vocab=vocab, merges=merges)
+
+
 REFUSED = {
     "empty": (b"", "Invalid JSON"),
     "not JSON": (b"a text", "Invalid JSON"),
@@ -198,6 +220,9 @@ REFUSED = {
     "merges in another order": (changed_model(merges=[*MERGES[1:], MERGES[0]]), "the order of its merges"),
     "a merge twice": (changed_model(merges=[MERGES[0], *MERGES[:-1]]), "the order of its merges"),
     "a merge of three": (changed_model(merges=[*MERGES[:-1], ["a", "b", "c"]]), "model.merges.3839: "),
+    "a merge that never applies": (changed_model(merges=merged_from_other_parts()), "never applies, because earlier"),
+    "a long token": (doubled(8), "has 256 bytes, more than 128"),
+    "an endless token": (doubled(20), "has 256 bytes, more than 128"),
     "a merge of unknown parts": (changed_model(merges=[*MERGES[:-1], [LAST, ""]]), "the order of its merges"),
 }
 
@@ -233,6 +258,15 @@ def test_any_document_is_a_lossless_tokenizer_or_refused(document: Any):
 @given(content=damaged(COMMITTED.read_bytes()))
 def test_damaged_bytes_are_a_lossless_tokenizer_or_refused(content: bytes):
     check_lossless_or_refused(content)
+
+
+def test_repeated_letters_are_tokenized_as_by_the_library():
+    from tokenizers import Tokenizer
+
+    document = doubled(7)
+    theirs, ours = Tokenizer.from_str(json.dumps(document)), use(document)
+    for length in (1, 2, 3, 7, 128, 129, 255, 1000):
+        assert ours.encode("a" * length) == theirs.encode("a" * length).ids
 
 
 def test_files_of_other_versions_of_the_library_are_read(committed: FileTokenizer):

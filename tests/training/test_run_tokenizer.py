@@ -206,3 +206,11 @@ def test_a_run_has_its_tokenizer_before_it_has_a_record(of_file, monkeypatch):
     text = TextRecord(source="words", path="/words.txt", bytes=1, sha256="ab")
     create_run(of_file, identity, 0, "float32", text, tokenizer=b"{}")
     assert written == ["tokenizer.json", "run.json"]
+
+
+def test_a_folder_in_place_of_the_copy_does_not_hinder_reading(train, of_file, tokenizer_file, caplog):
+    run = train(of_file, steps=5).run
+    (run.directory / "tokenizer.json").unlink()
+    (run.directory / "tokenizer.json").mkdir()
+    sample(run, None, "The", 1, max_tokens=2, temperature=1.0, top_k=0, seed=0)
+    assert "tokenizer.json is damaged; " in caplog.text
