@@ -29,6 +29,7 @@ COMMANDS: dict[str, list[str]] = {
     "sync": ["sync"],
     "rm": ["rm", "{micro 1}"],
     "gc": ["gc", "--yes"],
+    "tokenizer": ["tokenizer", "train", "{text}", "--vocab-size", "300", "--out", "{folder}/tokenizer.json"],
     "report": [REPORT],
     "run": ["run", "micro", "--seed", "2", "--steps", "21", *TRAIN],
     "run complete": ["run", "micro", *TRAIN],
@@ -36,7 +37,7 @@ COMMANDS: dict[str, list[str]] = {
     "resume json": ["resume", "{other}", *TRAIN, "--json"],
     "fresh": ["run", "micro", "--fresh", "--steps", "11", *TRAIN],
 }
-"""Not among them: `dashboard`, which needs a terminal and W&B's file, and `tokenizer`, which uses no run."""
+"""Not among them: `dashboard`, which needs a terminal and W&B's file."""
 
 READ_ONLY = {
     "list",
@@ -238,8 +239,8 @@ def run_cell(place: Place, trial: Trial, name: str, condition: Condition) -> Non
     """Run one command under one condition."""
     if condition.needs_mounts and not place.mounts:
         raise SkipError("a file system cannot be mounted here (unshare -rm)")
-    random, words = trial.random(), [word.format(**place.ids) for word in COMMANDS[name]]
-    copied = place.copy("finished", trial.folder)
+    random, copied = trial.random(), place.copy("finished", trial.folder)
+    words = command(name, place, copied)
     prepare(name, place, copied)
     true = process.run(*words) if condition.reads and name in READ_ONLY else None
     listed = _another(copied).name if condition.names == ANOTHER else condition.names
@@ -261,6 +262,11 @@ def run_cell(place: Place, trial: Trial, name: str, condition: Condition) -> Non
             require(list((copied / "runs").glob(step)), f"no checkpoint of the last step: {outcome}")
     except PromiseBrokenError as failure:
         raise PromiseBrokenError(f"{name}, {condition.name}: {failure}") from None
+
+
+def command(name: str, place: Place, folder: Path) -> list[str]:
+    """Return the words of a command that is to use a folder of the trial."""
+    return [word.format(**place.ids, text=place.root / "words.txt", folder=folder) for word in COMMANDS[name]]
 
 
 def prepare(name: str, place: Place, copied: Path) -> None:

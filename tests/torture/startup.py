@@ -10,7 +10,10 @@ from torture.process import Outcome, check_manners, ended_before_first_line
 from torture.trial import PromiseBrokenError, Trial, require
 
 SIGNALS = (signal.SIGINT, signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-COMMANDS = ["list", "show", "runs", "sample", "eval", "diff", "sync", "rm", "gc", "report", "run", "resume json"]
+COMMANDS = [
+    *("list", "show", "check", "runs", "sample", "eval", "diff", "sync", "rm", "gc", "report", "run", "resume json"),
+    "tokenizer",
+]
 LONGEST_S = dict.fromkeys(("list", "runs", "sync", "rm", "gc"), 1.2)
 
 DEFAULT_LONGEST_S = 6.0
@@ -25,11 +28,12 @@ def attempt(place: Place, trial: Trial) -> None:
     delay = LONGEST_S.get(name, DEFAULT_LONGEST_S) * random.random() ** 1.5  # the beginning is the least explored
     copied = place.copy("finished", trial.folder)
     matrix.prepare(name, place, copied)
-    started = process.start_fresh(*(word.format(**place.ids) for word in matrix.COMMANDS[name]))
+    words = matrix.command(name, place, copied)
+    started = process.start_fresh(*words)
     time.sleep(delay)
     started.send(number)
     check(started.wait(), number, delay)
-    again = process.run(*(word.format(**place.ids) for word in matrix.COMMANDS[name]))
+    again = process.run(*words)
     check_manners(again, {0, 2} if name == "rm" else {0})
 
 
