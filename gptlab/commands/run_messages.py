@@ -51,6 +51,7 @@ def new_identity(experiment: Experiment, identity: Identity, console: Console) -
         for key, (old, new) in _differing_facts(closest, new).items()
     ]
     differences += _differing_arithmetic(closest)
+    differences = differences or ["different arithmetic"]  # only the fingerprint differs
     console.print(f"new run; differs from {closest.id}: {', '.join(differences)}")
 
 
