@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from support import run_attempt
+from support import change_manifest, run_attempt
 
-from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, checkpoint_directory, list_checkpoints
+from gptlab.checkpoints.manifest import MANIFEST, MODEL, OPTIMIZER, checkpoint_directory, list_checkpoints
 from gptlab.checkpoints.retention import check_space
 from gptlab.commands import list_runs, show
 from gptlab.commands.diff import compare, recorded_side
@@ -334,3 +335,13 @@ def test_opening_lines_diff_show_and_the_list_name_parent_and_step(train, micro,
     parent.move_to_trash()
     list_runs.render(list_runs.list_runs())
     assert f"{child.id} (branch {parent.id}@10)" in capfd.readouterr().out
+
+
+def test_a_file_that_is_too_long_for_the_model_is_refused_before_it_is_read(parent, monkeypatch):
+    path = checkpoint_directory(parent.directory, 10) / MODEL
+    os.truncate(path, 1 << 36)
+    change_manifest(path.with_name(MANIFEST), lambda manifest: manifest["files"][MODEL].update(bytes=1 << 36))
+    monkeypatch.setattr(hashlib, "file_digest", lambda *arguments: pytest.fail("the file is read"))
+    for find in (find_initial_weights, lambda reference: find_branch(reference, parent.record.spec)):
+        with pytest.raises(BadInputError, match="belongs to another model"):
+            find(f"{parent.id}@10")
