@@ -138,7 +138,7 @@ def run_experiment(
         if options.fresh and (directory / RECORD).is_file():
             _start_afresh(load_run(directory), console)
         if not directory.exists():
-            messages.new_identity(experiment, planned.identity, console)
+            messages.new_identity(experiment, planned.identity, planned.fingerprint, console)
         run = create_run(
             experiment,
             planned.identity,

@@ -37,7 +37,7 @@ RESOLVED_EACH_TIME = {"train.steps", "train.precision", "data.text", "data.token
 """Fields that a run does not keep: `steps` may extend it, the others are compared as part of the identity."""
 
 
-def new_identity(experiment: Experiment, identity: Identity, console: Console) -> None:
+def new_identity(experiment: Experiment, identity: Identity, code: Fingerprint, console: Console) -> None:
     """Print how a new run differs from the run of the same name that is most like it, if there is one."""
     others = [run for run in all_runs() if run.record.spec.name == experiment.name]
     others = [run for run in others if run.record.identity != identity.content]
@@ -45,7 +45,7 @@ def new_identity(experiment: Experiment, identity: Identity, console: Console) -
         return
     new = _facts(experiment, identity.content)
     newest_first = sorted(others, key=lambda run: run.record.created, reverse=True)
-    closest = min(newest_first, key=lambda run: len(_differing_facts(run, new)))
+    closest = min(newest_first, key=lambda run: (len(_differing_facts(run, new)), _differing_code_files(run, code)))
     differences = [
         f"{key} {abbreviate_hash(old)} → {abbreviate_hash(new)}"
         for key, (old, new) in _differing_facts(closest, new).items()
@@ -59,6 +59,10 @@ def _differing_facts(run: Run, new: dict[str, Any]) -> dict[str, tuple[Any, Any]
     old = _facts(run.record.spec, run.record.identity)
     keys = [key for key in old | new if key != "fingerprint"]  # it depends on the other facts as well
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def _differing_code_files(run: Run, code: Fingerprint) -> float:
+    return len(run.record.fingerprint.differing_files(code)) if run.record.fingerprint else math.inf
 
 
 def _differing_arithmetic(run: Run) -> list[str]:
@@ -88,7 +92,8 @@ def kept_fields(run: Run, experiment: Experiment, console: Console) -> None:
 def _facts(experiment: Experiment, content: dict[str, Any]) -> dict[str, Any]:
     """Everything that the identity is computed from, including defaults, by dotted key."""
     own = {key: value for key, value in content.items() if not isinstance(value, dict)}
-    own |= dict(flatten({"branch": content.get("branch", {})}))
+    if branch := content.get("branch"):
+        own["branch"] = f"{branch['run']}@{branch['step']} ({branch['model_sha256'][:8]})"
     return own | dict(flatten(identity_fields(experiment)))
 
 
