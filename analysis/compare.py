@@ -80,15 +80,16 @@ def labels(runs: DataFrame) -> dict[str, str]:
     """A label for each experiment: its name, and the settings that differ from others of the same name.
 
     Returns:
-        Labels such as `tiny` or `tiny learning_rate=0.003` by experiment (`NAME-HASH8`). Experiments that differ only
-        in the arithmetic of their code have its hash, such as `tiny arithmetic=1a2b3c4d`. An experiment whose label
-        would still not be unique is labeled with its id.
+        Labels such as `tiny`, `tiny learning_rate=0.003` or `tiny branch=@200` by experiment (`NAME-HASH8`).
+        Experiments that differ only in the arithmetic of their code have its hash, such as `tiny arithmetic=1a2b3c4d`.
+        An experiment whose label would still not be unique is labeled with its id.
     """
     labeled = {}
     for name, group in runs.groupby("name", sort=False):
         differing = differing_columns(group)
-        for experiment, row in group.drop_duplicates("experiment").set_index("experiment").iterrows():
-            settings = [f"{column.rpartition('.')[2]}={formatting.setting(row[column])}" for column in differing]
+        group = _with_short_branches(group)
+        for experiment, values in group.drop_duplicates("experiment").set_index("experiment").iterrows():
+            settings = [f"{column.rpartition('.')[2]}={formatting.setting(values[column])}" for column in differing]
             labeled[str(experiment)] = " ".join([str(name), *settings])
     fingerprints = (
         runs.dropna(subset="fingerprint").drop_duplicates("experiment").set_index("experiment")["fingerprint"]
@@ -98,3 +99,10 @@ def labels(runs: DataFrame) -> dict[str, str]:
         labeled[key] += f" arithmetic={fingerprints[key][:8]}"
     taken = list(labeled.values())
     return {key: label if taken.count(label) == 1 else key for key, label in labeled.items()}
+
+
+def _with_short_branches(runs: DataFrame) -> DataFrame:
+    """The runs with branches named by their step alone, as `@200`, if all of them have the same parent."""
+    if "branch" not in runs or runs["branch"].str.rpartition("@")[0].nunique() != 1:
+        return runs
+    return runs.assign(branch=runs["branch"].str.replace(r"^.*(?=@)", "", regex=True))

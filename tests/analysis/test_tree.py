@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import run_attempt
 
-from analysis import caveats, load, markdown, page, replicates, tree
+from analysis import caveats, compare, load, markdown, page, replicates, tree
 from analysis.findings import Findings, analyze
 from gptlab.spec import Experiment
 from gptlab.training.initial import find_branch
@@ -104,3 +104,14 @@ def test_a_branch_that_begins_below_a_loss_does_not_count_as_reaching_it(family:
     ids = family.runs.set_index("name")["run"]
     assert steps[ids["alone"]] == steps[ids["micro"]] < 20
     assert steps[[ids["first"], ids["second"], ids["third"]]].isna().all()
+
+
+def test_branches_of_one_parent_are_labeled_by_their_step(family: Findings) -> None:
+    runs = family.runs[family.runs["name"].isin(["first", "second"])]
+    runs = runs.assign(name="cooldown", branch=[f"trunk-s0@{step}" for step in (20, 40)])
+    assert [label.split()[:2] for label in compare.labels(runs).values()] == [
+        ["cooldown", "branch=@20"],
+        ["cooldown", "branch=@40"],
+    ]
+    others = runs.assign(branch=["one-s0@20", "two-s0@20"])
+    assert [label.split()[1] for label in compare.labels(others).values()] == ["branch=one-s0@20", "branch=two-s0@20"]
