@@ -16,6 +16,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: results depend on it, and workers share the cores
 os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own reserves room that a test's limit would count
 
+from gptlab.limits import processors
 from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ hypothesis.settings.register_profile(
 )
 
 SENTENCE = "the a model learns to read one token after another and so it writes what it has read"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker more than processors: tests spend a fifth of their time waiting for processes, servers and signals."""
+    return processors().threads + 1
 
 
 @pytest.fixture(scope="session")
