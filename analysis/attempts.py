@@ -21,7 +21,7 @@ ARITHMETIC = "fingerprint"
 NAMES = {ARITHMETIC: "arithmetic"}
 HASH_LENGTH = 64
 
-DECISIVE = (ARITHMETIC, CODE, "device", "torch", "threads")
+DECISIVE = (ARITHMETIC, CODE, "device", "torch", "threads", "compile")
 """Facts that can change a run's numbers."""
 
 

@@ -81,7 +81,12 @@ def _candidates(runs: DataFrame) -> Iterator[str | None]:
     yield _mixed_code(runs)
     for column, what in {"numerics": "numerics revisions", "precision": "precisions"}.items():
         yield _different(runs, column, column, "These runs were made with {n} different " + what)
-    for fact, what in {"device": "devices", "torch": "versions of PyTorch", "threads": "thread counts"}.items():
+    for fact, what in {
+        "device": "devices",
+        "torch": "versions of PyTorch",
+        "threads": "thread counts",
+        "compile": "choices of --compile",
+    }.items():
         counts = _counts(runs, fact)
         if len(counts) > 1:
             parts = [f"{value} ({count})" for value, count in counts.items()]

@@ -36,6 +36,7 @@ START = {
     "host": "str",
     "torch": "str",
     "threads": "Int64",
+    "compile": "boolean",
     "git_commit": "str",
     "git_dirty": "boolean",
     "diff_sha256": "str",

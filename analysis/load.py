@@ -103,7 +103,8 @@ def runs(
         best/val_loss, best/step: The lowest validation loss up to the newest checkpoint, in nats per token, and its
             step. It is optimistic, because the step was chosen by this loss.
         attempts: Number of times the run was started or resumed.
-        device, host, torch, threads: Device, host, PyTorch version and number of threads of the last attempt.
+        device, host, torch, threads, compile: Device, host, PyTorch version, number of threads, and whether the model's
+            blocks were compiled, in the last attempt.
         git_commit, git_dirty, diff_sha256: Commit of the last attempt's code, whether it had uncommitted changes, and
             the SHA-256 of their diff.
         fingerprint: Hash of what the code of the last attempt computes. It also depends on the spec.

@@ -58,6 +58,14 @@ StepsOption = Annotated[
 DeterministicOption = Annotated[
     bool, typer.Option("--deterministic", help="Bitwise reproducible results on a GPU too; slower.")
 ]
+CompileOption = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="Compile the model's blocks. Default: on CUDA, with a C compiler."),
+]
+CaptureOption = Annotated[
+    bool | None,
+    typer.Option("--capture/--no-capture", help="Capture the step as a CUDA graph. Default: on CUDA."),
+]
 StepOption = Annotated[int | None, typer.Option(min=0, help="Step of a checkpoint. Default: the newest.")]
 
 
@@ -129,6 +137,8 @@ def run(
     ] = None,
     device: DeviceOption = "auto",
     deterministic: DeterministicOption = False,
+    compile_: CompileOption = None,
+    capture: CaptureOption = None,
     wandb: WandbOption = None,
     tags: Annotated[list[str] | None, typer.Option("--tag", help="Tag for W&B and reports. Repeatable.")] = None,
     notes: Annotated[str, typer.Option(help="Note to store with this attempt.")] = "",
@@ -175,6 +185,8 @@ def run(
     options = Options(
         device=device,
         deterministic=deterministic,
+        compile=compile_,
+        capture=capture,
         wandb=wandb,
         tags=tuple(tags or ()),
         notes=notes,
@@ -199,6 +211,8 @@ def resume(
     ] = False,
     device: DeviceOption = "auto",
     deterministic: DeterministicOption = False,
+    compile_: CompileOption = None,
+    capture: CaptureOption = None,
     wandb: WandbOption = None,
     artifacts: ArtifactsOption = None,
     as_json: JsonOption = False,
@@ -219,6 +233,8 @@ def resume(
         accept_code_change=accept_code_change,
         device=device,
         deterministic=deterministic,
+        compile=compile_,
+        capture=capture,
         wandb=wandb,
         artifacts=artifacts,
     )

@@ -77,4 +77,4 @@ def _compute(changes: Mapping[str, Any], edits: Mapping[Path, str]) -> dict[str,
     from gptlab.training.fingerprint import compute
 
     experiment = Experiment(name="mutant", why="Is the edit noticed?").with_changes(changes)
-    return compute(experiment, tokenizer_of(experiment)).model_dump()
+    return compute(experiment, tokenizer_of(experiment), changes.get("train.precision", "float32")).model_dump()

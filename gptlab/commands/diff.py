@@ -30,7 +30,7 @@ Facts = dict[str, Any]
 Pairs = dict[str, tuple[Any, Any]]
 
 CODE = ("git_commit", "git_dirty", "diff_sha256")
-MACHINE = ("host", "platform", "device", "deterministic", "threads", "python", "torch")
+MACHINE = ("host", "platform", "device", "deterministic", "compile", "capture", "threads", "python", "torch")
 PERFORMANCE = ("perf/tokens_per_s", "perf/peak_mem_gib", "elapsed_s", "cpu_s")
 
 
@@ -148,9 +148,8 @@ def current_side(run: Run) -> Side:
         stored_text(run)
     except BadInputError as error:
         notes.append(str(error))
-    arithmetic = fingerprint(
-        run.record.spec, run_tokenizer(run)
-    )  # with the same spec, only the code makes a difference
+    # With the same spec, only the code makes a difference.
+    arithmetic = fingerprint(run.record.spec, run_tokenizer(run), run.record.precision)
     try:
         tokenizer = {"tokenizer_sha256": find_tokenizer(experiment.data.tokenizer).sha256}
     except BadInputError as error:

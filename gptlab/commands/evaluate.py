@@ -9,6 +9,7 @@ from rich.progress import Progress
 from gptlab import project
 from gptlab.checkpoints.manifest import select_checkpoint
 from gptlab.checkpoints.read import load_model
+from gptlab.compiler import keep_kernels
 from gptlab.data import text as texts
 from gptlab.data import tokens
 from gptlab.data.windows import validation_starts
@@ -85,6 +86,7 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
     held_out = tokens.prepare(located, 1.0 if text else spec.data.val_fraction, run_tokenizer(run)).val
     starts = validation_starts(held_out, spec.train.sequence_length, None)
     keep_freed_memory()
+    keep_kernels()
     model = load_model(checkpoint, spec.model).to(settings.device)
     progress = Progress(console=console.rich, transient=True, disable=not console.rich.is_terminal)
     with console.surviving(), explain_out_of_memory(), progress as bar:

@@ -14,6 +14,7 @@ from gptlab.checkpoints.read import SavedState, read_newest_state
 from gptlab.checkpoints.retention import check_space, remove_incomplete
 from gptlab.commands import run_messages as messages
 from gptlab.commands.run_checks import check_arithmetic, check_nothing_is_lost
+from gptlab.compiler import keep_kernels
 from gptlab.data.vocabularies import Tokenizer
 from gptlab.errors import DivergedError
 from gptlab.files import remove_temporary_files
@@ -43,7 +44,13 @@ from gptlab.training.plan import plan
 from gptlab.training.profiler import Profiler
 from gptlab.training.run_text import moved_text, remember_place, stored_text
 from gptlab.training.run_tokenizer import restore_copy, run_tokenizer
-from gptlab.training.settings import Available, Settings, resolve_settings, use_deterministic_kernels
+from gptlab.training.settings import (
+    Available,
+    Settings,
+    choose_kernels,
+    resolve_settings,
+    use_deterministic_kernels,
+)
 from gptlab.training.signals import StopSignals
 from gptlab.training.training_data import TrainingData, load_training_data
 from gptlab.untrusted import check_no_hard_links
@@ -60,6 +67,10 @@ class Options:
     """Whether to resume a run with code that computes something else."""
     device: str = "auto"
     deterministic: bool = False
+    compile: bool | None = None
+    """Whether to compile the model's blocks; by default where it pays."""
+    capture: bool | None = None
+    """Whether to capture the step as a CUDA graph; by default on CUDA."""
     wandb: Mode | None = None
     tags: tuple[str, ...] = ()
     notes: str = ""
@@ -126,6 +137,7 @@ def run_experiment(
     limit_threads()
     size = size_of(experiment)  # first, because it says best what is wrong with a part
     planned = plan(experiment, seed, options.device, parent)
+    settings = choose_kernels(planned.settings, options.compile, options.capture)
     directory, text, branch, offset = planned.run_directory, planned.text, planned.branch, 0
     if branch:
         check_branch(branch, seed, experiment.train)
@@ -155,7 +167,7 @@ def run_experiment(
         if not os.access(run.record.text.path, os.R_OK):
             remember_place(run, text, console.notice)
         session = _Session(
-            run, data, planned.tokenizer, planned.fingerprint, planned.settings, options, console, hooks or Hooks()
+            run, data, planned.tokenizer, planned.fingerprint, settings, options, console, hooks or Hooks()
         )
         return session.train_to(experiment.train.steps)
 
@@ -172,6 +184,7 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     limit_threads()
     record = run.record
     settings = resolve_settings(options.device, record.precision, Available.here())
+    settings = choose_kernels(settings, options.compile, options.capture)
     new_run = shell_command("run", record.spec.name, "--text", record.text.path)
     tokenizer = run_tokenizer(run)
     if options.text:
@@ -180,7 +193,7 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
         text = stored_text(run, remedy=f"restore it, or start a new run with: {new_run}")
     data = load_training_data(record.spec, text, record.seed, tokenizer, window_offset=record.window_offset)
     with console.surviving():
-        code = fingerprint(record.spec, tokenizer)
+        code = fingerprint(record.spec, tokenizer, record.precision)
         session = _Session(run, data, tokenizer, code, settings, options, console, hooks or Hooks())
         return session.train_to(options.steps)
 
@@ -243,6 +256,7 @@ class _Session:
         run, options, console = self.run, self.options, self.console
         if options.deterministic:
             use_deterministic_kernels()
+        keep_kernels()
         keep_freed_memory()
         start_step = saved.checkpoint.step if saved else run.record.start_step
         mirror = Mirror(run, options.wandb or AUTO, console.notice)
@@ -264,6 +278,7 @@ class _Session:
             "wandb": mirror.intended_mode,
         }
         messages.opening(run, start_step, steps, self.data, self.settings, wandb, console)
+        messages.missing_compiler(self.settings, options.compile, console)
         messages.changed_environment(run, history, facts, source, self.code, console)
         train = run.record.spec.train
         with (

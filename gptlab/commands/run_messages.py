@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from gptlab import project
+from gptlab import compiler, project
 from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.errors import GptlabError
 from gptlab.identity import Fingerprint, Identity, identity_fields
@@ -28,6 +28,8 @@ COMPARED = {
     "device": "device",
     "torch": "torch",
     "threads": "threads",
+    "compile": "compilation",
+    "capture": "CUDA graph",
     "git_commit": "commit",
     "diff_sha256": "uncommitted changes",
 }
@@ -69,7 +71,7 @@ def _differing_arithmetic(run: Run) -> list[str]:
     """Say that the code computes something else than it did in a run, for the run's own spec."""
     recorded = run.record.fingerprint
     try:
-        code = fingerprint(run.record.spec, run_tokenizer(run))
+        code = fingerprint(run.record.spec, run_tokenizer(run), run.record.precision)
     except GptlabError:  # a part of the older run or its tokenizer is gone, which does not concern the new one
         return []
     same = recorded is not None and recorded.hash == code.hash
@@ -178,7 +180,12 @@ def opening(
     )
     chosen = " (chosen by auto; part of the id)" if train.precision == "auto" else ""
     threads = f" · {describe_threads()}" if settings.device == "cpu" else ""
-    console.fact("device", f"{settings.device_name()}{threads} · {settings.precision}{chosen}")
+    kernels = "".join(
+        f" · {what}"
+        for what, used in {"compiled": settings.compile, "captured as a CUDA graph": settings.capture}.items()
+        if used
+    )
+    console.fact("device", f"{settings.device_name()}{threads} · {settings.precision}{chosen}{kernels}")
     epochs = windows.epochs(steps)
     console.fact(
         "training",
@@ -187,6 +194,12 @@ def opening(
     )
     console.fact("W&B", wandb)
     console.fact("directory", project.display_path(run.directory))
+
+
+def missing_compiler(settings: Settings, requested: bool | None, console: Console) -> None:
+    """Print what the machine lacks if the model could be compiled with it."""
+    if settings.device == "cuda" and requested is None and (lacking := compiler.missing("cuda")):
+        console.notice(f"the model is not compiled, which would make training faster; it needs {lacking}")
 
 
 def describe_parent(parent: InitialWeights | Branch) -> str:

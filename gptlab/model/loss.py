@@ -4,7 +4,7 @@ Logits are by far the largest tensor in training: 412 MB at 2 × 1024 tokens, an
 log-softmax and their gradient. This loss processes the tokens in chunks and computes the gradients with respect to the
 output layer's input and weight in the forward pass, while a chunk's logits are in the CPU's caches (the idea of Liger
 Kernel, Hsu et al. 2024, section 3.2; Cut Cross-Entropy, Wijmans et al. 2024, goes further). The backward pass only
-scales these gradients.
+scales these gradients. On CUDA in bfloat16 another implementation is faster, `gptlab.model.fused_loss`.
 
 N is the number of tokens, C the width, V the vocabulary size, n the number of tokens in a chunk.
 """
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from gptlab import compiler
 
 CHUNK, CHUNK_ON_CPU = 4096, 256
 """Tokens per chunk."""
@@ -34,6 +36,11 @@ def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return the mean of `token_cross_entropy`, a scalar that is differentiable with respect to `x` and `weight`."""
     if not torch.is_grad_enabled():
         return token_cross_entropy(x, weight, targets).mean()
+    if uses_kernel(x.device.type):
+        from gptlab.model import fused_loss
+
+        x, padded = _to_matmul_dtype(x), _pad_rows(_to_matmul_dtype(weight))
+        return fused_loss.mean_cross_entropy(x, padded, targets, len(weight))
     # torch does not annotate `Function.apply`.
     loss: Tensor = _MeanCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call]
     return loss
@@ -53,9 +60,19 @@ def token_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """
     V = len(weight)
     x, weight = _to_matmul_dtype(x), _pad_rows(_to_matmul_dtype(weight))
+    if uses_kernel(x.device.type):
+        from gptlab.model import fused_loss
+
+        chunks = zip(torch.split(x, CHUNK), torch.split(targets, CHUNK), strict=True)
+        return torch.cat([fused_loss.token_cross_entropy(chunk, weight, target, V) for chunk, target in chunks])
     logits = _logits_buffer(x, weight)
     chunks = zip(torch.split(x, len(logits)), torch.split(targets, len(logits)), strict=True)
     return torch.cat([_losses_and_probabilities(chunk, weight, target, logits, V)[0] for chunk, target in chunks])
+
+
+def uses_kernel(device: str) -> bool:
+    """Return whether the loss is computed by the kernel of `fused_loss`: on CUDA, in autocast's dtype."""
+    return device == "cuda" and torch.is_autocast_enabled(device) and compiler.missing(device) is None
 
 
 class _MeanCrossEntropy(torch.autograd.Function):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NotRequired, Required, Self
+from typing import Annotated, Any, Final, Literal, NotRequired, Required, Self
 
 from pydantic import (
     AfterValidator,
@@ -250,6 +250,10 @@ class Start(TypedDict, total=False):
     torch: str
     packages: dict[str, str | None]
     threads: Count
+    compile: bool
+    """Whether the model's blocks were compiled."""
+    capture: bool
+    """Whether the step was captured as a CUDA graph; the end says it if that failed."""
     out_of_memory_kills: Count | None
     git_commit: Commit | None
     git_dirty: bool | None
@@ -261,6 +265,10 @@ class Start(TypedDict, total=False):
     artifacts: Literal["best", "final"] | None
     wandb: Literal["auto", "online", "offline", "off"]
     """The mode of the W&B mirror; `auto` if it had not chosen one yet. Unless it is `off`, W&B should have the run."""
+
+
+BEFORE_GPU_KERNELS: Final = {"compile": False, "capture": False}
+"""What holds for attempts that do not record these fields."""
 
 
 class End(TypedDict):

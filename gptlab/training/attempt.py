@@ -16,6 +16,8 @@ from gptlab.tracking.provenance import Source
 from gptlab.tracking.records import Outcome
 from gptlab.tracking.run import Run
 from gptlab.tracking.verification import end_of_rows, last_row_step
+from gptlab.training.capture import CudaGraphs, NotCapturableError
+from gptlab.training.compilation import explain_compiler_errors, uncompiled
 from gptlab.training.loop import Hooks, TrainingLoop
 from gptlab.training.memory import explain_out_of_memory
 from gptlab.training.rows import RowWriter
@@ -94,13 +96,17 @@ class Attempt:
             try:
                 for hook in self._hooks.on_start:
                     hook()
-                with explain_out_of_memory(train):
-                    self._loop(number, metrics).train(steps, stop_requested)
+                with explain_out_of_memory(train), explain_compiler_errors():
+                    loop = self._loop(number, metrics)
+                    if self._settings.capture and self.state.step < steps:
+                        end_facts |= self._capture(loop)
+                    loop.train(steps, stop_requested)
                 if self.state.step == steps:
                     self._add_sample()  # a complete run has its sample, so it is not complete if this fails
                 outcome = "complete" if self.state.step == steps else "interrupted"
             except DivergedError as error:
-                outcome, end_facts = "diverged", {"diverged": error.facts}
+                outcome = "diverged"
+                end_facts |= {"diverged": error.facts}
                 raise
             finally:
                 metrics.sync()
@@ -141,6 +147,15 @@ class Attempt:
         )
         return TrainingLoop(run.record, self.state, self._data, self._settings, rows, saver, self._hooks)
 
+    def _capture(self, loop: TrainingLoop) -> dict[str, Any]:
+        """Capture the step. If that is not possible, say why and return the fact to record."""
+        try:
+            loop.capture(CudaGraphs())
+        except NotCapturableError as error:
+            self._notice(f"the step is not captured as a CUDA graph: {error}")
+            return {"not_captured": str(error)}
+        return {}
+
     def _needed_steps(self) -> NeededSteps:
         return needed_steps(self._run.directory, self._run.id)
 
@@ -151,14 +166,15 @@ class Attempt:
     def _add_sample(self) -> None:
         run, train = self._run, self._train_spec
         try:
-            (text,) = samples(
-                self.state.model,
-                train.prompt,
-                1,
-                trained_length=train.sequence_length,
-                tokenizer=self._data.val.tokenizer,
-                seed=run.record.seed,
-            )
+            with uncompiled(self._settings):
+                (text,) = samples(
+                    self.state.model,
+                    train.prompt,
+                    1,
+                    trained_length=train.sequence_length,
+                    tokenizer=self._data.val.tokenizer,
+                    seed=run.record.seed,
+                )
         except GptlabError as error:
             self._notice(f"no sample: {error}")
         else:

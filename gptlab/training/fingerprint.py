@@ -44,7 +44,7 @@ from gptlab.model import gpt, loss
 from gptlab.part_names import BUILT_IN
 from gptlab.randomness import Purpose, normal_generator
 from gptlab.sources import PROJECT, function_hash, import_closure
-from gptlab.spec import Experiment
+from gptlab.spec import Experiment, Precision
 from gptlab.training import optimizer
 from gptlab.training.evaluate import evaluate
 from gptlab.training.schedule import learning_rate
@@ -64,6 +64,8 @@ NOISE = (1.0, 0.1, 0.0)
 """Scales of the noise. Where a model without norms overflows with the first one, the next one is taken."""
 
 PACKAGES = ("gptlab", "experiments")
+CAPTURE = "gptlab.training.capture"
+"""A module that computes and that the small training does not use."""
 
 UNCHECKED = (
     "gptlab.model.loss:_MeanCrossEntropy.backward",
@@ -76,10 +78,32 @@ UNCHECKED = (
     "gptlab.training.settings:Settings.autocast",
 )
 """Functions with lines that do not run in a small training on a CPU, such as those for CUDA and bfloat16."""
+UNCHECKED_IN_BFLOAT16 = (
+    "gptlab.model.fused_loss:_MeanCrossEntropy.backward",
+    "gptlab.model.fused_loss:_MeanCrossEntropy.forward",
+    "gptlab.model.fused_loss:_cross_entropy",
+    "gptlab.model.fused_loss:_losses",
+    "gptlab.model.fused_loss:token_cross_entropy",
+    "gptlab.model.loss:mean_cross_entropy",
+    "gptlab.model.loss:token_cross_entropy",
+    "gptlab.training.capture:CapturedStep.__call__",
+    "gptlab.training.capture:CapturedStep._run",
+    "gptlab.training.optimizer:adamw",
+    "gptlab.training.optimizer:gradient_norm",
+    "gptlab.training.optimizer:skips_on_device",
+    "gptlab.training.schedule:set_learning_rate",
+    "gptlab.training.step:TrainingStep.may_update",
+)
+"""More such functions, of experiments in bfloat16, which is the default on CUDA and only there."""
 
 
-def compute(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
+def compute(experiment: Experiment, tokenizer: Tokenizer, precision: Precision = "float32") -> Fingerprint:
     """Compute the fingerprint of the code that this process has imported.
+
+    Args:
+        experiment: The experiment.
+        tokenizer: Its tokenizer.
+        precision: Its precision, resolved for the device.
 
     Raises:
         BadInputError: A file of the code cannot be read, or a part is gone or raises an error.
@@ -94,7 +118,9 @@ def compute(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
         parts = " and ".join(f"{field} {name}" for field, name in experiment.parts.items())
         raise BadInputError(f"a small model cannot be trained with {parts}: {reason(error)}") from error
     unchecked = {*UNCHECKED, *low_precision.functions}
-    files = import_closure([__name__, *_part_modules(experiment)], code_folders())
+    if precision == "bfloat16":
+        unchecked.update(UNCHECKED_IN_BFLOAT16)
+    files = import_closure([__name__, CAPTURE, *_part_modules(experiment)], code_folders())
     files["gptlab/training/fingerprint.txt"] = TEXT
     return Fingerprint(
         numbers=numbers,

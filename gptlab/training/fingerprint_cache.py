@@ -16,11 +16,11 @@ from gptlab.errors import GptlabError
 from gptlab.files import atomic_write, writable_cache
 from gptlab.identity import NUMERICS, UNKNOWN, Fingerprint, identity_fields
 from gptlab.sources import PROJECT
-from gptlab.spec import Experiment
+from gptlab.spec import Experiment, Precision
 from gptlab.training.fingerprint import code_folders, compute
 
 
-def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
+def fingerprint(experiment: Experiment, tokenizer: Tokenizer, precision: Precision = "float32") -> Fingerprint:
     """Return the fingerprint of an experiment with the code that this process has imported.
 
     It is in the cache if no file has changed. A process that imported older code, such as a notebook, neither reads nor
@@ -30,11 +30,11 @@ def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
         BadInputError: The code cannot be read.
         GptlabError: The code does not train the small model.
     """
-    path = _cache_path(experiment, tokenizer)
+    path = _cache_path(experiment, tokenizer, precision)
     cached = _read(path)
     if cached and all(map(_is_older, _paths(cached).values())):
         return cached
-    found = compute(experiment, tokenizer)
+    found = compute(experiment, tokenizer, precision)
     changed = {name: UNKNOWN for name, path in _paths(found).items() if not _is_older(path)}
     if changed:
         return found.model_copy(update={"files": found.files | changed})
@@ -42,10 +42,11 @@ def fingerprint(experiment: Experiment, tokenizer: Tokenizer) -> Fingerprint:
     return found
 
 
-def _cache_path(experiment: Experiment, tokenizer: Tokenizer) -> Path:
+def _cache_path(experiment: Experiment, tokenizer: Tokenizer, precision: Precision) -> Path:
     """Return the path of the cached fingerprint, which depends on everything but the code's files."""
     folders = {name: str(folder) for name, folder in code_folders().items()}
-    key = [folders, identity_fields(experiment), tokenizer.sha256, NUMERICS, torch.__version__, np.__version__]
+    key = [folders, identity_fields(experiment), tokenizer.sha256, precision, NUMERICS]
+    key += [torch.__version__, np.__version__]
     name = hashlib.sha256(canonical_json(key).encode()).hexdigest()[:32]
     return project.cache_directory() / "fingerprints" / f"{name}.json"
 

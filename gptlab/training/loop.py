@@ -8,10 +8,9 @@ same bytes as an uninterrupted run of that length.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptlab.checkpoints.manifest import Checkpoint
 from gptlab.checkpoints.retention import is_snapshot
@@ -20,6 +19,8 @@ from gptlab.tracking.metrics import Row
 from gptlab.tracking.records import RunRecord
 from gptlab.training import optimizer as optimizers
 from gptlab.training import state as states
+from gptlab.training.capture import CapturedStep, Graphs
+from gptlab.training.compilation import compile_blocks, uncompiled
 from gptlab.training.evaluate import evaluate
 from gptlab.training.rows import RowWriter
 from gptlab.training.settings import Settings
@@ -55,12 +56,23 @@ class TrainingLoop:
         saver: BackgroundSaver,
         hooks: Hooks,
     ) -> None:
-        """Prepare the step. With `settings.compile`, the model is compiled when it is first called."""
+        """Prepare the step. With `settings.compile`, the blocks are compiled when they are first called."""
         self.record, self.state, self.data, self.settings = record, state, data, settings
         self.rows, self.saver, self.hooks = rows, saver, hooks
         self.train_spec = record.spec.train
-        self.model = cast(nn.Module, torch.compile(state.model)) if settings.compile else state.model
-        self.training_step = TrainingStep(self.model, state.optimizer, record.spec, record.seed, settings)
+        if settings.compile:
+            compile_blocks(state.model)
+        self._step = TrainingStep(state.model, state.optimizer, record.spec, record.seed, settings)
+        self.training_step: TrainingStep | CapturedStep = self._step
+
+    def capture(self, graphs: Graphs) -> None:
+        """Capture the step, so that it is replayed from now on.
+
+        Raises:
+            NotCapturableError: The step cannot be captured; it runs uncaptured.
+        """
+        self.state.model.train()
+        self.training_step = CapturedStep(self._step, self._batch(self.state.step), graphs)
 
     def train(self, steps: int, stop_requested: Callable[[], bool]) -> None:
         """Train until `steps` are done or a stop is requested, then save. When this returns, every save is committed.
@@ -72,7 +84,7 @@ class TrainingLoop:
         """
         if stop_requested():  # a signal arrived during preparation
             return
-        self.model.train()
+        self.state.model.train()
         self.rows.restart_stopwatch()
         with self.saver:
             self._write_missing_row(steps)
@@ -151,13 +163,14 @@ class TrainingLoop:
 
     def _validate(self) -> Row:
         started, step = time.perf_counter(), self.state.step
-        evaluation = evaluate(
-            self.model,
-            self.data.val,
-            self.data.val_starts,
-            sequence_length=self.train_spec.sequence_length,
-            settings=self.settings,
-        )
+        with uncompiled(self.settings):
+            evaluation = evaluate(
+                self.state.model,
+                self.data.val,
+                self.data.val_starts,
+                sequence_length=self.train_spec.sequence_length,
+                settings=self.settings,
+            )
         seconds = time.perf_counter() - started
         return self.rows.validation_row(step, evaluation, seconds, on_grid=self._validates_at(step))
 

@@ -54,7 +54,7 @@ def plan(
             "its embeddings are those of other tokens; start from a run with the same data.tokenizer"
         )
     text = texts.locate(experiment.data.text)
-    code = fingerprint(experiment, tokenizer)
+    code = fingerprint(experiment, tokenizer, settings.precision)
     weights = parent if isinstance(parent, InitialWeights) else None
     branch = parent if isinstance(parent, Branch) else None
     identity = identify(

@@ -19,7 +19,7 @@ def changed_model(run: Run) -> str | None:
     recorded = run.record.fingerprint
     if recorded is None:
         return None
-    current = fingerprint(run.record.spec, run_tokenizer(run))
+    current = fingerprint(run.record.spec, run_tokenizer(run), run.record.precision)
     if recorded.same_model(current):
         return None
     return f"the model of {run.id} was trained by code that computes something else{differing_files(recorded, current)}"

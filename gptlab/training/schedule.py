@@ -49,10 +49,19 @@ def learning_rate(step: int, spec: TrainSpec) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, spec: TrainSpec) -> None:
-    """Set the rate of a step. Groups that began with another rate than the spec's keep their ratio to it."""
+    """Set the rate of a step. Groups that began with another rate than the spec's keep their ratio to it.
+
+    A rate that is a tensor is overwritten in place, because a CUDA graph reads it from there.
+    """
     for group in optimizer.param_groups:
-        base = group.setdefault("initial_lr", group["lr"])  # torch's own schedulers use this key, too
-        group["lr"] = _scaled(base, rate, spec.learning_rate)
+        current = group["lr"]
+        if "initial_lr" not in group:  # torch's own schedulers use this key, too
+            group["initial_lr"] = current.item() if isinstance(current, torch.Tensor) else current
+        new = _scaled(group["initial_lr"], rate, spec.learning_rate)
+        if isinstance(current, torch.Tensor):
+            current.fill_(new)
+        else:
+            group["lr"] = new
 
 
 def constant(step: int, spec: TrainSpec) -> float:

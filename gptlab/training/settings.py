@@ -1,11 +1,12 @@
 """Settings that determine how a spec is computed on a device: precision, compilation and kernels."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import torch
 
+from gptlab import compiler
 from gptlab.errors import BadInputError
 from gptlab.spec import Precision
 
@@ -23,12 +24,15 @@ class Available:
     mps: bool
     bfloat16: bool
     """Whether the CUDA device supports bfloat16."""
+    compiler: bool = True
+    """Whether kernels can be compiled for the CUDA device."""
 
     @classmethod
     def here(cls) -> "Available":
         """Return the accelerators of this machine."""
         cuda = torch.cuda.is_available()
-        return cls(cuda, torch.backends.mps.is_available(), cuda and torch.cuda.is_bf16_supported())
+        bfloat16 = cuda and torch.cuda.is_bf16_supported()
+        return cls(cuda, torch.backends.mps.is_available(), bfloat16, cuda and compiler.missing("cuda") is None)
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,18 @@ class Settings:
     device: Device
     precision: Precision
     compile: bool
-    """Whether the model is compiled by `torch.compile`."""
+    """Whether the model's blocks are compiled by `torch.compile`."""
     fused: bool
     """Whether AdamW is one fused kernel."""
     asynchronous: bool
     """Whether the device runs asynchronously to the host, so that reading a number waits for it."""
+    capture: bool = False
+    """Whether the step is captured as a CUDA graph."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the optimizer's step could be captured. On CUDA always, so that `capture` changes no number."""
+        return self.device == "cuda" or self.capture
 
     def autocast(self) -> torch.autocast:
         """Return a context manager in which matrix products use `precision`."""
@@ -54,6 +65,8 @@ class Settings:
             "device": self.device_name(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "compile": self.compile,
+            "capture": self.capture,
         }
 
     def device_name(self) -> str:
@@ -80,9 +93,27 @@ def resolve_settings(device: str, precision: str, available: Available) -> Setti
     return Settings(
         device=cast(Device, device),
         precision=cast(Precision, precision),
-        compile=device == "cuda",
+        compile=device == "cuda" and available.compiler,
         fused=device in {"cpu", "cuda"},
         asynchronous=device != "cpu",
+        capture=device == "cuda",
+    )
+
+
+def choose_kernels(settings: Settings, compile_: bool | None, capture: bool | None) -> Settings:
+    """Return settings with another choice of kernels; None keeps the default.
+
+    Raises:
+        BadInputError: The machine lacks what compiling needs, or the device has no CUDA graphs.
+    """
+    if compile_ and (lacking := compiler.missing(settings.device)):
+        raise BadInputError(f"--compile needs {lacking}; or leave --compile out")
+    if capture and settings.device != "cuda":
+        raise BadInputError(f"--capture needs a CUDA device, not {settings.device}; leave it out")
+    return replace(
+        settings,
+        compile=settings.compile if compile_ is None else compile_,
+        capture=settings.capture if capture is None else capture,
     )
 
 

@@ -10,6 +10,7 @@ from gptlab.checkpoints.read import SavedState
 from gptlab.checkpoints.tensors import Tensors
 from gptlab.identity import identity_fields
 from gptlab.model.gpt import GPT, with_weights
+from gptlab.spec import TrainSpec
 from gptlab.tracking.records import RunRecord
 from gptlab.training import optimizer
 from gptlab.training.initial import initial_model, read_branch
@@ -44,11 +45,15 @@ def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> 
         step, loop = branch.step, LoopState(elapsed_s=branch.elapsed_s, cpu_s=branch.cpu_s)
     else:
         model = initial_model(record).to(settings.device)
-        return TrainingState(model, optimizer.build(model, spec.train, fused=settings.fused))
+        return TrainingState(model, _optimizer(model, spec.train, settings))
     model = with_weights(spec.model, weights).to(settings.device)
-    built = optimizer.build(model, spec.train, fused=settings.fused)
+    built = _optimizer(model, spec.train, settings)
     optimizer.load_state(model, built, tensors, values)
     return TrainingState(model, built, step, loop)
+
+
+def _optimizer(model: GPT, spec: TrainSpec, settings: Settings) -> torch.optim.Optimizer:
+    return optimizer.build(model, spec, fused=settings.fused, capturable=settings.capturable)
 
 
 def on_host(state: TrainingState) -> bool:

@@ -32,9 +32,8 @@ class TrainingStep:
     ) -> tuple[Tensor, Tensor]:
         """Train on one batch.
 
-        If the loss or the gradient norm is not finite, weights and moments stay as they are: on a CPU the update is
-        skipped; on CUDA fused AdamW skips it without a synchronization. Another optimizer updates there, and training
-        ends before anything is saved.
+        If the loss or the gradient norm is not finite, weights and moments stay as they are. Fused AdamW on CUDA skips
+        the update by itself; otherwise the host reads the results first.
 
         Args:
             batch: Tokens `(B, T + 1)` on the settings' device: the inputs, and the targets one position later.
@@ -44,20 +43,37 @@ class TrainingStep:
         Returns:
             The loss in nats per token and the gradient norm before clipping, scalars on the device.
         """
+        self.prepare(step)
+        loss, norm = self.compute_gradients(batch)
+        if self.may_update(loss.isfinite() & norm.isfinite()):
+            before_update()
+            self.update(norm)
+        return loss, norm
+
+    def prepare(self, step: int) -> None:
+        """Set what the host determines: the seed of random numbers and the learning rate."""
         if self.experiment.model.dropout or self.experiment.parts:  # a part may draw random numbers
             torch.manual_seed(int(random_bits(self.seed, Purpose.STEP, step)[0]))
+        set_learning_rate(self.optimizer, self._learning_rate(step), self.experiment.train)
+
+    def compute_gradients(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the forward and the backward pass. Return the loss and the gradient norm, scalars on the device."""
         with self.settings.autocast():
             loss = self.model(batch[:, :-1], batch[:, 1:])
         loss.backward()
         if self.experiment.model.parts:
             optimizers.check_gradients(self.model)
-        loss, norm = loss.detach(), optimizers.gradient_norm(cast(Any, self.model)).detach()
-        finite = loss.isfinite() & norm.isfinite()
-        if optimizers.may_update(self.optimizer, finite, self.settings):
-            before_update()
-            set_learning_rate(self.optimizer, self._learning_rate(step), self.experiment.train)
-            optimizers.clipped_update(self.optimizer, norm, self.experiment.train.max_grad_norm)
-        return loss, norm
+        return loss.detach(), optimizers.gradient_norm(cast(Any, self.model)).detach()
+
+    def may_update(self, finite: Tensor) -> bool:
+        """Return whether to call `update`, given whether all results are finite, a scalar on the device."""
+        if self.settings.asynchronous and not optimizers.skips_on_device(self.optimizer):
+            return bool(finite)
+        return optimizers.may_update(self.optimizer, finite, self.settings)
+
+    def update(self, norm: Tensor) -> None:
+        """Clip the gradients, whose norm is given, update the weights, and clear the gradients."""
+        optimizers.clipped_update(self.optimizer, norm, self.experiment.train.max_grad_norm)
 
     @cached_property
     def _learning_rate(self) -> Callable[[int], float]:

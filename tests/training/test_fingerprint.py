@@ -94,15 +94,33 @@ def test_code_that_computes_below_float64_enters_as_its_syntax():
     assert mutants.fingerprint_of(SMALL, {MODEL: renamed}).hash != after.hash
 
 
-@pytest.mark.parametrize("name", fingerprints_module.UNCHECKED)
-def test_code_that_does_not_run_here_enters_as_its_syntax(name: str):
+BFLOAT16 = {**SMALL, "train.precision": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, SMALL) for name in fingerprints_module.UNCHECKED),
+        *((name, BFLOAT16) for name in fingerprints_module.UNCHECKED_IN_BFLOAT16),
+    ],
+)
+def test_code_that_does_not_run_here_enters_as_its_syntax(name: str, changes: dict[str, Any]):
     module, _, function = name.partition(":")
     file = f"{module.replace('.', '/')}.py".removeprefix("gptlab/")
     source = (mutants.PACKAGE / file).read_text()
     tree = ast.parse(source)
-    (node,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function.split(".")[-1]]
+    scope, _, own_name = function.rpartition(".")
+    places = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == scope] if scope else [tree]
+    (node,) = [n for n in places[0].body if isinstance(n, ast.FunctionDef) and n.name == own_name]
     node.body.insert(-1, ast.parse("if False: print()").body[0])
-    assert mutants.fingerprint_of(SMALL, {file: ast.unparse(tree)}).hash != original(tuple(SMALL.items())).hash
+    assert mutants.fingerprint_of(changes, {file: ast.unparse(tree)}).hash != original(tuple(changes.items())).hash
+
+
+def test_code_of_the_gpu_does_not_change_the_fingerprint_of_an_experiment_in_float32():
+    source = (mutants.PACKAGE / "model/fused_loss.py").read_text()
+    edited = source.replace("* scale", "* scale * 2")
+    assert edited != source
+    assert mutants.fingerprint_of(SMALL, {"model/fused_loss.py": edited}).hash == original(tuple(SMALL.items())).hash
 
 
 def test_the_small_model_is_small_whatever_the_spec_says():
@@ -241,7 +259,8 @@ def code_lines(code: CodeType) -> Iterator[tuple[str, int]]:
 @pytest.mark.slow
 def test_every_line_that_computes_is_run_or_hashed():
     executed = set().union(*map(executed_lines, SPECS))
-    hashed = {name.partition(":")[2] for name in fingerprints_module.UNCHECKED}
+    unchecked = fingerprints_module.UNCHECKED + fingerprints_module.UNCHECKED_IN_BFLOAT16
+    hashed = {name.partition(":")[2] for name in unchecked}
     missed = []
     for file in COMPUTING:
         path = mutants.PACKAGE / file

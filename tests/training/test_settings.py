@@ -1,18 +1,21 @@
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from gptlab.errors import BadInputError
 from gptlab.training.settings import Available, Settings, resolve_settings
 
+WITHOUT_COMPILER = Available(cuda=True, mps=False, bfloat16=True, compiler=False)
 NOTHING = Available(cuda=False, mps=False, bfloat16=False)
 HOPPER = Available(cuda=True, mps=False, bfloat16=True)
 VOLTA = Available(cuda=True, mps=False, bfloat16=False)
 APPLE = Available(cuda=False, mps=True, bfloat16=False)
 
 CPU = Settings("cpu", "float32", compile=False, fused=True, asynchronous=False)
+CUDA = Settings("cuda", "bfloat16", compile=True, fused=True, asynchronous=True, capture=True)
 MPS = Settings("mps", "float32", compile=False, fused=False, asynchronous=True)
 
 
@@ -21,9 +24,10 @@ MPS = Settings("mps", "float32", compile=False, fused=False, asynchronous=True)
     [
         ("auto", "auto", NOTHING, CPU),
         ("auto", "auto", APPLE, MPS),
-        ("auto", "auto", HOPPER, Settings("cuda", "bfloat16", compile=True, fused=True, asynchronous=True)),
-        ("auto", "auto", VOLTA, Settings("cuda", "float32", compile=True, fused=True, asynchronous=True)),
-        ("auto", "float32", HOPPER, Settings("cuda", "float32", compile=True, fused=True, asynchronous=True)),
+        ("auto", "auto", HOPPER, CUDA),
+        ("auto", "auto", WITHOUT_COMPILER, replace(CUDA, compile=False)),
+        ("auto", "auto", VOLTA, replace(CUDA, precision="float32")),
+        ("auto", "float32", HOPPER, replace(CUDA, precision="float32")),
         ("cpu", "auto", HOPPER, CPU),
         ("cpu", "bfloat16", NOTHING, Settings("cpu", "bfloat16", compile=False, fused=True, asynchronous=False)),
         ("mps", "auto", APPLE, MPS),
