@@ -41,6 +41,17 @@ hypothesis.settings.register_profile(
 SENTENCE = "the a model learns to read one token after another and so it writes what it has read"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu", action="store_true", help="run the tests in tests/gpu on a CUDA device")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide CUDA from all tests and their processes, except with --gpu, so that `auto` is the CPU on every machine."""
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels are tested on the CPU
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One worker more than processors: tests spend a fifth of their time waiting for processes, servers and signals."""
     return processors().threads + 1
