@@ -15,7 +15,7 @@ unknown := $(filter-out $(VARIABLES),$(given))
 $(if $(unknown),$(error there is no variable $(firstword $(unknown)); available: $(VARIABLES)))
 
 .DEFAULT_GOAL := help
-.PHONY: help exp test test-fast fuzz torture bench audit lint report notebook dashboard sync
+.PHONY: help exp test test-fast test-gpu fuzz torture bench audit lint report notebook dashboard sync
 
 help:
 	@echo 'make exp NAME=baseline   start, resume or extend the run of an experiment'
@@ -33,6 +33,7 @@ help:
 	@echo 'make sync [RUN=...]      upload whatever W&B is missing'
 	@echo 'make test                run the test suite'
 	@echo 'make test-fast           run the fast tests, in less than a minute'
+	@echo 'make test-gpu            run the tests that need a CUDA device'
 	@echo 'make fuzz                run the property tests with many more examples'
 	@echo '         EXAMPLES=100000   examples per test'
 	@echo 'make torture             break things at random: kills, damage, full disks, concurrent commands'
@@ -66,6 +67,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	@$(VENV)/bin/pytest -n auto --dist worksteal -m 'not slow' --hypothesis-profile=fast
+
+test-gpu: $(READY)
+	@$(VENV)/bin/pytest --gpu -rs tests/gpu
 
 fuzz: $(READY)
 	@case $(call quote,$(EXAMPLES)) in *[!0-9]*) echo 'error: EXAMPLES must be a number such as 100000' >&2; exit 2;; esac

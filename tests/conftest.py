@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels are tested on the CPU
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA starts, for deterministic kernels
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

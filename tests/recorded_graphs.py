@@ -1,4 +1,4 @@
-"""CUDA graphs on a CPU: the operations of a function are recorded and repeated on the same tensors, without its Python."""
+"""CUDA graphs on a CPU: operations of a function are recorded and repeated on the same tensors, without its Python."""
 
 from collections.abc import Callable
 
