@@ -88,7 +88,7 @@ UNCHECKED_IN_BFLOAT16 = (
     "gptlab.model.loss:token_cross_entropy",
     "gptlab.training.capture:CapturedStep.__call__",
     "gptlab.training.capture:CapturedStep._run",
-    "gptlab.training.optimizer:adamw",
+    "gptlab.training.optimizer:_make_capturable",
     "gptlab.training.optimizer:gradient_norm",
     "gptlab.training.optimizer:skips_on_device",
     "gptlab.training.schedule:set_learning_rate",

@@ -64,6 +64,7 @@ class TrainingLoop:
             compile_blocks(state.model)
         self._step = TrainingStep(state.model, state.optimizer, record.spec, record.seed, settings)
         self.training_step: TrainingStep | CapturedStep = self._step
+        self._postponed_row: int | None = None
 
     def capture(self, graphs: Graphs) -> None:
         """Capture the step, so that it is replayed from now on.
@@ -101,9 +102,9 @@ class TrainingLoop:
         if step == self.record.start_step:
             self._log_and_save(last=last, stopping=False)
         elif self.state.loop.steps_since_row and (self._logs_at(step) or last):
-            self._log(last=last)
+            self._log(step, last=last)
         elif last and not self._validates_at(step):  # the row exists, but without a validation
-            self._log(last=True)
+            self._log(step, last=True)
 
     def _train_step(self) -> None:
         step, stopwatch = self.state.step, self.rows.stopwatch
@@ -115,6 +116,9 @@ class TrainingLoop:
         self.rows.add(step, loss, norm)
         self.state.step += 1
         stopwatch.step_s.append(time.perf_counter() - started - (stopwatch.saving_s - waited))
+        if self._postponed_row is not None:
+            row_step, self._postponed_row = self._postponed_row, None
+            self._log(row_step, last=False)
         known_loss = None if self.settings.asynchronous else self.rows.last_losses["train/loss"]
         for hook in self.hooks.on_step:
             hook(self.state.step, known_loss)
@@ -135,14 +139,22 @@ class TrainingLoop:
         """Write the row and the checkpoint that are due at this step."""
         step, train = self.state.step, self.train_spec
         best_before = self.state.loop.best_step
+        due = step > self.record.start_step and (step % train.checkpoint_every == 0 or step in train.keep_steps)
+        resumable = stopping or last or due
+        snapshot = train.snapshots and is_snapshot(step)
         if last or self._logs_at(step):
-            self._log(last=last)
+            if resumable or snapshot or self._validates_at(step) or not self._can_postpone_row():
+                self._log(step, last=last)
+            else:
+                self.rows.start_copy()
+                self._postponed_row = step
         improved = step > 0 and self.state.loop.best_step != best_before
-        due = step % train.checkpoint_every == 0 or step in train.keep_steps
-        if stopping or last or (step > self.record.start_step and due):
-            self._save(resumable=True)
-        elif improved or (train.snapshots and is_snapshot(step)):
-            self._save(resumable=False)
+        if resumable or snapshot or improved:
+            self._save(resumable=resumable)
+
+    def _can_postpone_row(self) -> bool:
+        """Return whether a row can be written after the next step has started, so that the GPU never waits for it."""
+        return self.settings.copies_in_background and self.state.step > self.record.start_step
 
     def _logs_at(self, step: int) -> bool:
         return step % self.train_spec.log_every == 0 or self._validates_at(step)
@@ -150,8 +162,7 @@ class TrainingLoop:
     def _validates_at(self, step: int) -> bool:
         return self.record.validates_at(step)
 
-    def _log(self, *, last: bool) -> None:
-        step = self.state.step
+    def _log(self, step: int, *, last: bool) -> None:
         row = self.rows.training_row(step)
         if last or self._validates_at(step):
             with self.rows.stopwatch.paused():

@@ -53,6 +53,7 @@ class RowWriter:
         self.last_losses: dict[str, float | None] = {"train/loss": None}
         """Losses of the newest step: of training, and of validation if there was one on the grid."""
         self._pending: list[tuple[int, Tensor]] = []  # (step, (loss, gradient norm)) not yet read from the device
+        self._copying: tuple[list[int], Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Add the loss and gradient norm (scalars) of a step, counted from 0. On a CPU they are read at once.
@@ -70,12 +71,31 @@ class RowWriter:
         Raises:
             DivergedError: A loss or a gradient norm is not finite.
         """
-        if not self._pending:
+        self._settle_copied()
+        if self._pending:
+            self.start_copy()
+            self._settle_copied()
+
+    def start_copy(self) -> None:
+        """Let the device copy pending results to the host when it has computed them, without waiting for it."""
+        steps, results = zip(*self._pending, strict=True)
+        copy, copied = torch.stack(results).to("cpu", non_blocking=True), None
+        if self._settings.device == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch does not annotate it
+            copied.record()
+        self._copying = list(steps), copy, copied
+        self._pending.clear()
+
+    def _settle_copied(self) -> None:
+        if self._copying is None:
             return
+        steps, copy, copied = self._copying
+        self._copying = None
+        if copied:
+            copied.synchronize()
         loop, max_norm = self._state.loop, self._spec.train.max_grad_norm
         loss_sum, norm_sum, clipped = loop.loss_sum, loop.grad_norm_sum, loop.clipped
-        steps, results = zip(*self._pending, strict=True)
-        for step, (loss, norm) in zip(steps, torch.stack(results).tolist(), strict=True):
+        for step, (loss, norm) in zip(steps, copy.tolist(), strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise DivergedError(
                     f"{self._run} diverged: after step {step} the loss is {loss} and the gradient norm {norm}; "
@@ -92,18 +112,23 @@ class RowWriter:
                 "loss_sum": loss_sum,
                 "grad_norm_sum": norm_sum,
                 "clipped": clipped,
-                "steps_since_row": loop.steps_since_row + len(self._pending),
+                "steps_since_row": loop.steps_since_row + len(steps),
             }
         )
-        self._pending.clear()
 
     def training_row(self, step: int) -> Row:
         """Return the columns of a row that do not depend on validation.
 
+        Args:
+            step: The row's step. A later step may have started, if the results of this one are being copied.
+
         Raises:
             DivergedError: See `settle`.
         """
-        self.settle()
+        if self._copying is None:
+            self.settle()
+        else:
+            self._settle_copied()
         train, loop = self._spec.train, self._state.loop
         batch_tokens = train.batch_size * train.sequence_length
         row: Row = {
@@ -123,7 +148,9 @@ class RowWriter:
                 "optim/grad_norm": loop.grad_norm_sum / count,
                 "optim/clip_frac": loop.clipped / count,
             }
-        row |= self.stopwatch.performance(batch_tokens, asynchronous=self._settings.asynchronous)
+        row |= self.stopwatch.performance(
+            batch_tokens, steps_ahead=self._state.step - step, asynchronous=self._settings.asynchronous
+        )
         if "perf/tokens_per_s" in row and (peak := peak_flops(self._settings.device)):
             row["perf/mfu"] = row["perf/tokens_per_s"] * self._record.flops_per_token / peak
         if step > self._record.start_step:
@@ -181,7 +208,7 @@ class RowWriter:
                     "steps_since_row": 0,
                 }
             )
-            self.stopwatch = Stopwatch()
+            self.stopwatch = self.stopwatch.next(steps_ahead=self._state.step - row["step"])
 
     def elapsed_s(self) -> float:
         """Seconds of training over all attempts."""

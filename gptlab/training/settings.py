@@ -55,6 +55,11 @@ class Settings:
         """Whether the optimizer's step could be captured. On CUDA always, so that `capture` changes no number."""
         return self.device == "cuda" or self.capture
 
+    @property
+    def copies_in_background(self) -> bool:
+        """Whether the device copies results to the host while it goes on with the next step."""
+        return self.asynchronous and self.device != "mps"
+
     def autocast(self) -> torch.autocast:
         """Return a context manager in which matrix products use `precision`."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")

@@ -53,17 +53,25 @@ class Stopwatch:
             yield
         self.saving_s += self._paused_s - before
 
-    def performance(self, batch_tokens: int, *, asynchronous: bool) -> Row:
+    def next(self, *, steps_ahead: int) -> "Stopwatch":
+        """Return the stopwatch of the next interval, which the last steps belong to that have already started."""
+        following = Stopwatch()
+        following.step_s = self.step_s[len(self.step_s) - steps_ahead :]
+        return following
+
+    def performance(self, batch_tokens: int, *, steps_ahead: int = 0, asynchronous: bool) -> Row:
         """Return the columns `perf/*` for the steps so far; none before the first step.
 
-        `perf/step_ms` is a median, but a mean on an asynchronous device, where single steps cannot be timed.
+        `perf/step_ms` is a median, but a mean on an asynchronous device, where single steps cannot be timed. The last
+        `steps_ahead` steps have only started.
         """
-        if not self.step_s:
+        step_s = self.step_s[: len(self.step_s) - steps_ahead]
+        if not step_s:
             return {}
         seconds = self.training_s()
         row: Row = {
-            "perf/tokens_per_s": len(self.step_s) * batch_tokens / seconds,
-            "perf/step_ms": 1e3 * (seconds / len(self.step_s) if asynchronous else statistics.median(self.step_s)),
+            "perf/tokens_per_s": len(step_s) * batch_tokens / seconds,
+            "perf/step_ms": 1e3 * (seconds / len(step_s) if asynchronous else statistics.median(step_s)),
             "perf/data_wait_frac": self.data_s / seconds,
         }
         return row | ({"perf/ckpt_s": self.saving_s} if self.saving_s else {})

@@ -9,11 +9,12 @@ from gptlab.checkpoints.manifest import LoopState
 from gptlab.data import text
 from gptlab.model import gpt
 from gptlab.tracking.metrics import read_metrics
-from gptlab.training import optimizer
+from gptlab.training import optimizer, plan
 from gptlab.training.loop import Hooks
 from gptlab.training.settings import Available, resolve_settings
 from gptlab.training.state import TrainingState, checkpoint_files
 from gptlab.training.step import TrainingStep
+from gptlab.training.stopwatch import Stopwatch
 from gptlab.training.training_data import load_training_data
 
 SETTINGS = resolve_settings("cpu", "float32", Available.here())
@@ -117,3 +118,45 @@ def test_an_error_in_a_hook_ends_the_attempt_and_the_run_resumes(train, micro, l
     assert [row["train/loss"] for row in read_metrics(run.directory)[1:]] == [
         row["train/loss"] for row in read_metrics(long_run.directory)[1:]
     ]
+
+
+@pytest.fixture
+def asynchronous(monkeypatch):
+    """Runs go on as on a GPU: the host does not wait for the results of a step."""
+    real = plan.resolve_settings
+    monkeypatch.setattr(plan, "resolve_settings", lambda *arguments: replace(real(*arguments), asynchronous=True))
+
+
+@pytest.mark.usefixtures("asynchronous")
+def test_a_gpu_works_on_the_next_step_while_a_row_is_written(train, micro, monkeypatch):
+    calls = []
+    real = TrainingStep.__call__
+
+    def step(self, batch, number, before_update=lambda: None):
+        calls.append(f"step {number}")
+        return real(self, batch, number, before_update)
+
+    monkeypatch.setattr(TrainingStep, "__call__", step)
+    train(micro, steps=20, hooks=Hooks(on_row=[lambda row: calls.append(f"row {row['step']}")]))
+    assert calls.index("row 5") == calls.index("step 5") + 1  # the first five steps are 0 to 4
+    assert calls.index("row 10") == calls.index("step 10") - 1  # a validation and a checkpoint wait
+
+
+@pytest.mark.usefixtures("asynchronous")
+@pytest.mark.parametrize("stop", [5, 6, 15])
+def test_a_row_that_is_written_late_is_not_lost_when_training_stops(train, micro, long_run, signal_at_step, stop):
+    train(micro, hooks=signal_at_step(stop))
+    run = train(micro).run
+    columns = ("step", "train/loss", "optim/grad_norm", "val/loss")
+    ours, theirs = ([[row.get(name) for name in columns] for row in read_metrics(r.directory)] for r in (run, long_run))
+    assert ours == theirs
+
+
+def test_steps_that_have_only_started_belong_to_the_next_interval():
+    stopwatch = Stopwatch()
+    stopwatch.step_s = [1.0, 2.0, 3.0]
+    all_steps, ended = (stopwatch.performance(10, steps_ahead=ahead, asynchronous=False) for ahead in (0, 1))
+    assert (all_steps["perf/step_ms"], ended["perf/step_ms"]) == (2000, 1500)
+    assert ended["perf/tokens_per_s"] == pytest.approx(all_steps["perf/tokens_per_s"] * 2 / 3, rel=0.5)
+    assert stopwatch.next(steps_ahead=1).step_s == [3.0]
+    assert stopwatch.next(steps_ahead=0).step_s == []
