@@ -72,3 +72,9 @@ def test_another_choice_on_resume_is_noticed(train, micro, monkeypatch, capsys):
     run = train(micro, steps=20).run
     assert "changed since the last attempt: compilation; bitwise equal" in capsys.readouterr().err
     assert [start["compile"] for start in run.history().starts] == [False, True]
+
+
+def test_attempts_of_earlier_versions_were_neither_compiled_nor_captured(train, micro, capsys):
+    history = train(micro, steps=1).run.history()
+    del history.attempts[0]["compile"], history.attempts[0]["capture"]
+    assert [(start["compile"], start["capture"]) for start in history.starts] == [(False, False)]

@@ -160,3 +160,17 @@ def test_steps_that_have_only_started_belong_to_the_next_interval():
     assert ended["perf/tokens_per_s"] == pytest.approx(all_steps["perf/tokens_per_s"] * 2 / 3, rel=0.5)
     assert stopwatch.next(steps_ahead=1).step_s == [3.0]
     assert stopwatch.next(steps_ahead=0).step_s == []
+
+
+@pytest.mark.usefixtures("asynchronous")
+def test_each_row_counts_the_steps_of_its_interval(train, micro, monkeypatch):
+    counts = []
+    real = Stopwatch.performance
+
+    def performance(self, batch_tokens, *, steps_ahead=0, asynchronous):
+        counts.append(len(self.step_s) - steps_ahead)
+        return real(self, batch_tokens, steps_ahead=steps_ahead, asynchronous=asynchronous)
+
+    monkeypatch.setattr(Stopwatch, "performance", performance)
+    train(micro, steps=23)
+    assert counts == [0, 5, 5, 5, 5, 3]
