@@ -5,6 +5,7 @@ running them. A graph launches all of them at once. It reads and writes tensors 
 to where the graph reads it, and the seed and the learning rate are written before each replay.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -49,7 +50,8 @@ class CudaGraphs:
         mode = torch.cuda.get_sync_debug_mode()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            torch.cuda.set_sync_debug_mode("error" if strict else mode)
+            with warnings.catch_warnings(action="ignore"):  # torch warns that this mode misses some operations
+                torch.cuda.set_sync_debug_mode("error" if strict else mode)
             try:
                 function()
             finally:
@@ -79,6 +81,7 @@ class CapturedStep:
         Raises:
             NotCapturableError: The optimizer updates without asking the device, or a part of the model waits for the
                 device or replaces a buffer.
+            GptlabError: The capture fails for another reason. CUDA may be unusable then.
         """
         if not skips_on_device(step.optimizer):
             raise NotCapturableError(f"{type(step.optimizer).__name__} updates even if the loss is not finite")
@@ -88,7 +91,13 @@ class CapturedStep:
         with _buffers_kept(step.model):
             for remaining in reversed(range(WARM_UPS)):
                 self._warm_up(graphs, strict=remaining == 0)
-        self._replay = graphs.capture(partial(self._run, update=True))
+        try:
+            self._replay = graphs.capture(partial(self._run, update=True))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            message = f"the step cannot be captured as a CUDA graph: {reason(error)}; try --no-capture"
+            raise GptlabError(message) from error
 
     def __call__(
         self, batch: Tensor, step: int, before_update: Callable[[], None] = lambda: None

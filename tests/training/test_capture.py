@@ -12,7 +12,7 @@ from recorded_graphs import RecordedGraphs
 from torch import nn
 
 from gptlab.checkpoints.manifest import LoopState
-from gptlab.errors import DivergedError
+from gptlab.errors import DivergedError, GptlabError
 from gptlab.model import gpt
 from gptlab.spec import Experiment
 from gptlab.tracking.metrics import read_metrics
@@ -210,6 +210,18 @@ def test_a_part_that_cannot_be_captured_is_named_and_the_step_runs_uncaptured(wi
         new_step(experiment, plain)(batch(n), n)
         new_step(experiment, state)(batch(n), n)
     assert_equal(tensors(plain), tensors(state))
+
+
+def test_a_capture_that_fails_is_one_line_with_a_remedy(micro):
+    class Failing(RecordedGraphs):
+        def capture(self, function):
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    step = new_step(micro, new_state(micro))
+    with pytest.raises(
+        GptlabError, match="^the step cannot be captured .*: RuntimeError: operation .*; try --no-capture$"
+    ):
+        CapturedStep(step, batch(0), Failing())
 
 
 def test_an_error_of_a_part_is_not_taken_for_waiting(with_norm):

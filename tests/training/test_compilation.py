@@ -22,7 +22,6 @@ SETTINGS = replace(resolve_settings("cpu", "float32", Available.here()), compile
 @pytest.fixture
 def compile_with(monkeypatch):
     """`compile_with(backend)` lets `torch.compile` use a backend of the test's own."""
-    monkeypatch.setattr(gpt, "compose_with_recompute", lambda outer, inner, x: outer(inner(x)))  # as on CUDA
     real = torch.compile
 
     def choose(backend):
