@@ -138,9 +138,11 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    yield
-    replaced = [name for module, name, buffer, _ in before if getattr(module, name) is not buffer]
-    for module, name, buffer, value in before:
-        setattr(module, name, buffer.copy_(value))
-    if replaced:
-        raise NotCapturableError(f"a part of the model replaces its buffer {replaced[0]}; change it in place")
+    try:
+        yield
+        for module, name, buffer, _ in before:
+            if getattr(module, name) is not buffer:
+                raise NotCapturableError(f"a part of the model replaces its buffer {name}; change it in place")
+    finally:
+        for module, name, buffer, value in before:
+            setattr(module, name, buffer.copy_(value))
