@@ -161,15 +161,12 @@ class Counting(nn.Module):
         return x * self.weight
 
 
-class Waiting(nn.Module):
-    """A norm that looks at a value."""
-
-    def __init__(self, spec):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(spec.n_embd))
+class Waiting(Counting):
+    """The same, which also looks at a value."""
 
     def forward(self, x):
-        return x * self.weight if x.abs().max() > 0 else x + self.weight
+        x = super().forward(x)
+        return x if x.abs().max() > 0 else -x
 
 
 @pytest.fixture
@@ -218,9 +215,7 @@ def test_a_capture_that_fails_is_one_line_with_a_remedy(micro):
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     step = new_step(micro, new_state(micro))
-    with pytest.raises(
-        GptlabError, match="^the step cannot be captured .*: RuntimeError: operation .*; try --no-capture$"
-    ):
+    with pytest.raises(GptlabError, match="^the step cannot be captured .*: .*operation .*; try --no-capture$"):
         CapturedStep(step, batch(0), Failing())
 
 
