@@ -89,6 +89,7 @@ def _set_environment(root: Path) -> None:
     for name in [name for name in os.environ if name.startswith(("WANDB_", "GPTLAB_"))]:
         del os.environ[name]
     os.environ["OMP_NUM_THREADS"] = "1"  # results depend on it
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # on a GPU a replay has other bits
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own reserves memory that a limit would count
     for variable, name in (("HOME", "home"), ("TMPDIR", "tmp"), ("WANDB_CONFIG_DIR", "wandb-config")):
         (root / name).mkdir()
