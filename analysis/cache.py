@@ -44,6 +44,7 @@ ROW_GROUP = 1 << 16
 
 SOURCE = "source"
 _METADATA = b"gptlab"
+_SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
 _ARROW = {"Int64": pa.int64(), "float64": pa.float64(), "str": pa.string(), "boolean": pa.bool_()}
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ class _CachedTable:
         if xxhash.xxh3_128(parquet).digest() != checksum:
             raise ValueError("its checksum is wrong")
         stored = pq.read_schema(pa.BufferReader(parquet))
-        if not stored.equals(schema):
+        if not stored.equals(_stored(schema)):
             return cls(schema)
         fingerprints = TypeAdapter(dict[str, str]).validate_json((stored.metadata or {}).get(_METADATA, b""))
         return cls(schema, parquet, fingerprints)
@@ -151,8 +152,10 @@ class _CachedTable:
         """The rows of some sources."""
         if not sources:
             return self.schema.empty_table()
-        wanted = None if len(sources) == len(self.fingerprints) else pc.field(SOURCE).isin(list(sources))
-        return pq.read_table(pa.BufferReader(self.parquet), schema=self.schema, filters=wanted)
+        buffer = pa.BufferReader(self.parquet)
+        if len(sources) == len(self.fingerprints):
+            return pq.read_table(buffer, read_dictionary=[SOURCE])
+        return pq.read_table(buffer, filters=pc.field(SOURCE).isin(list(sources))).cast(self.schema)
 
 
 def _cache_file(kind: str) -> Path:
@@ -164,7 +167,12 @@ def _cache_file(kind: str) -> Path:
 
 
 def _schema(dtypes: Mapping[str, str]) -> pa.Schema:
-    return pa.schema([(SOURCE, pa.string()), *((column, _ARROW[dtype]) for column, dtype in dtypes.items())])
+    return pa.schema([(SOURCE, _SOURCE_TYPE), *((column, _ARROW[dtype]) for column, dtype in dtypes.items())])
+
+
+def _stored(schema: pa.Schema) -> pa.Schema:
+    """The schema in the file. Arrow skips row groups by the values of a string, but not by those of a dictionary."""
+    return schema.set(0, pa.field(SOURCE, pa.string()))
 
 
 def to_arrow(source: str, rows: Iterable[Mapping[Any, Any]], dtypes: Mapping[str, str]) -> pa.Table:
@@ -176,7 +184,7 @@ def to_arrow(source: str, rows: Iterable[Mapping[Any, Any]], dtypes: Mapping[str
 
 def _block_to_arrow(source: str, rows: Rows, schema: pa.Schema) -> pa.Table:
     """The rows of one source, built column by column with the types of the schema."""
-    columns = [pa.repeat(source, len(rows))]
+    columns = [pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), [source])]
     for name, dtype in zip(schema.names[1:], schema.types[1:], strict=True):
         if dtype == pa.float64():  # most columns; converting with NumPy is faster
             values = np.array([row.get(name) for row in rows], np.float64)  # None becomes NaN
@@ -198,7 +206,7 @@ def _is_settled(fingerprint_json: str) -> bool:
 def _write(path: Path, table: pa.Table, fingerprints: Mapping[str, str]) -> None:
     """Replace the cached table atomically."""
     buffer = pa.BufferOutputStream()
-    table = table.replace_schema_metadata({_METADATA: json.dumps(fingerprints)})
+    table = table.cast(_stored(table.schema).with_metadata({_METADATA: json.dumps(fingerprints)}))
     pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP)
     parquet = memoryview(buffer.getvalue())
     with atomic_write(path, make_parents=True) as file:
@@ -209,9 +217,9 @@ def _write(path: Path, table: pa.Table, fingerprints: Mapping[str, str]) -> None
 def _to_pandas(table: pa.Table, sources: list[str]) -> DataFrame:
     """The table with the rows grouped by source, in the order of `sources`."""
     dtypes = {pa.int64(): Int64Dtype(), pa.bool_(): BooleanDtype()}
-    encoded = pc.dictionary_encode(table[SOURCE].combine_chunks())
+    encoded = table[SOURCE].unify_dictionaries().combine_chunks()
     numbers = {source: number for number, source in enumerate(sources)}
-    known = np.array([numbers[source] for source in encoded.dictionary.to_pylist()], np.int64)
+    known = np.array([numbers.get(source, -1) for source in encoded.dictionary.to_pylist()], np.int64)
     codes = known[encoded.indices.to_numpy()]
     frame: DataFrame = table.drop_columns(SOURCE).to_pandas(types_mapper=dtypes.get)
     # The categories are Python objects: a directory's name can be invalid UTF-8, which Arrow refuses.
