@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -44,12 +45,12 @@ ROW_GROUP = 1 << 16
 
 SOURCE = "source"
 _METADATA = b"gptlab"
-_SOURCE_TYPE = pa.dictionary(pa.int32(), pa.string())
 _ARROW = {"Int64": pa.int64(), "float64": pa.float64(), "str": pa.string(), "boolean": pa.bool_()}
 
 logger = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[Any, Any]]
+_ReadColumns = Callable[[list[str]], pa.Table]
 
 
 def fingerprint(files: Iterable[Path]) -> list[tuple[str, int, int, int, int]]:
@@ -98,7 +99,7 @@ def read(
     kept = [source for source, value in current.items() if cached.fingerprints.get(source) == value]
     stale = current.keys() - kept
     if not stale:
-        return _to_pandas(cached.rows(kept), list(sources))
+        return _to_pandas(cached.reader(kept), schema.names, list(sources))
     fresh = [
         (source, rows if isinstance(rows, pa.Table) else to_arrow(source, rows, dtypes))
         for source, rows in read_rows(s for s in current if s in stale)
@@ -115,7 +116,8 @@ def read(
             logger.warning(
                 "the cache in %s cannot be written: %s; the runs will be read again next time", path.parent, reason
             )
-    return _to_pandas(_select(table, [*kept, *(source for source, _ in fresh)]), list(sources))
+    chosen = _select(table, [*kept, *(source for source, _ in fresh)])
+    return _to_pandas(chosen.select, schema.names, list(sources))
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class _CachedTable:
         if xxhash.xxh3_128(parquet).digest() != checksum:
             raise ValueError("its checksum is wrong")
         stored = pq.read_schema(pa.BufferReader(parquet))
-        if not stored.equals(_stored(schema)):
+        if not stored.equals(schema):
             return cls(schema)
         fingerprints = TypeAdapter(dict[str, str]).validate_json((stored.metadata or {}).get(_METADATA, b""))
         return cls(schema, parquet, fingerprints)
@@ -152,10 +154,18 @@ class _CachedTable:
         """The rows of some sources."""
         if not sources:
             return self.schema.empty_table()
-        buffer = pa.BufferReader(self.parquet)
-        if len(sources) == len(self.fingerprints):
-            return pq.read_table(buffer, read_dictionary=[SOURCE])
-        return pq.read_table(buffer, filters=pc.field(SOURCE).isin(list(sources))).cast(self.schema)
+        wanted = None if len(sources) == len(self.fingerprints) else pc.field(SOURCE).isin(list(sources))
+        return pq.read_table(pa.BufferReader(self.parquet), schema=self.schema, filters=wanted)
+
+    def reader(self, sources: Sequence[str]) -> _ReadColumns:
+        """Return a function that reads columns of these rows. A table without other rows is decoded only then."""
+        read: _ReadColumns
+        if sources and len(sources) == len(self.fingerprints):
+            file = pq.ParquetFile(pa.BufferReader(self.parquet), read_dictionary=[SOURCE])
+            read = partial(file.read, use_threads=False)  # a column is too short for threads
+        else:
+            read = self.rows(sources).select
+        return read
 
 
 def _cache_file(kind: str) -> Path:
@@ -167,12 +177,7 @@ def _cache_file(kind: str) -> Path:
 
 
 def _schema(dtypes: Mapping[str, str]) -> pa.Schema:
-    return pa.schema([(SOURCE, _SOURCE_TYPE), *((column, _ARROW[dtype]) for column, dtype in dtypes.items())])
-
-
-def _stored(schema: pa.Schema) -> pa.Schema:
-    """The schema in the file. Arrow skips row groups by the values of a string, but not by those of a dictionary."""
-    return schema.set(0, pa.field(SOURCE, pa.string()))
+    return pa.schema([(SOURCE, pa.string()), *((column, _ARROW[dtype]) for column, dtype in dtypes.items())])
 
 
 def to_arrow(source: str, rows: Iterable[Mapping[Any, Any]], dtypes: Mapping[str, str]) -> pa.Table:
@@ -184,7 +189,7 @@ def to_arrow(source: str, rows: Iterable[Mapping[Any, Any]], dtypes: Mapping[str
 
 def _block_to_arrow(source: str, rows: Rows, schema: pa.Schema) -> pa.Table:
     """The rows of one source, built column by column with the types of the schema."""
-    columns = [pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), [source])]
+    columns = [pa.repeat(source, len(rows))]
     for name, dtype in zip(schema.names[1:], schema.types[1:], strict=True):
         if dtype == pa.float64():  # most columns; converting with NumPy is faster
             values = np.array([row.get(name) for row in rows], np.float64)  # None becomes NaN
@@ -206,7 +211,7 @@ def _is_settled(fingerprint_json: str) -> bool:
 def _write(path: Path, table: pa.Table, fingerprints: Mapping[str, str]) -> None:
     """Replace the cached table atomically."""
     buffer = pa.BufferOutputStream()
-    table = table.cast(_stored(table.schema).with_metadata({_METADATA: json.dumps(fingerprints)}))
+    table = table.replace_schema_metadata({_METADATA: json.dumps(fingerprints)})
     pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP)
     parquet = memoryview(buffer.getvalue())
     with atomic_write(path, make_parents=True) as file:
@@ -214,16 +219,21 @@ def _write(path: Path, table: pa.Table, fingerprints: Mapping[str, str]) -> None
         file.write(parquet)
 
 
-def _to_pandas(table: pa.Table, sources: list[str]) -> DataFrame:
-    """The table with the rows grouped by source, in the order of `sources`."""
+def _to_pandas(read_columns: _ReadColumns, names: list[str], sources: list[str]) -> DataFrame:
+    """A table of these columns with the rows grouped by source, in the order of `sources`.
+
+    One column is converted at a time: memory for all of them twice takes the kernel longer than everything else.
+    """
     dtypes = {pa.int64(): Int64Dtype(), pa.bool_(): BooleanDtype()}
-    encoded = table[SOURCE].unify_dictionaries().combine_chunks()
+    encoded = read_columns([SOURCE])[SOURCE].dictionary_encode().unify_dictionaries().combine_chunks()
     numbers = {source: number for number, source in enumerate(sources)}
-    known = np.array([numbers.get(source, -1) for source in encoded.dictionary.to_pylist()], np.int64)
+    known = np.array([numbers[source] for source in encoded.dictionary.to_pylist()], np.int64)
     codes = known[encoded.indices.to_numpy()]
-    frame: DataFrame = table.drop_columns(SOURCE).to_pandas(types_mapper=dtypes.get)
     # The categories are Python objects: a directory's name can be invalid UTF-8, which Arrow refuses.
-    frame.insert(0, SOURCE, Series(Categorical.from_codes(codes, Index(sources, dtype=object))))
+    columns = {SOURCE: Series(Categorical.from_codes(codes, Index(sources, dtype=object)))}
+    for name in names[1:]:
+        columns[name] = read_columns([name]).to_pandas(types_mapper=dtypes.get)[name]
+    frame = DataFrame(columns, copy=False)
     if (np.diff(codes) < 0).any():
         frame = frame.iloc[np.argsort(codes, kind="stable")].reset_index(drop=True)
     return frame
