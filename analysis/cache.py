@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -49,6 +50,7 @@ _ARROW = {"Int64": pa.int64(), "float64": pa.float64(), "str": pa.string(), "boo
 logger = logging.getLogger(__name__)
 
 Rows = Sequence[Mapping[Any, Any]]
+_ReadColumns = Callable[[list[str]], pa.Table]
 
 
 def fingerprint(files: Iterable[Path]) -> list[tuple[str, int, int, int, int]]:
@@ -97,7 +99,7 @@ def read(
     kept = [source for source, value in current.items() if cached.fingerprints.get(source) == value]
     stale = current.keys() - kept
     if not stale:
-        return _to_pandas(cached.rows(kept), list(sources))
+        return _to_pandas(cached.reader(kept), schema.names, list(sources))
     fresh = [
         (source, rows if isinstance(rows, pa.Table) else to_arrow(source, rows, dtypes))
         for source, rows in read_rows(s for s in current if s in stale)
@@ -114,7 +116,8 @@ def read(
             logger.warning(
                 "the cache in %s cannot be written: %s; the runs will be read again next time", path.parent, reason
             )
-    return _to_pandas(_select(table, [*kept, *(source for source, _ in fresh)]), list(sources))
+    chosen = _select(table, [*kept, *(source for source, _ in fresh)])
+    return _to_pandas(chosen.select, schema.names, list(sources))
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,16 @@ class _CachedTable:
             return self.schema.empty_table()
         wanted = None if len(sources) == len(self.fingerprints) else pc.field(SOURCE).isin(list(sources))
         return pq.read_table(pa.BufferReader(self.parquet), schema=self.schema, filters=wanted)
+
+    def reader(self, sources: Sequence[str]) -> _ReadColumns:
+        """Return a function that reads columns of these rows. A table without other rows is decoded only then."""
+        read: _ReadColumns
+        if sources and len(sources) == len(self.fingerprints):
+            file = pq.ParquetFile(pa.BufferReader(self.parquet), read_dictionary=[SOURCE])
+            read = partial(file.read, use_threads=False)  # a column is too short for threads
+        else:
+            read = self.rows(sources).select
+        return read
 
 
 def _cache_file(kind: str) -> Path:
@@ -206,16 +219,21 @@ def _write(path: Path, table: pa.Table, fingerprints: Mapping[str, str]) -> None
         file.write(parquet)
 
 
-def _to_pandas(table: pa.Table, sources: list[str]) -> DataFrame:
-    """The table with the rows grouped by source, in the order of `sources`."""
+def _to_pandas(read_columns: _ReadColumns, names: list[str], sources: list[str]) -> DataFrame:
+    """A table of these columns with the rows grouped by source, in the order of `sources`.
+
+    One column is converted at a time: memory for all of them twice takes the kernel longer than everything else.
+    """
     dtypes = {pa.int64(): Int64Dtype(), pa.bool_(): BooleanDtype()}
-    encoded = pc.dictionary_encode(table[SOURCE].combine_chunks())
+    encoded = read_columns([SOURCE])[SOURCE].dictionary_encode().unify_dictionaries().combine_chunks()
     numbers = {source: number for number, source in enumerate(sources)}
     known = np.array([numbers[source] for source in encoded.dictionary.to_pylist()], np.int64)
     codes = known[encoded.indices.to_numpy()]
-    frame: DataFrame = table.drop_columns(SOURCE).to_pandas(types_mapper=dtypes.get)
     # The categories are Python objects: a directory's name can be invalid UTF-8, which Arrow refuses.
-    frame.insert(0, SOURCE, Series(Categorical.from_codes(codes, Index(sources, dtype=object))))
+    columns = {SOURCE: Series(Categorical.from_codes(codes, Index(sources, dtype=object)))}
+    for name in names[1:]:
+        columns[name] = read_columns([name]).to_pandas(types_mapper=dtypes.get)[name]
+    frame = DataFrame(columns, copy=False)
     if (np.diff(codes) < 0).any():
         frame = frame.iloc[np.argsort(codes, kind="stable")].reset_index(drop=True)
     return frame

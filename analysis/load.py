@@ -24,7 +24,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
-from pandas import DataFrame, Series
+from pandas import DataFrame, Series, concat
 
 from analysis import attempts, cache, columns, logged, weights
 from analysis.windows import window_losses
@@ -424,7 +424,5 @@ def _joined(rows: DataFrame, table: DataFrame, dtypes: Mapping[str, str]) -> Dat
     """Cached rows with the keys of their runs as first columns. The table has exactly their sources, in this order."""
     codes = rows[cache.SOURCE].cat.codes.to_numpy()
     keys = table.drop_duplicates("directory")
-    leading = {key: keys[key].array.take(codes) for key in columns.KEYS}
-    return DataFrame({**leading, **rows.drop(columns=cache.SOURCE)}).astype(
-        {column: dtype for column, dtype in dtypes.items() if column in columns.KEYS}
-    )
+    leading = {key: keys[key].array.take(codes).astype(dtypes[key]) for key in columns.KEYS}
+    return concat([DataFrame(leading), rows.drop(columns=cache.SOURCE)], axis=1)  # does not copy the rows

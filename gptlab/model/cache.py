@@ -22,7 +22,8 @@ class KeyValueCache:
     ) -> None:
         """Allocate `capacity` positions of `batch` sequences."""
         shape = (spec.n_layer, 2, batch, spec.n_head, capacity, spec.n_embd // spec.n_head)
-        self._buffer = torch.empty(shape, device=device, dtype=dtype)
+        buffer = torch.empty(shape, device=device, dtype=dtype)
+        self._layers = [layer.unbind() for layer in buffer.unbind()]  # keys and values of each layer
         self.length = 0
         """Positions stored."""
 
@@ -37,8 +38,8 @@ class KeyValueCache:
         Returns:
             Views of shape `(B, n_head, length + T, C / n_head)`.
         """
-        (B, _, T, _), stored = key.shape, self._buffer[layer]  # (2, batch, n_head, capacity, C / n_head)
-        for side, new in zip(stored.narrow(3, self.length, T), (key, value), strict=True):
-            side.copy_(new)
-        keys, values = stored[:, :B, :, : self.length + T]
-        return keys, values
+        (B, _, T, _), (keys, values) = key.shape, self._layers[layer]  # (batch, n_head, capacity, C / n_head)
+        keys.narrow(2, self.length, T).copy_(key)
+        values.narrow(2, self.length, T).copy_(value)
+        length = self.length + T
+        return keys[:B, :, :length], values[:B, :, :length]

@@ -44,7 +44,7 @@ class CausalSelfAttention(nn.Module):
         """Map `(B, T, C)` to `(B, T, C)`; T is 1 if the cache already holds positions."""
         B, T, C = x.shape
         heads = self.query_key_value(x).view(B, T, 3, self.n_head, C // self.n_head)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, n_head, T, C / n_head)
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind()  # each (B, n_head, T, C / n_head)
         query, key = rotate(query), rotate(key)
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)

@@ -118,13 +118,12 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Te
     change the token only if the number lies on the boundary between two tokens.
     """
     k = 1 if temperature < 1e-6 else top_k  # dividing by a smaller number overflows
-    tokens = torch.arange(logits.shape[1]).expand(logits.shape)
-    if 0 < k < logits.shape[1]:
-        likeliest = logits.topk(k).indices.sort().values  # (B, k)
-        logits, tokens = logits.gather(1, likeliest), likeliest.cpu()
+    likeliest = logits.topk(k).indices.sort().values if 0 < k < logits.shape[1] else None  # (B, k)
+    if likeliest is not None:
+        logits = logits.gather(1, likeliest)
     logits = logits.cpu().double()  # MPS has no float64
     if not logits.isfinite().all():
         raise GptlabError("the model's output is not finite: its weights are damaged, or it diverged")
     cumulative = torch.softmax(logits / max(temperature, 1e-6), dim=1).cumsum(dim=1)
     drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-    return tokens.gather(1, drawn)
+    return drawn if likeliest is None else likeliest.cpu().gather(1, drawn)

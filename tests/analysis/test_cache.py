@@ -3,10 +3,12 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -51,6 +53,27 @@ def test_the_second_load_parses_nothing_and_returns_the_same(
         assert again.equals(table)
         assert list(again.dtypes) == list(table.dtypes)
     assert not read
+
+
+def test_a_cached_table_is_decoded_column_by_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = {f"column {number}": "float64" for number in range(20)}
+    numbers = dict.fromkeys(dtypes, pa.array([None, *range(99_999)], pa.float64()))
+
+    def read_rows(stale: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        yield from ((source, pa.table({"source": [source] * 100_000, **numbers})) for source in stale)
+
+    first = cache.read("numbers", dtypes, {"a": [], "b": []}, read_rows)
+    read, in_arrow, before = pq.ParquetFile.read, [], pa.total_allocated_bytes()
+
+    def measured(*arguments: Any, **options: Any) -> pa.Table:
+        table = read(*arguments, **options)
+        in_arrow.append(pa.total_allocated_bytes() - before)
+        return table
+
+    monkeypatch.setattr(pq.ParquetFile, "read", measured)
+    again = cache.read("numbers", dtypes, {"a": [], "b": []}, read_rows)
+    assert again.equals(first)
+    assert max(in_arrow) < 1.25 * again.memory_usage().sum(), "includes what is already converted"
 
 
 def test_only_changed_runs_are_read_again(make_run: MakeRun, read: list[Path]) -> None:

@@ -1,14 +1,16 @@
 """A training step on the CPU vs. Hugging Face's GPT-2 of the same shape, and vs. our model with full logits.
 
-Each side is a process with its own model, AdamW and batch. Their steps are interleaved.
+Each side is a process with its own model, AdamW and batch. Their steps are interleaved, also with products of large
+matrices, which are the limit. A step and these products have as many FLOPs, so other processes slow both down alike.
 """
 
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _pairs import Cost, Work, interleave_processes, timed
+from _pairs import Cost, Work, interleave_processes
 from _table import Row
 
 from gptlab import catalog
@@ -34,14 +36,8 @@ def rows() -> Iterator[Row]:
     """Speed and memory of each case vs. both references."""
     for case, (experiment, B, T, pairs, targets) in CASES.items():
         arguments = (experiment, B, T)
-        sides = {"ours": ours, "transformers": transformers, "full logits": full_logits, "matmul": matmul}
+        sides = {"matmul": matmul, "ours": ours, "transformers": transformers, "full logits": full_logits}
         costs = interleave_processes(sides, arguments, pairs, warm_up=1 if T >= 1024 else 2)
-        spec = catalog.find(experiment).model
-        flops = 3 * spec.forward_flops_per_token(T) * B * T
-        shares = sorted(
-            flops / step.wall_s / (2 * MATMUL**3 / product.value)
-            for step, product in zip(costs["ours"], costs["matmul"], strict=True)
-        )
         for side, name in (("transformers", "transformers"), ("full logits", "F.cross_entropy on full logits")):
             for clock in ("wall", "cpu"):
                 yield Row(
@@ -52,7 +48,7 @@ def rows() -> Iterator[Row]:
                     _speed(costs["ours"], B * T, clock),
                     _speed(costs[side], B * T, clock),
                     target=targets["speed"] if (side, clock) == ("transformers", "wall") else "",
-                    limit=shares[len(shares) // 2] if clock == "wall" else None,
+                    limit=_share(costs, clock, *arguments),
                     clock=clock,
                 )
             yield Row(
@@ -64,6 +60,21 @@ def rows() -> Iterator[Row]:
                 [costs[side][-1].peak_mib],
                 target=targets["memory"] if side == "transformers" else "",
             )
+
+
+def _share(costs: dict[str, list[Cost]], clock: str, experiment: str, B: int, T: int) -> float:
+    """The step's FLOPs per second as a fraction of those of the products next to it."""
+    step, products = (_speed(costs[side], 1, clock) for side in ("ours", "matmul"))
+    flops = _flops(experiment, B, T) / (2 * MATMUL**3 * _products(experiment, B, T))
+    return statistics.median(flops * ours / limit for ours, limit in zip(step, products, strict=True))
+
+
+def _flops(experiment: str, B: int, T: int) -> float:
+    return 3 * catalog.find(experiment).model.forward_flops_per_token(T) * B * T
+
+
+def _products(experiment: str, B: int, T: int) -> int:
+    return max(1, round(_flops(experiment, B, T) / (2 * MATMUL**3)))
 
 
 def _speed(costs: list[Cost], tokens: int, clock: str) -> list[float]:
@@ -106,10 +117,15 @@ def transformers(experiment: str, B: int, T: int) -> Work:
 
 
 def matmul(experiment: str, B: int, T: int) -> Work:
-    """Seconds of one product of two square matrices, best of three: the machine's limit."""
+    """Products of two square matrices with as many FLOPs as a step: the machine's limit."""
     left, right = torch.randn(MATMUL, MATMUL), torch.randn(MATMUL, MATMUL)
-    out = torch.empty(MATMUL, MATMUL)
-    return lambda: min(timed(lambda: torch.mm(left, right, out=out)).wall_s for _ in range(3))
+    out, count = torch.empty(MATMUL, MATMUL), _products(experiment, B, T)
+
+    def products() -> None:
+        for _ in range(count):
+            torch.mm(left, right, out=out)
+
+    return products
 
 
 def hugging_face(spec: ModelSpec) -> Any:
