@@ -207,8 +207,10 @@ class WandbRun:
     def log_samples(self) -> None:
         """Add the samples to the summary as a table. In the history they would need an extra row."""
         if samples := self._source.samples():
-            data = [[sample["step"], sample["prompt"], sample["text"]] for sample in samples]
-            self._run.summary["samples"] = import_wandb().Table(columns=["step", "prompt", "text"], data=data)
+            table = import_wandb().Table(columns=["step", "prompt", "text"])
+            for sample in samples:  # given as `data`, they would make wandb import pandas, which takes 0.3 s
+                table.add_data(sample["step"], sample["prompt"], sample["text"])
+            self._run.summary["samples"] = table
 
     def log_artifact(self) -> None:
         """Upload the checkpoint that the last attempt requested, if any, without copying it."""
