@@ -94,10 +94,11 @@ class Attempt:
             try:
                 for hook in self._hooks.on_start:
                     hook()
-                with explain_out_of_memory(train):
-                    self._loop(number, metrics).train(steps, stop_requested)
-                if self.state.step == steps:
-                    self._add_sample()  # a complete run has its sample, so it is not complete if this fails
+                loop = self._loop(number, metrics)
+                with explain_out_of_memory(train), loop.saver:
+                    loop.train(steps, stop_requested)
+                    if self.state.step == steps:  # sample while the last checkpoint is written
+                        self._add_sample()  # a complete run has its sample, so it is not complete if this fails
                 outcome = "complete" if self.state.step == steps else "interrupted"
             except DivergedError as error:
                 outcome, end_facts = "diverged", {"diverged": error.facts}

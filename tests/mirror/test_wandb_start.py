@@ -73,14 +73,16 @@ def test_a_mirror_that_cannot_be_started_is_one_line_and_the_run_is_pending(micr
     assert sync.pending_runs() == [run]
 
 
-def test_a_mirror_that_was_started_early_is_the_one_that_mirrors(micro, monkeypatch):
+def test_a_mirror_that_was_started_early_is_the_one_that_mirrors_and_needs_no_pandas(micro, tmp_path, monkeypatch):
+    start_fails_with(monkeypatch, tmp_path, "")
+    (tmp_path / "site" / "pandas.py").write_text("raise RuntimeError('its import takes 0.3 s')")
     child.start_early()
     (early,) = child._idle
     monkeypatch.setattr(child.sys, "executable", "/nowhere/python")
     run = run_attempt(micro, steps=10, wandb="offline").run
     assert early.process.returncode == 0
     assert sync.pending_runs() == [run]
-    assert list(run.directory.glob("wandb/offline-run-*/*.wandb"))
+    assert list(run.directory.glob("wandb/offline-run-*/files/media/table/samples_*.json"))
 
 
 @pytest.mark.parametrize("mode", ["off", "offline"])
