@@ -99,6 +99,29 @@ def on_interrupt(handler: "Handler") -> "Iterator[None]":
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def exiting_on_termination() -> "Iterator[None]":
+    """Within this context, SIGTERM and SIGHUP raise a `SystemExit`, so that what is unfinished is removed.
+
+    Handlers that others have installed stay.
+    """
+    if not _is_main_thread():
+        yield
+        return
+    replaced = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in replaced:
+        signal.signal(number, _exit)
+    try:
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: "FrameType | None") -> "NoReturn":
+    sys.exit(128 + number)
+
+
 def _is_main_thread() -> bool:
     """Whether this thread is the one that signals interrupt, and the only one that can set handlers."""
     return threading.current_thread() is threading.main_thread()

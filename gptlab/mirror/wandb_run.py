@@ -47,6 +47,7 @@ def import_wandb() -> Any:
         import wandb
     except Exception as error:  # a broken installation may raise anything
         raise GptlabError(f"wandb does not work: {error}") from error
+    wandb.util.pd_available = False  # else it imports pandas at the end of a run, to see that samples are no DataFrame
     return wandb
 
 

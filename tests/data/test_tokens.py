@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gptlab.data import tokenizer, tokens
+from gptlab.data import parallel, tokenizer, tokens
 from gptlab.data.pieces import PIECE_CHARACTERS, pieces
 from gptlab.data.text import Text, locate
 from gptlab.data.tokens import TOKEN_DTYPE, Split, TokenFile, Tokens, prepare
@@ -245,7 +245,7 @@ def test_no_two_threads_share_an_encoding(prepared: Callable[..., Tokens], monke
     gpt2 = tokenizer.gpt2()
     watched = Watched("gpt2", pat_str=gpt2._pat_str, mergeable_ranks=gpt2._mergeable_ranks, special_tokens={})
     monkeypatch.setattr(tokenizer, "gpt2", lambda: watched)
-    monkeypatch.setattr(tokens, "processors", lambda: Processors(2, None))
+    monkeypatch.setattr(parallel, "processors", lambda: Processors(2, None))
     prepared(b"some words, " * (3 * PIECE_CHARACTERS // 12))
     assert [len(threads) for threads in users.values()] == [1, 1]
 
