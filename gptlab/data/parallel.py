@@ -1,7 +1,7 @@
 """Encode the pieces of a text on all processors, in order and in bounded memory.
 
-A long text is encoded by child processes: two are 1.1 to 1.2 times as fast as two threads, which share the GIL and
-malloc's locks. For a short text, a child would not make up for its start, which takes a tenth of a second.
+A long text is encoded by child processes, because threads share the GIL and malloc's locks (docs/performance.md has the
+measurements). For a short text, a child would not make up for its start, which takes a tenth of a second.
 """
 
 import threading
