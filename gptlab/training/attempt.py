@@ -96,13 +96,13 @@ class Attempt:
             try:
                 for hook in self._hooks.on_start:
                     hook()
-                loop = self._loop(number, metrics)
-                with explain_out_of_memory(train), explain_compiler_errors(), loop.saver:
+                with explain_out_of_memory(train), explain_compiler_errors():
+                    loop = self._loop(number, metrics)
                     if self._settings.capture and self.state.step < steps:
                         end_facts |= self._capture(loop)
                     loop.train(steps, stop_requested)
-                    if self.state.step == steps:  # sample while the last checkpoint is written
-                        self._add_sample()  # a complete run has its sample, so it is not complete if this fails
+                if self.state.step == steps:
+                    self._add_sample()  # a complete run has its sample, so it is not complete if this fails
                 outcome = "complete" if self.state.step == steps else "interrupted"
             except DivergedError as error:
                 outcome = "diverged"

@@ -18,6 +18,7 @@ from gptlab.identity import NUMERICS, UNKNOWN, Fingerprint, identity_fields
 from gptlab.sources import PROJECT
 from gptlab.spec import Experiment, Precision
 from gptlab.training.fingerprint import code_folders, compute
+from gptlab.training.memory import explain_out_of_memory
 
 
 def fingerprint(experiment: Experiment, tokenizer: Tokenizer, precision: Precision = "float32") -> Fingerprint:
@@ -28,13 +29,14 @@ def fingerprint(experiment: Experiment, tokenizer: Tokenizer, precision: Precisi
 
     Raises:
         BadInputError: The code cannot be read.
-        GptlabError: The code does not train the small model.
+        GptlabError: The code does not train the small model, or memory runs out.
     """
     path = _cache_path(experiment, tokenizer, precision)
     cached = _read(path)
     if cached and all(map(_is_older, _paths(cached).values())):
         return cached
-    found = compute(experiment, tokenizer, precision)
+    with explain_out_of_memory():
+        found = compute(experiment, tokenizer, precision)
     changed = {name: UNKNOWN for name, path in _paths(found).items() if not _is_older(path)}
     if changed:
         return found.model_copy(update={"files": found.files | changed})

@@ -76,9 +76,7 @@ class TrainingLoop:
         self.training_step = CapturedStep(self._step, self._batch(self.state.step), graphs)
 
     def train(self, steps: int, stop_requested: Callable[[], bool]) -> None:
-        """Train until `steps` are done or a stop is requested, then save.
-
-        The last save may be in flight when this returns. The caller enters `saver`, whose exit waits for it.
+        """Train until `steps` are done or a stop is requested, then save. When this returns, every save is committed.
 
         Raises:
             DivergedError: A loss or gradient norm is not finite. All checkpoints are from earlier steps.
@@ -89,13 +87,14 @@ class TrainingLoop:
             return
         self.state.model.train()
         self.rows.restart_stopwatch()
-        self._write_missing_row(steps)
-        while self.state.step < steps:
-            self._train_step()
-            stopping = stop_requested() and self.state.step < steps
-            self._log_and_save(last=self.state.step == steps, stopping=stopping)
-            if stopping:
-                break
+        with self.saver:
+            self._write_missing_row(steps)
+            while self.state.step < steps:
+                self._train_step()
+                stopping = stop_requested() and self.state.step < steps
+                self._log_and_save(last=self.state.step == steps, stopping=stopping)
+                if stopping:
+                    break
 
     def _write_missing_row(self, steps: int) -> None:
         """Write the row of the step that training starts from, unless the checkpoint's rows include it."""

@@ -21,7 +21,7 @@ from gptlab.errors import DivergedError, GptlabError
 from gptlab.model import gpt
 from gptlab.tracking.metrics import read_metrics
 from gptlab.tracking.run import find_run
-from gptlab.training import attempt, optimizer, state
+from gptlab.training import optimizer, state
 from gptlab.training.loop import Hooks
 from gptlab.training.state import TrainingState
 
@@ -107,26 +107,6 @@ def test_an_update_waits_only_until_the_tensors_are_read(train, micro, monkeypat
     monkeypatch.setattr(write, "fsync_file", flush_late)
     hooks = Hooks(on_step=[noted_step])
     assert train(micro, steps=20, hooks=hooks).run.history().status == "complete"
-
-
-def test_the_sample_is_drawn_while_the_last_checkpoint_is_written(train, micro, monkeypatch):
-    drawn, write_tensors, samples = threading.Event(), write.write_tensors, attempt.samples
-
-    def write_late(path, *arguments):
-        if path.name == OPTIMIZER:  # of the only checkpoint with it, the last one
-            assert drawn.wait(PATIENCE_S), "the sample waits for the checkpoint"
-        return write_tensors(path, *arguments)
-
-    def noted_samples(*arguments, **options):
-        texts = samples(*arguments, **options)
-        drawn.set()
-        return texts
-
-    monkeypatch.setattr(write, "write_tensors", write_late)
-    monkeypatch.setattr(attempt, "samples", noted_samples)
-    run = train(micro.with_changes({"train.checkpoint_every": 40}), steps=20).run
-    assert [sample["step"] for sample in run.samples()] == [20]
-    assert [checkpoint.step for checkpoint in list_checkpoints(run.directory)][-1] == 20
 
 
 def test_an_update_does_not_wait_if_the_tensors_are_copied_as_from_a_gpu(train, micro, long_run, monkeypatch):

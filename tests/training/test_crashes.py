@@ -34,9 +34,8 @@ from gptlab.errors import GptlabError
 from gptlab.terminal.console import Console
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
 from gptlab.tracking.run import Run, find_run, load_run
-from gptlab.training.loop import Hooks
+from gptlab.training.loop import Hooks, TrainingLoop
 from gptlab.training.signals import StopSignals
-from gptlab.training.step import TrainingStep
 
 pytestmark = pytest.mark.slow
 
@@ -295,10 +294,19 @@ def test_out_of_memory_is_a_one_line_error_with_batch_size_and_sequence_length(s
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingStep, "__call__", run_out)
+        patch.setattr(TrainingLoop, "_train_step", run_out)
         with pytest.raises(GptlabError, match="out of memory with batch_size 2 × sequence_length 16"):
             train(small)
     assert find_run("small").history().status == "failed"
+
+
+def test_out_of_memory_in_the_small_training_of_the_fingerprint_is_a_one_line_error(train, small, monkeypatch):
+    def run_out(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("gptlab.training.fingerprint.evaluate", run_out)
+    with pytest.raises(GptlabError, match="^out of memory; close other programs"):
+        train(small.with_changes({"model.n_head": 1}))  # its fingerprint is in no cache
 
 
 def test_out_of_memory_in_an_evaluation_is_a_one_line_error_without_a_batch_size(small, train, monkeypatch):
