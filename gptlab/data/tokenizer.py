@@ -88,12 +88,6 @@ def copy_encoding(encoding: tiktoken.Encoding) -> tiktoken.Encoding:
     )
 
 
-def vocabulary(encoding: tiktoken.Encoding) -> bytes:
-    """The encoding as `gptlab.data.encoder_child` reads it."""
-    ranks = encoding._mergeable_ranks
-    return "\n".join([encoding._pat_str, *(token.hex() for token in sorted(ranks, key=ranks.__getitem__))]).encode()
-
-
 @functools.cache
 def token_bytes() -> NDArray[np.int64]:
     """The number of bytes of text per token, shape `(50257,)`.

@@ -10,11 +10,14 @@ import json
 import logging
 import os
 import shutil
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -23,7 +26,6 @@ from numpy.typing import NDArray
 
 from gptlab import project
 from gptlab.checksums import file_digest, forget_digests
-from gptlab.data.parallel import TOKEN_DTYPE, EncodedPiece, parallel_encoder
 from gptlab.data.pieces import PIECE_CHARACTERS, pieces, split_boundary
 from gptlab.data.text import Text
 from gptlab.data.tokenizer import END_OF_TEXT
@@ -32,10 +34,17 @@ from gptlab.digests import canonical_json, check_digest, with_digest
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.files import NOT_SUPPORTED, no_locks, writable_cache
 from gptlab.interrupts import exiting_on_termination
+from gptlab.limits import processors
 
+MAX_THREADS = 16
+"""The thread that reads and writes cannot keep more of them busy."""
+TOKEN_DTYPE = np.dtype("<u2")  # no tokenizer has more tokens than 16 bits can number
 SPLITS, META = ("train", "val"), "meta.json"
 
 logger = logging.getLogger(__name__)
+
+_EncodedPiece = tuple[str, NDArray[np.uint16]]
+"""A piece and its tokens."""
 
 
 class TokenSequence(Protocol):
@@ -207,14 +216,14 @@ def _why_unusable(folder: Path) -> str:
 
 def encode(text: Text, val_fraction: float, tokenizer: Tokenizer) -> tuple[Split, Split]:
     """Return the training and the validation part of a short text, without the cache."""
-    with parallel_encoder(tokenizer, text.size) as encode_pieces:
+    with _encoder(tokenizer) as encode_pieces:
         train, val = (
             _in_memory(encode_pieces(pieces(text, *part)), tokenizer) for part in _byte_ranges(text, val_fraction)
         )
     return train, val
 
 
-def _in_memory(encoded: Iterator[EncodedPiece], tokenizer: Tokenizer) -> Split:
+def _in_memory(encoded: Iterator[_EncodedPiece], tokenizer: Tokenizer) -> Split:
     parts, tokens = zip(*encoded, strict=True)
     raw = "".join(parts).encode()
     return Split(np.concatenate(tokens), len(raw), hashlib.sha256(raw).hexdigest(), tokenizer)
@@ -232,7 +241,7 @@ def _tokenize(text: Text, val_fraction: float, tokenizer: Tokenizer, folder: Pat
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed: we hold the lock
     staging.mkdir()
     try:
-        with _progress(text) as advance, parallel_encoder(tokenizer, text.size) as encode:
+        with _progress(text) as advance, _encoder(tokenizer) as encode:
             train, val = (encode(pieces(text, *part)) for part in _byte_ranges(text, val_fraction))
             records = {
                 "train": _write_split(train, staging / "train.u16", [text_digest], advance),
@@ -250,7 +259,7 @@ def _tokenize(text: Text, val_fraction: float, tokenizer: Tokenizer, folder: Pat
 
 
 def _write_split(
-    encoded: Iterator[EncodedPiece],
+    encoded: Iterator[_EncodedPiece],
     path: Path,
     digests: "list[hashlib._Hash]",
     advance: Callable[[int], None],
@@ -270,6 +279,36 @@ def _write_split(
             checksum.update(tokens.data)
             advance(len(raw))
     return _SplitRecord(count, size, digests[-1].hexdigest(), checksum.hexdigest(), end_of_texts)
+
+
+@contextmanager
+def _encoder(tokenizer: Tokenizer) -> Iterator[Callable[[Iterator[str]], Iterator[_EncodedPiece]]]:
+    """A function that tokenizes pieces on one thread per usable processor and yields them in order.
+
+    At most a few pieces per thread are in memory at a time.
+    """
+    new_encoder = tokenizer.encoders()  # loaded once, before the threads start
+    threads, local = min(processors().threads, MAX_THREADS), threading.local()
+
+    def initialize() -> None:
+        local.encode = new_encoder()
+
+    def encode(piece: str) -> NDArray[np.uint16]:
+        tokens: NDArray[np.integer[Any]] = local.encode(piece)
+        return tokens.astype(TOKEN_DTYPE)
+
+    def encode_all(remaining: Iterator[str]) -> Iterator[_EncodedPiece]:
+        pending: deque[tuple[str, Future[NDArray[np.uint16]]]] = deque()
+        for piece in remaining:
+            pending.append((piece, pool.submit(encode, piece)))
+            if len(pending) > 2 * threads:
+                first, future = pending.popleft()
+                yield first, future.result()
+        for piece, future in pending:
+            yield piece, future.result()
+
+    with ThreadPoolExecutor(threads, initializer=initialize) as pool:
+        yield encode_all
 
 
 @contextmanager

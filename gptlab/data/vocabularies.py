@@ -58,10 +58,6 @@ class Tokenizer(ABC):
     def encoders(self) -> Callable[[], Encoder]:
         """Load the tokenizer, and return a function that makes independent encoders, one for each thread."""
 
-    def vocabulary(self) -> bytes | None:
-        """Return what an `EncoderProcess` needs to encode; None if a process is not worth it."""
-        return None
-
     def encode_ordinary(self, text: str) -> list[int]:
         """Return `encode(text)`, under the name that tiktoken gives it."""
         return self.encode(text)
@@ -91,10 +87,6 @@ class BytePairTokenizer(Tokenizer):
             return lambda text: own.encode_to_numpy(text, disallowed_special=())
 
         return new_encoder
-
-    @override
-    def vocabulary(self) -> bytes:
-        return tokenizer.vocabulary(self._encoding())
 
 
 class Gpt2Tokenizer(BytePairTokenizer):

@@ -4,7 +4,6 @@ If memory is compared, each side runs in its own process, which sleeps while the
 """
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +22,7 @@ class Cost:
 
     wall_s: float
     cpu_s: float
-    """Sum over all threads of the process, and over its children that have ended meanwhile."""
+    """Sum over all threads of the process."""
     peak_mib: float
     """Peak resident memory of the process so far."""
     value: float | None
@@ -31,15 +30,10 @@ class Cost:
 
 def timed(work: Work) -> Cost:
     """Run the work once, in this process."""
-    wall, cpu = time.perf_counter(), _cpu_s()
+    wall, cpu = time.perf_counter(), time.process_time()
     value = work()
-    wall_s, cpu_s = time.perf_counter() - wall, _cpu_s() - cpu
+    wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     return Cost(wall_s, cpu_s, status_mib("VmHWM"), value if isinstance(value, (int, float)) else None)
-
-
-def _cpu_s() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def status_mib(name: str) -> float:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from _pairs import Cost, interleave
+from _pairs import interleave
 from _table import Row
 
 from gptlab.data import tokens
@@ -14,44 +14,38 @@ from gptlab.data.text import locate
 from gptlab.data.tokenizer import copy_encoding, gpt2
 
 MB = 10**6
-PAIRS = {32: 7, 128: 5}
-"""Number of pairs by MB of text. The start of the processes counts less in a long text."""
-TARGET_MB = 128
+SIZE_MB, PAIRS = 32, 7
 
 
 def rows() -> Iterator[Row]:
-    """Speed by wall time and by CPU time: threads and processes save wall time only."""
-    for size_mb, pairs in PAIRS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["GPTLAB_CACHE"] = folder
-            costs = _costs(text_of(Path(folder), size_mb), pairs)
-        for clock in ("wall", "cpu"):
-            mb_per_s = {side: [size_mb / getattr(one, f"{clock}_s") for one in took] for side, took in costs.items()}
-            yield Row(
-                "tokenizing",
-                f"{size_mb} MB of text",
-                "tiktoken on one thread",
-                "MB/s",
-                **mb_per_s,
-                target=">= 1.8" if (size_mb, clock) == (TARGET_MB, "wall") else "",
-                clock=clock,
-            )
+    """Speed by wall time and by CPU time: threads save wall time only."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GPTLAB_CACHE"] = folder
+        path = text_of(Path(folder), SIZE_MB)
+        pieces_of_text = list(pieces(locate(str(path)), 0, path.stat().st_size))
+        encoding, calls = copy_encoding(gpt2()), 0
 
+        def ours() -> None:
+            nonlocal calls
+            calls += 1
+            tokens.prepare(locate(str(path)), calls / 1000)  # a new split, so that it is not in the cache
 
-def _costs(path: Path, pairs: int) -> dict[str, list[Cost]]:
-    pieces_of_text = list(pieces(locate(str(path)), 0, path.stat().st_size))
-    encoding, calls = copy_encoding(gpt2()), 0
+        def theirs() -> None:
+            for piece in pieces_of_text:
+                encoding.encode_to_numpy(piece)
 
-    def ours() -> None:
-        nonlocal calls
-        calls += 1
-        tokens.prepare(locate(str(path)), calls / 1000)  # a new split, so that it is not in the cache
-
-    def theirs() -> None:
-        for piece in pieces_of_text:
-            encoding.encode_to_numpy(piece)
-
-    return interleave({"ours": ours, "theirs": theirs}, pairs)
+        costs = interleave({"ours": ours, "theirs": theirs}, PAIRS)
+    for clock, target in (("wall", ">= 1.8"), ("cpu", "")):
+        mb_per_s = {side: [SIZE_MB / getattr(one, f"{clock}_s") for one in took] for side, took in costs.items()}
+        yield Row(
+            "tokenizing",
+            f"{SIZE_MB} MB of text",
+            "tiktoken on one thread",
+            "MB/s",
+            **mb_per_s,
+            target=target,
+            clock=clock,
+        )
 
 
 def text_of(folder: Path, size_mb: int) -> Path:

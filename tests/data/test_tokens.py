@@ -3,8 +3,10 @@
 import errno
 import functools
 import hashlib
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,16 +18,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
+from faults import Ended, in_child
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support import eventually
 
-from gptlab.data import parallel, tokenizer, tokens
+from gptlab.data import tokenizer, tokens
 from gptlab.data.pieces import PIECE_CHARACTERS, pieces
 from gptlab.data.text import Text, locate
 from gptlab.data.tokens import TOKEN_DTYPE, Split, TokenFile, Tokens, prepare
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.failures import exit_code
 from gptlab.limits import Processors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,7 +250,7 @@ def test_no_two_threads_share_an_encoding(prepared: Callable[..., Tokens], monke
     gpt2 = tokenizer.gpt2()
     watched = Watched("gpt2", pat_str=gpt2._pat_str, mergeable_ranks=gpt2._mergeable_ranks, special_tokens={})
     monkeypatch.setattr(tokenizer, "gpt2", lambda: watched)
-    monkeypatch.setattr(parallel, "processors", lambda: Processors(2, None))
+    monkeypatch.setattr(tokens, "processors", lambda: Processors(2, None))
     prepared(b"some words, " * (3 * PIECE_CHARACTERS // 12))
     assert [len(threads) for threads in users.values()] == [1, 1]
 
@@ -467,3 +472,29 @@ def test_leftovers_of_a_killed_process_are_removed(text_of: TextOf, own_cache: P
     made = prepare(text, 0.25)
     assert decode(made.train) + decode(made.val) == text.path.read_bytes()
     assert list((own_cache / "tokens").glob("*/")) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "error: interrupted\n"), (signal.SIGTERM, 143, ""), (signal.SIGHUP, 129, "")],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
+)
+def test_a_signal_during_tokenizing_leaves_nothing_unfinished(
+    text_of: Callable[[bytes], Text],
+    own_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    code: int,
+    said: str,
+):
+    text = text_of(b"some words in a text")
+    monkeypatch.setattr(tokens, "pieces", lambda *arguments: itertools.repeat("some words " * 1000))
+
+    def stop(process: int) -> None:
+        eventually(lambda: any(path.stat().st_size for path in (own_cache / "tokens").glob("*.making/train.u16")))
+        os.kill(process, number)
+
+    ended = in_child(lambda: exit_code(lambda: prepare(text, 0.25) and 0), tmp_path, meanwhile=stop)
+    assert ended == Ended(code, "", said)
+    assert [path for path in (own_cache / "tokens").iterdir() if path.suffix != ".lock"] == []
