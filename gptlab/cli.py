@@ -118,7 +118,6 @@ def check(
 
 @app.command()
 def run(
-    context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment in experiments/.")],
     seed: Annotated[
         int | None,
@@ -178,7 +177,6 @@ def run(
     changes |= {} if steps is None else {"train.steps": steps}
     experiment = catalog.find(name).with_changes(changes)
 
-    _start_mirror_early(context, wandb)
     with _heavy_imports():
         from gptlab.commands.run import Options, run_experiment
         from gptlab.terminal.console import Console
@@ -205,7 +203,6 @@ def run(
 
 @app.command()
 def resume(
-    context: typer.Context,
     run: RunArgument,
     steps: StepsOption = None,
     text: Annotated[str | None, typer.Option(help="The run's text, if it has moved: the same bytes.")] = None,
@@ -226,7 +223,6 @@ def resume(
 
     found = find_run(run)
 
-    _start_mirror_early(context, wandb)
     with _heavy_imports():
         from gptlab.commands.run import Options, resume_run
         from gptlab.terminal.console import Console
@@ -487,16 +483,6 @@ def _heavy_imports() -> Iterator[None]:
     finally:
         garbage.freeze()
         garbage.enable()
-
-
-def _start_mirror_early(context: typer.Context, wandb: str | None) -> None:
-    """Start the mirror process before torch is imported, so that both import their libraries at the same time."""
-    with importing():
-        from gptlab.mirror import child, modes
-
-    if not modes.reason_for_off(wandb or modes.AUTO):
-        child.start_early()
-        context.call_on_close(child.end_idle)
 
 
 def _exit_with(result: Any, as_json: bool) -> None:

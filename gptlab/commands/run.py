@@ -260,8 +260,8 @@ class _Session:
         keep_freed_memory()
         start_step = saved.checkpoint.step if saved else run.record.start_step
         mirror = Mirror(run, options.wandb or AUTO, console.notice)
-        source = provenance.working_tree()
         wandb = mirror.mode()
+        source = provenance.working_tree()
         facts = {
             "from_step": start_step,
             "steps": steps,

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -49,42 +48,17 @@ class Child:
             return f"the mirror process exited with code {code}{f': {last_words}' if last_words else ''}"
 
 
-_idle: list[Child] = []
-"""The process that was started early, until `start` returns it."""
-
-
-def start_early() -> None:
-    """Start a process for the next call of `start`, so that it can import wandb meanwhile."""
-    with suppress(OSError):  # `start` tries again
-        _idle.append(_start())
-
-
-def end_idle() -> None:
-    """Let a process that was started early end, if there was nothing to mirror. It ends soon, and is not waited for."""
-    while _idle:
-        child = _idle.pop()
-        for pipe in (child.input, child._reports, child._errors):
-            pipe.close()
-
-
 def start(arguments: list[str]) -> Child:
-    """Start the process; see `gptlab.mirror.process` for the arguments.
+    """Start the process; see `gptlab.mirror.process` for the arguments after the first.
 
     Raises:
         OSError: It cannot be started.
     """
-    child = _idle.pop() if _idle else _start()
-    with suppress(BrokenPipeError):  # it has ended; `Child.wait` says how
-        os.write(child.input.fileno(), json.dumps(arguments).encode() + b"\n")
-    return child
-
-
-def _start() -> Child:
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - `Child.wait` closes it
     reading, writing = os.pipe()
     try:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("__main__.py")), str(writing)],
+            [sys.executable, str(Path(__file__).with_name("__main__.py")), str(writing), *arguments],
             env=wandb_environment(),
             # wandb reads settings in its working directory: never in a run, which may be untrusted.
             cwd=project.find_root() or "/",

@@ -17,7 +17,7 @@ from typing import Any
 
 from gptlab import project
 from gptlab.mirror.child import Child, start
-from gptlab.mirror.modes import AUTO, reason_for_off
+from gptlab.mirror.modes import AUTO, WANDB_MODES
 from gptlab.terminal.text import printable, shell_command
 from gptlab.tracking.metrics import METRICS
 from gptlab.tracking.run import Run
@@ -71,7 +71,7 @@ class Mirror:
         self._changed, self._exited, self._notified = threading.Condition(), False, False
         self._out_of_time, self._announced = False, False
         self._child: Child | None = None
-        reason = reason_for_off(mode) or (copy_problem(run) if wandb_parent is None else None)
+        reason = _reason_for_off(mode) or (copy_problem(run) if wandb_parent is None else None)
         if reason:
             self.report = {"mode": "off", "reason": reason}
             return
@@ -154,3 +154,11 @@ class Mirror:
                 self._reader.join()
         if self._notified:
             self._announce_failure()
+
+
+def _reason_for_off(mode: str) -> str | None:
+    if mode == "off":
+        return "requested"
+    if mode == AUTO and WANDB_MODES.get(os.environ.get("WANDB_MODE", "")) == "off":
+        return "set by WANDB_MODE"
+    return None

@@ -21,15 +21,6 @@ AUTO, SYNC = "auto", "sync"
 """Further requests: `AUTO` chooses a mode from `WANDB_MODE`, API key and server; `SYNC` means online or an error."""
 
 
-def reason_for_off(mode: str) -> str | None:
-    """Return why a requested mode means that nothing is mirrored; None if it does not."""
-    if mode == "off":
-        return "requested"
-    if mode == AUTO and WANDB_MODES.get(os.environ.get("WANDB_MODE", "")) == "off":
-        return "set by WANDB_MODE"
-    return None
-
-
 def check_wandb_mode() -> None:
     """Check that `WANDB_MODE`, if set, names a mode.
 

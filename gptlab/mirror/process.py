@@ -1,12 +1,9 @@
 """The mirror process: copies one run to W&B, so that W&B can neither delay nor end the training process.
 
-    python gptlab/mirror/__main__.py REPORTS
+    python gptlab/mirror/__main__.py REPORTS RUN_DIRECTORY WANDB_PARENT MODE FINISH_TIMEOUT_S
 
-The first line on standard input is a JSON list: RUN_DIRECTORY, WANDB_PARENT, MODE and FINISH_TIMEOUT_S. The process can
-be started before they are known, and imports wandb meanwhile.
-
-Its only source is the run's directory. Each further line means that the directory has changed. The end of standard
-input means that the attempt has ended or was killed: the process uploads the rest and exits.
+Its only source is the run's directory. A line on standard input means that the directory has changed. The end of
+standard input means that the attempt has ended or was killed: the process uploads the rest and exits.
 
 It reports to the file descriptor REPORTS, one JSON object per line: `mode` and `reason` first, `url` once W&B is
 connected, and at the end either `step`, the last step in W&B, or `error`. What it prints before it has started, on
@@ -32,7 +29,7 @@ from gptlab.interrupts import STOP_SIGNALS
 from gptlab.mirror.mirror import total_timeout_s, upload_timeout_s
 from gptlab.mirror.modes import AUTO, SYNC, Mode
 from gptlab.mirror.sync import SyncedSizes
-from gptlab.mirror.wandb_run import WandbRun, choose_mode, configured_server, import_wandb
+from gptlab.mirror.wandb_run import WandbRun, choose_mode, configured_server
 from gptlab.temporary import temporary_directory
 from gptlab.tracking import run as runs
 from gptlab.tracking.metrics import NewRows
@@ -44,7 +41,7 @@ MAX_SOCKET_FOLDER_BYTES = 40
 
 def main() -> None:
     """Mirror a run until standard input ends."""
-    (reports,) = sys.argv[1:]
+    reports, directory, wandb_parent, requested, finish_timeout_s = sys.argv[1:]
     for received in STOP_SIGNALS:  # the training process handles them and closes standard input
         signal.signal(received, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -62,12 +59,7 @@ def main() -> None:
             tempfile.tempdir = str(temporary)
             if len(os.fsencode(temporary)) <= MAX_SOCKET_FOLDER_BYTES:
                 os.environ["TMPDIR"] = str(temporary)  # so that nothing of a killed `wandb-core` remains
-            with suppress(GptlabError):  # it is reported when wandb is needed
-                import_wandb()
-            if line := _read_line():  # else the training process has ended without a run
-                directory, wandb_parent, requested, finish_timeout_s = json.loads(line)
-                run = runs.load_run(Path(directory))
-                _mirror(run, Path(wandb_parent), requested, float(finish_timeout_s), report)
+            _mirror(runs.load_run(Path(directory)), Path(wandb_parent), requested, float(finish_timeout_s), report)
     except Exception as error:
         report(error=_describe(error))
     os._exit(0)  # W&B's exit hooks wait for its service without a time limit
@@ -135,16 +127,6 @@ def _lock(path: Path, patience_s: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _read_line() -> bytes:
-    """Read the first line of standard input, and nothing of the notifications after it; empty if it has ended."""
-    line = b""
-    while not line.endswith(b"\n"):
-        if not (byte := os.read(0, 1)):
-            return b""
-        line += byte
-    return line
 
 
 def _wait_for_change() -> bool:

@@ -45,8 +45,6 @@ def import_wandb() -> Any:
     """
     try:
         import wandb
-
-        wandb.util.pd_available = False  # else it imports pandas at the end, to see that samples are no DataFrame
     except Exception as error:  # a broken installation may raise anything
         raise GptlabError(f"wandb does not work: {error}") from error
     return wandb

@@ -5,12 +5,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from support import PATIENCE_S, run_attempt
-from typer.testing import CliRunner
+from support import run_attempt
 
-from gptlab import catalog, cli
-from gptlab.commands import run as run_command
-from gptlab.commands.run import Result
 from gptlab.commands.sync import line, nothing_to_upload
 from gptlab.mirror import child, mirror, sync
 from gptlab.tracking.run import load_run
@@ -71,31 +67,6 @@ def test_a_mirror_that_cannot_be_started_is_one_line_and_the_run_is_pending(micr
     assert "(the mirror process cannot be started: No such file or directory)" in notice
     assert run.history().starts[0]["wandb"] == "auto"
     assert sync.pending_runs() == [run]
-
-
-def test_a_mirror_that_was_started_early_is_the_one_that_mirrors_and_needs_no_pandas(micro, tmp_path, monkeypatch):
-    start_fails_with(monkeypatch, tmp_path, "")
-    (tmp_path / "site" / "pandas.py").write_text("raise RuntimeError('its import takes 0.3 s')")
-    child.start_early()
-    (early,) = child._idle
-    monkeypatch.setattr(child.sys, "executable", "/nowhere/python")
-    run = run_attempt(micro, steps=10, wandb="offline").run
-    assert early.process.returncode == 0
-    assert sync.pending_runs() == [run]
-    assert list(run.directory.glob("wandb/offline-run-*/files/media/table/samples_*.json"))
-
-
-@pytest.mark.parametrize("mode", ["off", "offline"])
-def test_a_command_without_a_new_attempt_leaves_no_mirror(micro, monkeypatch, mode):
-    children = []
-    start = child._start
-    monkeypatch.setattr(child, "_start", lambda: children.append(start()) or children[-1])
-    monkeypatch.setattr(catalog, "find", lambda name: micro)
-    monkeypatch.setattr(run_command, "run_experiment", lambda *arguments: Result(None))
-    CliRunner().invoke(cli.app, ["run", "micro", "--wandb", mode], catch_exceptions=False)
-    assert len(children) == (mode == "offline")
-    assert child._idle == []
-    assert [one.process.wait(PATIENCE_S) for one in children] == [0] * len(children)
 
 
 @pytest.mark.slow
