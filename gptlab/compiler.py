@@ -37,6 +37,5 @@ def keep_kernels() -> None:
         BadInputError: There is no cache directory.
     """
     kernels = project.cache_directory() / "kernels"
-    for library in ("inductor", "triton"):
-        variable = {"inductor": "TORCHINDUCTOR_CACHE_DIR", "triton": "TRITON_CACHE_DIR"}[library]
-        os.environ.setdefault(variable, str(kernels / library))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kernels / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(kernels / "triton"))

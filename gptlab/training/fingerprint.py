@@ -86,6 +86,7 @@ UNCHECKED_IN_BFLOAT16 = (
     "gptlab.model.fused_loss:token_cross_entropy",
     "gptlab.model.loss:mean_cross_entropy",
     "gptlab.model.loss:token_cross_entropy",
+    "gptlab.model.loss:uses_kernel",
     "gptlab.training.capture:CapturedStep.__call__",
     "gptlab.training.capture:CapturedStep._run",
     "gptlab.training.optimizer:_make_capturable",
