@@ -9,7 +9,7 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(2),$(1) $(call quote,$(2)))
 
 # make would silently ignore a misspelled variable.
-VARIABLES := NAME SEED STEPS TEXT SET RUN TAG AT OUT EXAMPLES MINUTES TRIAL PYTHON VENV
+VARIABLES := NAME SEED SEEDS STEPS TEXT SET RUN TAG AT AGAINST OUT OPEN EXAMPLES MINUTES TRIAL PYTHON VENV
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(VARIABLES),$(given))
 $(if $(unknown),$(error there is no variable $(firstword $(unknown)); available: $(VARIABLES)))
@@ -18,8 +18,11 @@ $(if $(unknown),$(error there is no variable $(firstword $(unknown)); available:
 .PHONY: help exp test test-fast test-gpu fuzz torture bench audit lint report notebook dashboard sync
 
 help:
+	@echo 'start with: make exp NAME=tiny'
+	@echo
 	@echo 'make exp NAME=baseline   start, resume or extend the run of an experiment'
 	@echo '         SEED=0            seed for initialization, data order and dropout'
+	@echo '         SEEDS=0,1,2       one run per seed, and their mean with its interval'
 	@echo '         STEPS=200         total number of optimizer steps'
 	@echo '         TEXT=my.txt       train on this text'
 	@echo '         SET="a.b=1 c.d=2" change fields of the spec'
@@ -27,7 +30,9 @@ help:
 	@echo 'make report              compare the runs in runs/report.html and runs/report.md'
 	@echo '         NAME="tiny*"      only these experiments; also TAG='
 	@echo '         AT=100            compare them at this step instead of the largest common one'
+	@echo '         AGAINST=tiny      compare them with this experiment instead of the oldest one'
 	@echo '         OUT=folder        write the report there'
+	@echo '         OPEN=1            open it in the browser'
 	@echo 'make notebook            open JupyterLab in analysis/'
 	@echo 'make dashboard RUN=...   open W&B'"'"'s terminal dashboard of one or more runs'
 	@echo 'make sync [RUN=...]      upload whatever W&B is missing'
@@ -56,9 +61,11 @@ $(READY): pyproject.toml constraints.txt
 exp: $(READY)
 ifeq ($(NAME),)
 	@$(GPTLAB) list
-	@echo 'run one with: make exp NAME=...'
+	@echo
+	@echo 'run one with: make exp NAME=tiny'
 else
-	@$(GPTLAB) run $(call quote,$(NAME)) $(call option,--seed,$(SEED)) $(call option,--steps,$(STEPS)) \
+	@$(GPTLAB) run $(call quote,$(NAME)) $(call option,--seed,$(SEED)) $(call option,--seeds,$(SEEDS)) \
+		$(call option,--steps,$(STEPS)) \
 		$(call option,--text,$(TEXT)) $(foreach setting,$(SET),--set $(call quote,$(setting)))
 endif
 
@@ -98,7 +105,7 @@ lint: $(READY)
 
 report: $(READY)
 	@$(VENV)/bin/python -m analysis.report $(call option,--name,$(NAME)) $(call option,--tag,$(TAG)) \
-		$(call option,--at,$(AT)) $(call option,--out,$(OUT))
+		$(call option,--at,$(AT)) $(call option,--against,$(AGAINST)) $(call option,--out,$(OUT)) $(if $(OPEN),--open)
 
 notebook: $(READY)
 	@$(VENV)/bin/jupyter lab --notebook-dir analysis $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -21,6 +21,13 @@ def test_import_is_light_and_an_unknown_name_is_an_error():
         gptlab.rnus  # noqa: B018
 
 
+def test_a_folder_named_gptlab_such_as_the_clone_does_not_hide_the_package(tmp_path):
+    (tmp_path / "gptlab" / "gptlab").mkdir(parents=True)
+    script = "import gptlab; print(gptlab.load.__module__)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("gptlab\n", "")
+
+
 def test_runs_and_metrics_are_tables(long_run, monkeypatch):
     monkeypatch.setenv("GPTLAB_RUNS", str(long_run.directory.parent))
     runs = gptlab.runs(name="micro")

@@ -4,6 +4,7 @@ leet reads W&B's own files. Those of a run may be incomplete (written online aft
 missing (W&B was off). So leet is given temporary files, which the mirror writes from `metrics.jsonl`.
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from gptlab.temporary import temporary_directory
 from gptlab.tracking.run import Run
 
 REFRESH_S = 1.0
+VIEW = {"metrics_filter": {"query": "loss$|bpb$"}}
+"""The charts that leet opens with, as a regular expression, instead of all in alphabetical order. leet displays the
+filter with the keys that change or clear it."""
 
 
 def show(runs: list[Run], notice: Callable[[str], None]) -> int:
@@ -34,6 +38,7 @@ def show(runs: list[Run], notice: Callable[[str], None]) -> int:
             raise BadInputError(f"{run.id} was never trained; train it with: gptlab resume {run.reference}")
     with temporary_directory("dashboard") as wandb_parent:
         training = _mirror(runs, wandb_parent, notice)
+        (wandb_parent / "wandb" / ".wandb-leet.json").write_text(json.dumps(VIEW))
         leet = _open_leet(path_to_open(wandb_parent))
         while _is_open(leet):
             for mirror in training:

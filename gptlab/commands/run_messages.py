@@ -295,8 +295,14 @@ def _print_results(run: Run, history: History, console: Console) -> None:
     se = history.last("val/loss_se")
     console.fact("train loss", f"{train} nats/token")
     console.fact("val loss", f"{val}{'' if se is None else f' ± {se:.4f}'} nats/token · {bpb} bits/byte")
+    if se is not None:
+        console.fact("", "± is the standard error over the validation windows; seeds vary in addition")
+    newest = list_checkpoints(run.directory)[-1:]
+    for progress in (checkpoint.manifest.progress for checkpoint in newest):
+        if progress.best_step and not history.damage:
+            console.fact("best", f"{_format_loss(progress.best_val_loss)} nats/token at step {progress.best_step}")
     console.fact("directory", project.display_path(run.directory))
-    for checkpoint in list_checkpoints(run.directory)[-1:]:
+    for checkpoint in newest:
         console.fact("checkpoint", f"checkpoints/{checkpoint.directory.name}")
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_fewer_steps_than_an_interrupted_run_has_change_nothing(train, micro, si
     train(micro, steps=5)
     assert contents(run.directory) == before
     assert "already has 12 steps" in capfd.readouterr().err
+
+
+def test_the_closing_block_explains_its_uncertainty_and_names_the_best_step_of_the_run(train, micro, capfd):
+    train(micro, steps=20)
+    run = train(micro, steps=35).run
+    printed = capfd.readouterr().err.rpartition("is complete")[2]
+    loss, step = min((row["val/loss"], row["step"]) for row in read_metrics(run.directory) if "val/loss" in row)
+    assert f"  best        {loss:.4f} nats/token at step {step}\n" in printed
+    assert re.search(r"val loss    \d+\.\d{4} ± \d", printed)
+    assert "± is the standard error over the validation windows" in printed
 
 
 def test_run_json_is_never_changed(train, micro):

@@ -1,8 +1,15 @@
 """What W&B displays of a run: names, config, metrics, best values, samples and checkpoints."""
 
+import fcntl
 import json
+import os
+import pty
+import re
+import select
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from support import eventually, run_attempt
@@ -11,6 +18,7 @@ from gptlab.checkpoints.manifest import MODEL, checkpoint_directory, list_checkp
 from gptlab.commands import dashboard
 from gptlab.errors import BadInputError
 from gptlab.mirror import sync
+from gptlab.mirror.environment import wandb_environment
 from gptlab.mirror.mirror import Mirror
 from gptlab.tracking.metrics import read_metrics
 
@@ -122,6 +130,38 @@ def test_the_dashboard_displays_every_row_whatever_was_mirrored(curve, micro, mo
         steps = [row["item"]["step"] for row in shown[run.record.wandb_id]["history"]]
         assert steps == [row["step"] for row in read_metrics(run.directory)]
         assert not (run.directory / "wandb").exists()
+
+
+def test_the_dashboard_opens_on_the_losses(micro, monkeypatch):
+    """W&B's real program, in a terminal of its own."""
+    run = run_attempt(micro, steps=10, wandb="off").run
+    terminal, program = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    screens = bytearray()
+
+    def open_leet(path):
+        command = [sys.executable, "-m", "wandb", "leet", str(path)]
+        leet = subprocess.Popen(
+            command,
+            env=wandb_environment() | {"TERM": "xterm-256color"},
+            stdin=program,
+            stdout=program,
+            stderr=program,
+            start_new_session=True,
+        )
+        while b"filtered from" not in screens:
+            assert select.select([terminal], [], [], 60)[0], "leet displays nothing"
+            screens.extend(os.read(terminal, 65536))
+        leet.terminate()
+        leet.wait()
+        return leet
+
+    monkeypatch.setattr(dashboard, "_open_leet", open_leet)
+    dashboard.show([run], pytest.fail)
+    displayed = screens.decode(errors="replace")
+    assert re.search(r"1-\d of 3 filtered from \d\d total", displayed)
+    for chart in ("train/loss", "val/loss", "val/bpb"):
+        assert re.search(rf"{chart} +\[x: step\]", displayed), chart
 
 
 def test_a_run_that_was_never_trained_has_no_dashboard(micro):
