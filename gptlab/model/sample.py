@@ -1,8 +1,11 @@
 """Sample text from a model: several continuations of one prompt at once, token by token."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptlab.data.vocabularies import GPT2, Tokenizer
 from gptlab.errors import BadInputError, GptlabError
@@ -14,7 +17,6 @@ BATCH = 16
 """Continuations that are generated together; their keys and values are in memory at the same time."""
 
 
-@torch.inference_mode()
 def samples(
     model: GPT,
     prompt: str,
@@ -69,13 +71,35 @@ def samples(
     was_training = model.training
     model.eval()
     try:
-        batches = [
-            _continue(model, tokens, length, indices, tokenizer.vocab_size, temperature, top_k, seed)
-            for indices in (range(first, min(first + BATCH, count)) for first in range(0, count, BATCH))
-        ]
+        with _stored_by_columns(model, batch=min(count, BATCH)), torch.inference_mode():
+            batches = [
+                _continue(model, tokens, length, indices, tokenizer.vocab_size, temperature, top_k, seed)
+                for indices in (range(first, min(first + BATCH, count)) for first in range(0, count, BATCH))
+            ]
     finally:
         model.train(was_training)
     return [tokenizer.decode(new.tolist()) for batch in batches for new in batch]
+
+
+@contextmanager
+def _stored_by_columns(model: GPT, batch: int) -> Iterator[None]:
+    """Store the matrices that have more rows than columns by columns, for a batch of one on a CPU.
+
+    With one row of input, MKL reads a (3072, 768) matrix at 13 GB/s if it is stored by rows and at 21 if by columns. The
+    copy takes as long as five tokens. Larger batches and matrices with more columns gain nothing.
+    """
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    weights += [model.token_embedding.weight] if model.output is None else []
+    if batch > 1 or model.token_embedding.weight.device.type != "cpu":
+        weights = []
+    original = {weight: weight.data for weight in weights if weight.shape[0] > weight.shape[1]}
+    try:
+        for weight, by_rows in original.items():
+            weight.data = by_rows.t().contiguous().t()
+        yield
+    finally:
+        for weight, by_rows in original.items():
+            weight.data = by_rows
 
 
 def _continue(

@@ -225,6 +225,30 @@ def test_the_models_mode_is_restored(perturbed: GPT, training: bool):
     assert all(module.training is training for module in perturbed.modules())
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_one_text_is_computed_with_weights_by_columns_and_leaves_them_as_they_were(tied: bool):
+    model = build(ModelSpec(n_layer=1, n_head=2, n_embd=32, context_length=16, tied=tied), seed=0)
+    weights = {name: weight for name, weight in model.named_parameters() if weight.dim() == 2}
+    places = {name: weight.data_ptr() for name, weight in weights.items()}
+    by_columns: set[str] = set()
+
+    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        by_columns.update(name for name, weight in weights.items() if weight.stride(0) == 1)
+
+    model.register_forward_pre_hook(look)
+    (one,) = samples(model, PROMPT, 1, trained_length=16)
+    output = "token_embedding" if tied else "output"
+    layers = ("blocks.0.attention.query_key_value", "blocks.0.feed_forward.expansion", output)
+    assert by_columns == {f"{layer}.weight" for layer in layers}
+    by_columns.clear()
+    assert samples(model, PROMPT, 2, trained_length=16)[0] == one
+    assert not by_columns
+    weights[f"{output}.weight"].data[:] = math.inf
+    with pytest.raises(GptlabError):
+        samples(model, PROMPT, 1, trained_length=16)
+    assert {name: weight.data_ptr() for name, weight in weights.items()} == places
+
+
 def test_sampling_records_no_gradients_and_changes_no_weight(perturbed: GPT):
     before = {name: parameter.clone() for name, parameter in perturbed.named_parameters()}
     recorded: list[bool] = []
