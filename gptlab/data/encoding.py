@@ -213,8 +213,8 @@ def _damage_advice(path: Path, window: bytes) -> str | None:
 def _count_characters(window: bytes) -> tuple[int, int]:
     """The number of bytes that are not UTF-8, and of characters beyond ASCII that are."""
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(window, final=len(window) < WINDOW_BYTES)
-    bad = sum("\udc80" <= c <= "\udcff" for c in text)
-    return bad, sum(c > "\x7f" for c in text) - bad
+    bad = len(text) - len(text.encode(errors="ignore").decode())
+    return bad, len(text) - len(text.encode("ascii", errors="ignore")) - bad
 
 
 def _guess_advice(path: Path, window: bytes) -> str:
