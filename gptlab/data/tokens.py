@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +41,8 @@ MAX_THREADS = 16
 """The thread that reads and writes cannot keep more of them busy."""
 TOKEN_DTYPE = np.dtype("<u2")  # no tokenizer has more tokens than 16 bits can number
 SPLITS, META = ("train", "val"), "meta.json"
+END_OF_SPLIT = ""
+"""Follows the pieces of each split; no piece of a text is empty."""
 
 logger = logging.getLogger(__name__)
 
@@ -242,10 +245,11 @@ def _tokenize(text: Text, val_fraction: float, tokenizer: Tokenizer, folder: Pat
     staging.mkdir()
     try:
         with _progress(text) as advance, _encoder(tokenizer) as encode:
-            train, val = (encode(pieces(text, *part)) for part in _byte_ranges(text, val_fraction))
+            train, val = (chain(pieces(text, *part), [END_OF_SPLIT]) for part in _byte_ranges(text, val_fraction))
+            encoded = encode(chain(train, val))  # in one go, so that no thread waits for the last piece of the first
             records = {
-                "train": _write_split(train, staging / "train.u16", [text_digest], advance),
-                "val": _write_split(val, staging / "val.u16", [text_digest, val_digest], advance),
+                "train": _write_split(encoded, staging / "train.u16", [text_digest], advance),
+                "val": _write_split(encoded, staging / "val.u16", [text_digest, val_digest], advance),
             }
         if text_digest.hexdigest() != text.sha256:
             forget_digests(text.path)  # a remembered digest may be what is wrong
@@ -264,11 +268,13 @@ def _write_split(
     digests: "list[hashlib._Hash]",
     advance: Callable[[int], None],
 ) -> _SplitRecord:
-    """Write one split's tokens and update the digests with its text. The last one is that of the split."""
+    """Write the next split's tokens and update the digests with its text. The last one is that of the split."""
     count = size = end_of_texts = 0
     checksum = xxhash.xxh3_128()
     with path.open("wb") as file:
         for piece, tokens in encoded:
+            if piece == END_OF_SPLIT:
+                break
             raw = piece.encode()
             for digest in digests:
                 digest.update(raw)

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import pty
 import re
 import select
 import struct
@@ -135,9 +134,14 @@ def test_the_dashboard_displays_every_row_whatever_was_mirrored(curve, micro, mo
 def test_the_dashboard_opens_on_the_losses(micro, monkeypatch):
     """W&B's real program, in a terminal of its own."""
     run = run_attempt(micro, steps=10, wandb="off").run
-    terminal, program = pty.openpty()
+    terminal, program = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     screens = bytearray()
+    expected = [rf"{chart} +\[x: step\]" for chart in ("train/loss", "val/loss", "val/bpb")]
+    expected += [r"1-\d of 3 filtered from \d\d total"]
+
+    def displayed() -> str:
+        return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screens.decode(errors="replace"))
 
     def open_leet(path):
         command = [sys.executable, "-m", "wandb", "leet", str(path)]
@@ -149,19 +153,17 @@ def test_the_dashboard_opens_on_the_losses(micro, monkeypatch):
             stderr=program,
             start_new_session=True,
         )
-        while b"filtered from" not in screens:
-            assert select.select([terminal], [], [], 60)[0], "leet displays nothing"
-            screens.extend(os.read(terminal, 65536))
-        leet.terminate()
-        leet.wait()
+        try:
+            while not all(re.search(pattern, displayed()) for pattern in expected):
+                assert select.select([terminal], [], [], 60)[0], displayed()
+                screens.extend(os.read(terminal, 65536))
+        finally:
+            leet.terminate()
+            leet.wait()
         return leet
 
     monkeypatch.setattr(dashboard, "_open_leet", open_leet)
     dashboard.show([run], pytest.fail)
-    displayed = screens.decode(errors="replace")
-    assert re.search(r"1-\d of 3 filtered from \d\d total", displayed)
-    for chart in ("train/loss", "val/loss", "val/bpb"):
-        assert re.search(rf"{chart} +\[x: step\]", displayed), chart
 
 
 def test_a_run_that_was_never_trained_has_no_dashboard(micro):
