@@ -5,6 +5,7 @@ import json
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def test_the_dashboard_opens_on_the_losses(micro, monkeypatch):
                 assert select.select([terminal], [], [], 60)[0], displayed()
                 screens.extend(os.read(terminal, 65536))
         finally:
-            leet.terminate()
+            os.killpg(leet.pid, signal.SIGKILL)
             leet.wait()
         return leet
 
