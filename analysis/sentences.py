@@ -3,16 +3,18 @@
 import math
 from pathlib import Path
 
-from pandas import Series, isna
+from pandas import isna
 
-from analysis import caveats, formatting, replicates
-from analysis.findings import Findings, mixed_seeds
+from analysis import caveats, replicates
+from analysis.findings import Findings
 from analysis.measures import LOSS
+from analysis.verdicts import clearest, mean
 
 HOW_TO_READ = (
     "Losses are in nats per token. For a run, ± is the standard error over its validation windows: the uncertainty "
     "from the choice of validation text. For an experiment, the interval is a 95% t-interval over its seeds: the "
-    "uncertainty from the seed. Runs with the same seed share their batches, so experiments are compared in pairs."
+    "uncertainty from the seed; ± of a difference is half of that interval. Runs with the same seed share their "
+    "batches, so experiments are compared in pairs."
 )
 COST_NOTE = (
     "≈ marks a mean with values that are interpolated between two measurements; numbers of steps to a loss are always "
@@ -23,52 +25,35 @@ TREE_NOTE = (
     "parent's up to there."
 )
 
-SIGNIFICANCE = 0.05
-
 
 def headlines(findings: Findings) -> list[str]:
-    """The main results: the best experiment, and whether its difference from the reference is significant."""
-    best, measure = findings.summary.iloc[0], findings.measure
-    if math.isnan(best["mean"]) or math.isinf(best["mean"]):
+    """The answers: a sentence for each experiment that is compared with the reference, then which one is the best."""
+    return [*clearest(findings), *_lowest(findings)]
+
+
+def _lowest(findings: Findings) -> list[str]:
+    best, measure = findings.summary.iloc[0].to_dict(), findings.measure
+    if isna(best["mean"]):
         return []
+    if math.isinf(best["mean"]):
+        return [f"No lowest {measure.name}: every experiment has a seed that diverged."]
     if findings.values["yardstick"].nunique() > 1:
         on = "sets of windows" if measure is LOSS else "texts"
         return [f"No lowest {measure.name}: the experiments were validated on different {on}."]
-    lines = [
-        f"Lowest {measure.name}: {findings.labels[best['experiment']]}, {best['mean']:.4f} {measure.unit} after "
-        f"{findings.budget:,.0f} steps ({_mean_of(findings, best)})."
-    ]
-    if best["experiment"] != findings.reference and best["experiment"] in findings.differences.index:
-        row = findings.differences.loc[best["experiment"]]
-        reference = findings.labels[findings.reference]
-        if isna(row["p"]):
-            lines.append(f"It is unknown whether its difference from {reference} is significant: {row['why']}.")
-        else:
-            verdict = "significant" if row["p_holm"] < SIGNIFICANCE else "not significant"
-            how = "; ".join(part for part in (row["how"], row["why"]) if part)
-            lines.append(
-                f"Its difference from {reference}, {row['mean']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}, "
-                f"{how}), is {verdict}: p = {formatting.p_value(row['p_holm'])} after correction for "
-                f"{findings.differences['p'].notna().sum()} comparisons."
-            )
-    return lines
-
-
-def _mean_of(findings: Findings, row: Series) -> str:
-    """The number of seeds in an experiment's mean, and its interval."""
-    seeds = "one seed" if row["n"] == 1 else f"{row['n']:.0f} seeds"
-    mixed = mixed_seeds(findings, row["experiment"])
-    differing = f", {mixed} of them with attempts that differ in code or environment" if mixed else ""
-    interval = "" if isna(row["low"]) else f", 95% interval {row['low']:.4f} to {row['high']:.4f}"
-    return f"mean of {seeds}{differing}{interval}"
+    return [f"Lowest {measure.name}: {findings.labels[best['experiment']]}, {mean(findings, best)}"]
 
 
 def comparison_note(findings: Findings) -> str:
     """How to read the comparison of experiments; empty if there is only one."""
     if len(findings.summary) < 2:
         return ""
+    why = (
+        ""
+        if findings.against
+        else ", the oldest experiment with a loss at that step; `gptlab report --against NAME` chooses another"
+    )
     return (
-        f"Differences are from {findings.labels[findings.reference]}, the oldest experiment with a loss at that step. "
+        f"Differences are from {findings.labels[findings.reference]}{why}. "
         "p is the p-value of a t-test; p (Holm) is corrected for the number of comparisons. “Seeds needed” is the "
         "number of seeds needed to detect a difference of this size with 80% power."
     )

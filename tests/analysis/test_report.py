@@ -67,8 +67,10 @@ def test_the_headline_names_the_best_experiment_and_the_significance(make_run: M
             "Lowest validation loss: better, 5.6000 nats per token after 20 steps (mean of 3 seeds, 95% interval"
             in text
         )
-        assert "Its difference from base, -0.5000" in text
-        assert "is significant: p = " in text
+        assert "better − base = −0.5000 ± " in text
+        assert "after correction for 2 comparisons, 3 seeds paired: significantly better." in text
+        assert "other − base = +0.0200 ± " in text
+        assert text.index("significantly better") < text.index("could be chance") < text.index("Lowest validation")
 
 
 def test_the_experiment_table_has_differences_and_corrected_p_values(make_run: MakeRun) -> None:
