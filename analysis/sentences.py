@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-from pandas import isna
+from pandas import DataFrame, isna
 
-from analysis import caveats, replicates
+from analysis import advice, caveats, replicates
 from analysis.findings import Findings
 from analysis.measures import LOSS
 from analysis.verdicts import clearest, mean
@@ -61,15 +61,13 @@ def comparison_note(findings: Findings) -> str:
 
 def all_caveats(findings: Findings) -> list[str]:
     """The caveats about these runs; the last one is about best values."""
-    summary = findings.summary
-    single = [findings.labels[experiment] for experiment in summary.loc[summary["n"] == 1, "experiment"]]
     found = [
         left_out(findings),
         limited_by(findings),
         *caveats.find_caveats(findings.runs),
         caveats.seconds_caveat(findings.runs),
         _copies(findings),
-        f"No interval, because there is only one seed: {caveats.abbreviate(single)}." if single else None,
+        _single_seeds(findings),
         caveats.OPTIMISTIC,
     ]
     return [caveat for caveat in found if caveat]
@@ -84,8 +82,27 @@ def left_out(findings: Findings) -> str | None:
     listed = [f"{run} (at step {step})" for run, step in zip(absent["run"], absent["step"], strict=True)]
     return (
         f"Left out of the comparison at {findings.budget:,.0f} steps, because they have no validation loss at exactly "
-        f"that step: {caveats.abbreviate(listed)}."
+        f"that step: {caveats.abbreviate(listed)}. {_include(findings, absent)}"
     )
+
+
+def _include(findings: Findings, absent: DataFrame) -> str:
+    """How runs that were left out of the comparison can be part of it."""
+    behind = absent[(absent["step"] < findings.budget) & absent["status"].isin(["complete", "interrupted", "failed"])]
+    if behind.empty:
+        return "`gptlab report --at STEP` compares at a step that they were validated at."
+    steps = f" --steps {findings.budget:.0f}" if (behind["steps"] < findings.budget).any() else ""
+    return f"`gptlab resume RUN{steps}` brings them there, or `gptlab report --at STEP` compares at an earlier step."
+
+
+def _single_seeds(findings: Findings) -> str | None:
+    single = findings.summary.loc[findings.summary["n"] == 1, "experiment"].tolist()
+    if not single:
+        return None
+    seeds = findings.runs.loc[findings.runs["experiment"] == single[0], "seed"]
+    command = advice.add_seeds(findings.runs, single[0], advice.wanted_seeds(seeds))
+    listed = caveats.abbreviate([findings.labels[experiment] for experiment in single])
+    return f"No interval, because there is only one seed: {listed}. Seeds are added with {command}."
 
 
 def limited_by(findings: Findings) -> str | None:
@@ -114,4 +131,7 @@ def _copies(findings: Findings) -> str | None:
         return None
     pairs = findings.copies[["directory", "run"]].itertuples(index=False, name=None)
     listed = [f"{Path(directory).name} (of {run})" for directory, run in pairs]
-    return f"Copies of runs, left out because their directory has another name than the run: {', '.join(listed)}."
+    return (
+        f"Copies of runs, left out because their directory has another name than the run: {', '.join(listed)}. Where "
+        "the run itself is gone, give the directory its id as name."
+    )

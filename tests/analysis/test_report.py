@@ -108,6 +108,7 @@ def test_a_short_run_does_not_move_the_comparison_and_is_named(make_run: MakeRun
         assert "Lowest validation loss: tiny, 6.0000 nats per token after 300 steps (mean of 3 seeds, 95% inter" in text
         assert "Left out of the comparison at 300 steps, because they have no validation loss at exactly that" in text
         assert f"{short.id} (at step 20)." in text
+        assert "gptlab resume RUN --steps 300" in text
         assert "val loss at 300 steps" in text
     assert "| tiny | 4, 1 unfinished | 6.0000 |" in written()[0]
 
@@ -367,7 +368,7 @@ def test_best_values_are_called_optimistic(make_run: MakeRun) -> None:
     report.main([])
     for text in written():
         assert "best val (optimistic)" in text
-        assert caveats.OPTIMISTIC in text
+        assert caveats.OPTIMISTIC in text.replace("\\`", "`")
 
 
 def test_missing_numbers_are_dashes(make_run: MakeRun) -> None:
