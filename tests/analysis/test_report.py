@@ -219,7 +219,7 @@ def test_the_report_can_be_written_elsewhere(
     assert out == ""
     assert err == (
         f"error: the report cannot be written to {project.runs_directory()}: Read-only file system; write it elsewhere "
-        "with: make report OUT=DIR, or python -m analysis.report --out DIR\n"
+        "with: gptlab report --out DIR\n"
     )
 
 
