@@ -5,8 +5,11 @@ prints one table instead.
 """
 
 if __name__ == "__main__":  # before the other imports, which take a second
+    import os
+
     from gptlab.entry import start
 
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in `gptlab.cli.report`
     start("analysis.report", library="pandas")
 
 import argparse

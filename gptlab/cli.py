@@ -276,6 +276,8 @@ def report(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Compare the runs: which experiment is best, and whether that could be chance."""
+    # BLAS's threads wait in a loop: on a busy machine, reading weights took seven times the CPU time with two of them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with importing("pandas"):
         from analysis import report
 

@@ -1,5 +1,6 @@
 """The options of the report: its reference, its table, its figures, opening it, and its progress."""
 
+import os
 import re
 import sys
 import webbrowser
@@ -47,12 +48,14 @@ def findings() -> Findings:
 def test_the_command_the_module_and_make_have_the_same_options(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(report, "write", seen.append)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     words = ["--name", "n", "--tag", "t", "--at", "5", "--against", "a", "--out", "o", "--figures", "f", "--open"]
     for given_ in (words, ["--table", "latex"], []):
         monkeypatch.setattr(sys, "argv", ["gptlab", "report", *given_])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert (ended.value.code, report.main(given_)) == (0, 0)
+        assert os.environ["OPENBLAS_NUM_THREADS"] == "1", "its threads take CPU time while they wait"
     assert seen[::2] == seen[1::2]
     assert seen[0] == report.Options("n", "t", "5", "a", "o", None, "f", open_page=True)
 
