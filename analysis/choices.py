@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 
+from pandas import DataFrame
+from pandas.api.types import is_numeric_dtype
+
 from gptlab.errors import BadInputError
 from gptlab.validation import did_you_mean
 
@@ -24,6 +27,21 @@ def check_choice(argument: str, value: object, choices: Iterable[str]) -> None:
     if value not in known:
         hint = did_you_mean(str(value), known)
         raise BadInputError(f"{argument} is '{value}', which is none of: {listed(known)}{hint}")
+
+
+def check_column(argument: str, value: object, table: DataFrame) -> None:
+    """Check that an argument is a column of numbers in a table.
+
+    Args:
+        argument: Its name.
+        value: Its value.
+        table: The table.
+
+    Raises:
+        BadInputError: There is no such column; the choices are those that hold numbers.
+    """
+    if value not in table or not is_numeric_dtype(table[str(value)]):
+        check_choice(argument, value, table.select_dtypes("number").columns)
 
 
 def listed(choices: list[str]) -> str:

@@ -18,11 +18,13 @@ def find_experiment(runs: DataFrame, name: str, argument: str = "against") -> st
     Raises:
         BadInputError: No experiment or several match.
     """
+    if (runs["experiment"] == name).any():
+        return name
     labels = compare.labels(runs)
     rows = runs[["run", "experiment", "name"]].itertuples(index=False, name=None)
     exact, named = set(), set()
     for run, experiment, own in rows:
-        if name in {run, experiment, labels[experiment]}:
+        if name in {run, labels[experiment]}:
             exact.add(experiment)
         elif name == own:
             named.add(experiment)

@@ -15,10 +15,9 @@ from markdown_it import MarkdownIt
 from pandas import DataFrame
 from PIL import Image
 
-from analysis import choices, desktop, figures, load, palette, progress, reference, report, tables
+from analysis import desktop, figures, load, palette, progress, reference, report, tables
 from analysis.findings import Findings, analyze
 from gptlab import cli, project
-from gptlab.errors import BadInputError
 from gptlab.tracking.run import Run
 
 MakeRun = Callable[..., Run]
@@ -48,7 +47,8 @@ def findings() -> Findings:
 def test_the_command_the_module_and_make_have_the_same_options(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(report, "write", seen.append)
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
     words = ["--name", "n", "--tag", "t", "--at", "5", "--against", "a", "--out", "o", "--figures", "f", "--open"]
     for given_ in (words, ["--table", "latex"], []):
         monkeypatch.setattr(sys, "argv", ["gptlab", "report", *given_])
@@ -217,10 +217,3 @@ def test_slow_work_is_named_in_one_line_where_stderr_is_no_terminal(
         running.stage("reading the runs")
     assert capsys.readouterr().err == ""
     assert progress.Progress.show is shown
-
-
-def test_an_unknown_choice_is_one_line_that_names_the_choices() -> None:
-    with pytest.raises(BadInputError) as error:
-        choices.check_choice("by", "steps", ("step", "tokens"))
-    assert str(error.value) == "by is 'steps', which is none of: step, tokens; did you mean 'step'?"
-    assert choices.listed([str(number) for number in range(50)]).endswith(", 39 and 10 more")
