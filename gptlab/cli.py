@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `--help` and `list` star
 
 import gc as garbage
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -402,33 +403,57 @@ def dashboard(
 
 @app.command()
 def rm(
-    run: RunArgument,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask for confirmation if other runs start from it.")
-    ] = False,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Ids, unique prefixes of ids, directories, or 'tiny-*-s*'.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Move a run to the trash (runs/.trash)."""
+    """Move runs to the trash (runs/.trash)."""
     with importing():
         from gptlab import project
         from gptlab.commands import trash
-        from gptlab.tracking.run import find_run
 
-    found = find_run(run)
-    if warning := trash.dependents(found):
+    selected = trash.select_runs(runs)  # all of them, before one is moved
+    has_pattern = any(map(trash.is_pattern, runs))
+    if len(selected) > 1:
+        for run in selected:
+            _print_line(trash.entry_of(run).line())
+    warnings = trash.dependents(selected)
+    for warning in warnings:
         _print_line(warning)
-        if not yes and not sys.stdin.isatty():
-            raise BadInputError(f"stdin is not a terminal; pass --yes to confirm: gptlab rm {found.reference} --yes")
-        if not yes and not typer.confirm(f"move {found.id} to the trash?"):
+    if warnings or (has_pattern and (len(selected) > 1 or not sys.stdin.isatty())):
+        what = selected[0].id if len(selected) == 1 else f"these {len(selected)} runs"
+        if not _confirmed(f"move {what} to the trash?", yes, ["rm", *runs]):
             return
-    _print_line(f"moved to {project.display_path(found.move_to_trash())}")
+    for run in selected:
+        _print_line(f"moved to {project.display_path(run.move_to_trash())}")
 
 
 @app.command()
 def gc(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="With --optimizer or --snapshots: only these runs, as for rm."),
+    ] = None,
+    optimizer: Annotated[
+        bool,
+        typer.Option(
+            "--optimizer",
+            help="Remove the optimizer states of complete runs instead, which then cannot be extended.",
+        ),
+    ] = False,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Remove what train.snapshots kept of complete runs instead.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Empty the trash, after listing its entries."""
+    """Free disk space: empty the trash, or bring runs down to their weights."""
+    if optimizer or snapshots:
+        _reduce(runs, optimizer, snapshots, yes, as_json)
+        return
+    if runs:
+        raise BadInputError("RUN needs --optimizer or --snapshots; without them, gc empties the trash")
     with importing():
         from gptlab.commands import trash
 
@@ -437,14 +462,47 @@ def gc(
         _print_line(entry.line(), stderr=as_json)
     if not entries:
         _print_line("the trash is empty", stderr=as_json)
-    elif not yes:
-        if not sys.stdin.isatty():
-            raise BadInputError("stdin is not a terminal; pass --yes to confirm: gptlab gc --yes")
-        if not typer.confirm(trash.question(entries), err=as_json):
-            entries = []
+    elif not _confirmed(trash.question(entries), yes, ["gc"], stderr=as_json):
+        entries = []
     removed, problems = trash.remove(entries)
     if as_json:
         _print_json({"removed": removed})
+    _fail_with(problems)
+
+
+def _reduce(runs: list[str] | None, optimizer: bool, snapshots: bool, yes: bool, as_json: bool) -> None:
+    with importing():
+        from gptlab.commands import reduce, trash
+        from gptlab.tracking.run import all_runs
+
+    kinds = reduce.Kinds(optimizer, snapshots)
+    found = reduce.find(trash.select_runs(runs) if runs else all_runs(), kinds)
+    for reduction in found:
+        _print_line(reduction.line(), stderr=as_json)
+    if not found:
+        _print_line(f"there are no {kinds} to remove from complete runs", stderr=as_json)
+    options = [f"--{name}" for name, chosen in {"optimizer": optimizer, "snapshots": snapshots}.items() if chosen]
+    if found and not _confirmed(reduce.question(found, kinds), yes, ["gc", *options, *(runs or [])], stderr=as_json):
+        found = []
+    result = reduce.reduce(found, kinds)
+    if as_json:
+        _print_json(result.document())
+    _fail_with(result.problems)
+
+
+def _confirmed(question: str, yes: bool, command: list[str], *, stderr: bool = False) -> bool:
+    """Ask on a terminal, unless `--yes` was given.
+
+    Raises:
+        BadInputError: Without a terminal, `--yes` is needed.
+    """
+    if not yes and not sys.stdin.isatty():
+        again = shlex.join(["gptlab", *command, "--yes"])
+        raise BadInputError(f"stdin is not a terminal; pass --yes to confirm: {again}")
+    return yes or typer.confirm(printable(question), err=stderr)
+
+
+def _fail_with(problems: list[str]) -> None:
     for problem in problems:
         _print_line(f"error: {problem}", stderr=True)
     if problems:
