@@ -243,16 +243,38 @@ def resume(
 
 
 @app.command()
-def runs(as_json: JsonOption = False) -> None:
-    """List the runs with status, loss, age and training time."""
+def runs(
+    name: Annotated[
+        str | None, typer.Option(help="Only runs of this experiment; * and ? match any characters, as in 'tiny*'.")
+    ] = None,
+    status: Annotated[
+        Literal["running", "complete", "interrupted", "diverged", "failed"] | None,
+        typer.Option(help="Only runs with this status."),
+    ] = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="Only runs with this tag. Repeatable.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only runs with this value of a field of the spec. Repeatable."),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Sort by a column, such as val_loss, or by a field. Default: by name."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs: what differs between them, status, loss, age and disk space."""
     with importing():
         from gptlab.commands import list_runs
+        from gptlab.commands.run_filters import Filters
+        from gptlab.spec import parse_conditions
 
-    summaries = list_runs.list_runs()
+    filters = Filters(name, status, tuple(tags or ()), parse_conditions(where or [], "--where"))
+    summaries = list_runs.list_runs(filters, sort)
     if as_json:
         _print_json([summary.facts for summary in summaries])
     else:
-        list_runs.render(summaries)
+        list_runs.render(summaries, tree=sort is None, filtered=filters.active)
+        list_runs.render_space(summaries)
 
 
 @app.command()
