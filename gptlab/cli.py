@@ -128,6 +128,10 @@ def run(
             help="Seed for initialization, data order and dropout. Default: 0, or that of the run to branch from.",
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="SEEDS", help="Several seeds, one run after the other: 0,1,2 or 0-4."),
+    ] = None,
     steps: StepsOption = None,
     text: Annotated[str | None, typer.Option(help="A named text or the path of a .txt file.")] = None,
     settings: Annotated[
@@ -164,6 +168,7 @@ def run(
     """Start, resume or extend the run of an experiment."""
     with importing():
         from gptlab import catalog
+        from gptlab.commands.seeds import parse_seeds
         from gptlab.spec import parse_settings
 
     for tag in tags or ():
@@ -173,6 +178,11 @@ def run(
         raise BadInputError(f"--notes must be UTF-8 text, not {notes!r}; check the terminal's encoding and the locale")
     if from_ is not None and branch is not None:
         raise BadInputError("--from and --branch exclude each other: --from takes the weights only, --branch all state")
+    if seeds is not None and seed is not None:
+        raise BadInputError("--seed and --seeds exclude each other")
+    if seeds is not None and branch is not None:
+        raise BadInputError("--seeds and --branch exclude each other: a branch has the seed of its parent")
+    several = parse_seeds(seeds) if seeds is not None else []
     changes: dict[str, Any] = parse_settings(settings or [])
     changes |= {} if text is None else {"data.text": text}
     changes |= {} if steps is None else {"train.steps": steps}
@@ -180,6 +190,7 @@ def run(
 
     with _heavy_imports():
         from gptlab.commands.run import Options, run_experiment
+        from gptlab.commands.run_seeds import render, run_seeds
         from gptlab.terminal.console import Console
         from gptlab.training.initial import find_branch, find_initial_weights
 
@@ -195,6 +206,12 @@ def run(
         profile=profile,
         artifacts=artifacts,
     )
+    if several:
+        weights = find_initial_weights(from_) if from_ is not None else None
+        outcome = run_seeds(experiment, several, options, weights, stderr=as_json)
+        render(outcome, experiment, Console(stderr=as_json))
+        _exit_with(outcome, as_json)
+        return
     branch_point = find_branch(branch, experiment) if branch is not None else None
     parent = find_initial_weights(from_) if from_ is not None else branch_point
     if seed is None:
