@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that `--help` and `list` star
 
 import gc as garbage
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,6 +128,10 @@ def run(
             help="Seed for initialization, data order and dropout. Default: 0, or that of the run to branch from.",
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="SEEDS", help="Several seeds, one run after the other: 0,1,2 or 0-4."),
+    ] = None,
     steps: StepsOption = None,
     text: Annotated[str | None, typer.Option(help="A named text or the path of a .txt file.")] = None,
     settings: Annotated[
@@ -163,6 +168,7 @@ def run(
     """Start, resume or extend the run of an experiment."""
     with importing():
         from gptlab import catalog
+        from gptlab.commands.seeds import parse_seeds
         from gptlab.spec import parse_settings
 
     for tag in tags or ():
@@ -172,6 +178,11 @@ def run(
         raise BadInputError(f"--notes must be UTF-8 text, not {notes!r}; check the terminal's encoding and the locale")
     if from_ is not None and branch is not None:
         raise BadInputError("--from and --branch exclude each other: --from takes the weights only, --branch all state")
+    if seeds is not None and seed is not None:
+        raise BadInputError("--seed and --seeds exclude each other")
+    if seeds is not None and branch is not None:
+        raise BadInputError("--seeds and --branch exclude each other: a branch has the seed of its parent")
+    several = parse_seeds(seeds) if seeds is not None else []
     changes: dict[str, Any] = parse_settings(settings or [])
     changes |= {} if text is None else {"data.text": text}
     changes |= {} if steps is None else {"train.steps": steps}
@@ -179,6 +190,7 @@ def run(
 
     with _heavy_imports():
         from gptlab.commands.run import Options, run_experiment
+        from gptlab.commands.run_seeds import render, run_seeds
         from gptlab.terminal.console import Console
         from gptlab.training.initial import find_branch, find_initial_weights
 
@@ -194,6 +206,12 @@ def run(
         profile=profile,
         artifacts=artifacts,
     )
+    if several:
+        weights = find_initial_weights(from_) if from_ is not None else None
+        outcome = run_seeds(experiment, several, options, weights, stderr=as_json)
+        render(outcome, experiment, Console(stderr=as_json))
+        _exit_with(outcome, as_json)
+        return
     branch_point = find_branch(branch, experiment) if branch is not None else None
     parent = find_initial_weights(from_) if from_ is not None else branch_point
     if seed is None:
@@ -242,16 +260,38 @@ def resume(
 
 
 @app.command()
-def runs(as_json: JsonOption = False) -> None:
-    """List the runs with status, loss, age and training time."""
+def runs(
+    name: Annotated[
+        str | None, typer.Option(help="Only runs of this experiment; * and ? match any characters, as in 'tiny*'.")
+    ] = None,
+    status: Annotated[
+        Literal["running", "complete", "interrupted", "diverged", "failed"] | None,
+        typer.Option(help="Only runs with this status."),
+    ] = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="Only runs with this tag. Repeatable.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only runs with this value of a field of the spec. Repeatable."),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Sort by a column, such as val_loss, or by a field. Default: by name."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs: what differs between them, status, loss, age and disk space."""
     with importing():
         from gptlab.commands import list_runs
+        from gptlab.commands.run_filters import Filters
+        from gptlab.spec import parse_conditions
 
-    summaries = list_runs.list_runs()
+    filters = Filters(name, status, tuple(tags or ()), parse_conditions(where or [], "--where"))
+    summaries = list_runs.list_runs(filters, sort)
     if as_json:
         _print_json([summary.facts for summary in summaries])
     else:
-        list_runs.render(summaries)
+        list_runs.render(summaries, tree=sort is None, filtered=filters.active)
+        list_runs.render_space(summaries)
 
 
 @app.command()
@@ -436,33 +476,57 @@ def dashboard(
 
 @app.command()
 def rm(
-    run: RunArgument,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask for confirmation if other runs start from it.")
-    ] = False,
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Ids, unique prefixes of ids, directories, or 'tiny-*-s*'.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Move a run to the trash (runs/.trash)."""
+    """Move runs to the trash (runs/.trash)."""
     with importing():
         from gptlab import project
         from gptlab.commands import trash
-        from gptlab.tracking.run import find_run
 
-    found = find_run(run)
-    if warning := trash.dependents(found):
+    selected = trash.select_runs(runs)  # all of them, before one is moved
+    has_pattern = any(map(trash.is_pattern, runs))
+    if len(selected) > 1:
+        for run in selected:
+            _print_line(trash.entry_of(run).line())
+    warnings = trash.dependents(selected)
+    for warning in warnings:
         _print_line(warning)
-        if not yes and not sys.stdin.isatty():
-            raise BadInputError(f"stdin is not a terminal; pass --yes to confirm: gptlab rm {found.reference} --yes")
-        if not yes and not typer.confirm(f"move {found.id} to the trash?"):
+    if warnings or (has_pattern and (len(selected) > 1 or not sys.stdin.isatty())):
+        what = selected[0].id if len(selected) == 1 else f"these {len(selected)} runs"
+        if not _confirmed(f"move {what} to the trash?", yes, ["rm", *runs]):
             return
-    _print_line(f"moved to {project.display_path(found.move_to_trash())}")
+    for run in selected:
+        _print_line(f"moved to {project.display_path(run.move_to_trash())}")
 
 
 @app.command()
 def gc(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="With --optimizer or --snapshots: only these runs, as for rm."),
+    ] = None,
+    optimizer: Annotated[
+        bool,
+        typer.Option(
+            "--optimizer",
+            help="Remove the optimizer states of complete runs instead, which then cannot be extended.",
+        ),
+    ] = False,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Remove what train.snapshots kept of complete runs instead.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Empty the trash, after listing its entries."""
+    """Free disk space: empty the trash, or bring runs down to their weights."""
+    if optimizer or snapshots:
+        _reduce(runs, optimizer, snapshots, yes, as_json)
+        return
+    if runs:
+        raise BadInputError("RUN needs --optimizer or --snapshots; without them, gc empties the trash")
     with importing():
         from gptlab.commands import trash
 
@@ -471,14 +535,47 @@ def gc(
         _print_line(entry.line(), stderr=as_json)
     if not entries:
         _print_line("the trash is empty", stderr=as_json)
-    elif not yes:
-        if not sys.stdin.isatty():
-            raise BadInputError("stdin is not a terminal; pass --yes to confirm: gptlab gc --yes")
-        if not typer.confirm(trash.question(entries), err=as_json):
-            entries = []
+    elif not _confirmed(trash.question(entries), yes, ["gc"], stderr=as_json):
+        entries = []
     removed, problems = trash.remove(entries)
     if as_json:
         _print_json({"removed": removed})
+    _fail_with(problems)
+
+
+def _reduce(runs: list[str] | None, optimizer: bool, snapshots: bool, yes: bool, as_json: bool) -> None:
+    with importing():
+        from gptlab.commands import reduce, trash
+        from gptlab.tracking.run import all_runs
+
+    kinds = reduce.Kinds(optimizer, snapshots)
+    found = reduce.find(trash.select_runs(runs) if runs else all_runs(), kinds)
+    for reduction in found:
+        _print_line(reduction.line(), stderr=as_json)
+    if not found:
+        _print_line(f"there are no {kinds} to remove from complete runs", stderr=as_json)
+    options = [f"--{name}" for name, chosen in {"optimizer": optimizer, "snapshots": snapshots}.items() if chosen]
+    if found and not _confirmed(reduce.question(found, kinds), yes, ["gc", *options, *(runs or [])], stderr=as_json):
+        found = []
+    result = reduce.reduce(found, kinds)
+    if as_json:
+        _print_json(result.document())
+    _fail_with(result.problems)
+
+
+def _confirmed(question: str, yes: bool, command: list[str], *, stderr: bool = False) -> bool:
+    """Ask on a terminal, unless `--yes` was given.
+
+    Raises:
+        BadInputError: Without a terminal, `--yes` is needed.
+    """
+    if not yes and not sys.stdin.isatty():
+        again = shlex.join(["gptlab", *command, "--yes"])
+        raise BadInputError(f"stdin is not a terminal; pass --yes to confirm: {again}")
+    return yes or typer.confirm(printable(question), err=stderr)
+
+
+def _fail_with(problems: list[str]) -> None:
     for problem in problems:
         _print_line(f"error: {problem}", stderr=True)
     if problems:

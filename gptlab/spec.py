@@ -10,7 +10,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -305,8 +305,7 @@ class Experiment(Section):
         document = self.model_dump()
         for key, value in changes.items():
             if key not in known:
-                hint = did_you_mean(key, known) or "; `gptlab show NAME` lists the fields"
-                raise BadInputError(f"there is no spec field '{key}'{hint}")
+                raise unknown_field(key, known)
             *sections, field = key.split(".")
             section = document
             for name in sections:
@@ -374,7 +373,34 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", value
 
 
-def parse_settings(settings: list[str], spec: type[Experiment] = Experiment) -> dict[str, Any]:
+def unknown_field(key: str, known: Iterable[str]) -> BadInputError:
+    """Return the error for a key that is no field of a spec."""
+    hint = did_you_mean(key, known) or "; `gptlab show NAME` lists the fields"
+    return BadInputError(f"there is no spec field '{key}'{hint}")
+
+
+def parse_conditions(conditions: list[str], option: str) -> dict[str, Any]:
+    """Parse `["train.learning_rate=1e-3"]` into values to compare with those of specs, by dotted key.
+
+    Raises:
+        BadInputError: A condition is not KEY=VALUE, there is no such field, or it can never have that value.
+    """
+    known = dict(fields_of(Experiment))
+    values = {}
+    for key, value in parse_settings(conditions, option=option).items():
+        if key not in known:
+            raise unknown_field(key, known)
+        field: Any = Annotated[known[key].annotation, known[key]]
+        try:
+            values[key] = TypeAdapter(field).validate_python(value)
+        except ValidationError as error:
+            raise BadInputError(f"{option} {key}: {explain(error)}") from error
+    return values
+
+
+def parse_settings(
+    settings: list[str], spec: type[Experiment] = Experiment, *, option: str = "--set"
+) -> dict[str, Any]:
     """Parse `["train.learning_rate=1e-3"]` into changes for `Experiment.with_changes`.
 
     Lists and mappings are parsed as JSON. Other values stay text, which `with_changes` converts and validates.
@@ -388,10 +414,12 @@ def parse_settings(settings: list[str], spec: type[Experiment] = Experiment) -> 
         key, equals, value = setting.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise BadInputError(f"--set expects KEY=VALUE such as train.learning_rate=1e-3, not '{setting}'")
+            raise BadInputError(f"{option} expects KEY=VALUE such as train.learning_rate=1e-3, not '{setting}'")
         if key in {"name", "why"}:
-            raise BadInputError(f"--set cannot change '{key}'; write a variant in experiments/ instead")
-        changes[key] = _parse_value(setting, value, known[key]) if key in known else value
+            if option == "--set":
+                raise BadInputError(f"--set cannot change '{key}'; write a variant in experiments/ instead")
+            raise BadInputError(f"{option} takes fields of model, data and train, not '{key}'; use --name instead")
+        changes[key] = _parse_value(f"{option} {setting}", value, known[key]) if key in known else value
     return changes
 
 
@@ -412,7 +440,7 @@ def _parse_value(setting: str, value: str, field: FieldInfo) -> Any:
     if "string" in types:
         return value
     kind, example = ("list", "[0.9, 0.95]") if "array" in types else ("mapping", '{"key": 1}')
-    raise BadInputError(f"--set {setting}: the value is not a JSON {kind} such as {example}")
+    raise BadInputError(f"{setting}: the value is not a JSON {kind} such as {example}")
 
 
 def explain_spec_error(error: ValidationError) -> str:

@@ -155,7 +155,10 @@ def test_run_prints_the_setup_first_and_the_results_last(gptlab, text_file):
 def test_runs_lists_all_runs(gptlab, trained):
     assert json.loads(gptlab("runs", "--json")[1]) == [summarize(find_run(trained)).facts]
     (row,) = json.loads(gptlab("runs", "--json")[1])
-    assert list(row) == ["run", "name", "seed", "status", "step", "steps", "val_loss", "directory"]
+    assert list(row) == [
+        "run", "name", "seed", "status", "step", "steps", "val_loss", "directory", "val_bpb", "created", "elapsed_s",
+        "tags", "varied", "disk_bytes", "removable_bytes",
+    ]  # fmt: skip
     assert (row["status"], row["step"], row["steps"]) == ("complete", 12, 12)
     assert trained in gptlab("runs")[1]
 

@@ -278,7 +278,7 @@ def test_a_warning_is_one_printable_line(tmp_path, monkeypatch, module):
     """Also of commands that have no console."""
     command = {"list_runs": list_runs, "list_experiments": list_experiments}[module]
 
-    def warn() -> list[object]:
+    def warn(*arguments: object) -> list[object]:
         from gptlab.tracking.run import logger
 
         logger.warning("a\x1b[31m b\nc %s", "\u202ed")

@@ -173,10 +173,16 @@ def select_checkpoint(run_directory: Path, step: int | None, *, resumable: bool 
         BadInputError: The run keeps no such checkpoint of that step, or none at all.
     """
     checkpoints, damaged = list_checkpoints(run_directory), damaged_manifests(run_directory)
+    weights_only = [str(checkpoint.step) for checkpoint in checkpoints if not checkpoint.resumable]
     checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint.resumable or not resumable]
     kind, remedy = ("resumable checkpoint", KEEP_STEPS) if resumable else ("checkpoint", "")
     if step is not None and (error := damaged.get(checkpoint_directory(run_directory, step).name)):
         raise BadInputError(str(error))
+    if not checkpoints and weights_only:
+        raise BadInputError(
+            f"{run_directory.name} has no {kind}, only the weights of steps {', '.join(weights_only)}, from which "
+            "`gptlab run` with --from starts"
+        )
     if not checkpoints:
         newest = [str(error) for _, error in sorted(damaged.items())][-1:]
         raise BadInputError(f"{run_directory.name} has no {kind}{': '.join(['', *newest]) or ' yet; train it first'}")

@@ -68,7 +68,7 @@ def apply_retention(
             if checkpoint.step not in weights | others.keys():
                 discard(checkpoint.directory)
             elif checkpoint.resumable:
-                _strip_optimizer(checkpoint)
+                remove_optimizer_state(checkpoint)
 
 
 def is_snapshot(step: int) -> bool:
@@ -117,8 +117,9 @@ def discard(directory: Path) -> None:
     shutil.rmtree(trash)
 
 
-def _strip_optimizer(checkpoint: Checkpoint) -> None:
+def remove_optimizer_state(checkpoint: Checkpoint) -> None:
+    """Leave only the weights of a checkpoint. After a crash in between, calling it again removes what was left."""
     weights = {MODEL: checkpoint.manifest.files[MODEL]}
     manifest = checkpoint.manifest.model_copy(update={"files": weights, "optimizer_values": {}})
-    write_durably(checkpoint.directory / MANIFEST, manifest.to_json())
-    (checkpoint.directory / OPTIMIZER).unlink()
+    write_durably(checkpoint.directory / MANIFEST, manifest.to_json())  # first: it never lists a file that is gone
+    (checkpoint.directory / OPTIMIZER).unlink(missing_ok=True)

@@ -1,19 +1,26 @@
-"""`gptlab runs`: the runs with status, loss, age and training time."""
+"""`gptlab runs`: the runs with what differs between them, status, loss, age, training time and disk space."""
 
 import logging
 import math
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.text import Text
 
+from gptlab import project
+from gptlab.commands.run_filters import Filters, check_sort_key, natural_order, sort_value
+from gptlab.commands.run_settings import is_spec_field, setting, short_names, varied_settings
 from gptlab.terminal.console import Console
 from gptlab.terminal.sparkline import bars, resample
-from gptlab.terminal.tables import borderless
-from gptlab.terminal.text import format_age, format_duration, printable
-from gptlab.tracking.lineage import in_tree_order
-from gptlab.tracking.run import Run, all_runs, skip_unreadable
+from gptlab.terminal.tables import Column, fitting
+from gptlab.terminal.text import format_age, format_bytes, format_duration, printable
+from gptlab.tracking.lineage import Child, all_children, in_tree_order
+from gptlab.tracking.records import RunRecord
+from gptlab.tracking.run import TRASH, Run, all_runs, skip_unreadable
+from gptlab.tracking.space import disk_usage, find_removable
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +31,8 @@ MAX_INDENT = 8
 """Runs that are deeper in the tree are not indented further, so that a line stays short."""
 MAX_SHOWN = 1e9
 """Larger losses are printed in scientific notation and longer training times not at all, so that a line stays short."""
+ALWAYS_VARIED = 3
+"""How many of the settings that differ stay even in a narrow terminal."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +49,56 @@ class RunSummary:
     """Its SHA-256."""
     bits_per_byte: float | None = None
     """Of the newest validation."""
+    varied: dict[str, str] = field(default_factory=dict)
+    """Its settings that differ between the listed runs, as text by dotted key."""
 
 
-def list_runs() -> list[RunSummary]:
-    """Summarize all runs. Unreadable ones are skipped with a warning."""
-    return list(skip_unreadable(summarize, all_runs()))
+def list_runs(filters: Filters | None = None, sort: str | None = None) -> list[RunSummary]:
+    """Summarize the runs that pass the filters, in natural order of their names or sorted by a column or a setting.
+
+    Unreadable runs are skipped with a warning.
+
+    Raises:
+        BadInputError: There is no such column or setting to sort by.
+    """
+    if sort is not None:
+        check_sort_key(sort)
+    filters = filters or Filters()
+    children = all_children(project.runs_directory())
+    records: dict[str, RunRecord] = {}
+
+    def read(run: Run) -> RunSummary:
+        summary = summarize(run, children)
+        records[summary.facts["directory"]] = run.record
+        return summary
+
+    chosen = [run for run in all_runs() if filters.accept_record(run.record)]
+    chosen.sort(key=lambda run: natural_order(run.directory.name))
+    summaries = [each for each in skip_unreadable(read, chosen) if filters.accept_facts(each.facts)]
+    listed = [records[summary.facts["directory"]] for summary in summaries]
+    if sort is not None:
+        order = sorted(range(len(listed)), key=lambda i: sort_value(sort, summaries[i].facts, listed[i]))
+        summaries, listed = [summaries[i] for i in order], [listed[i] for i in order]
+    for key, values in varied_settings(listed).items():
+        for summary, record, value in zip(summaries, listed, values, strict=True):
+            summary.varied[key] = value
+            summary.facts["varied"][key] = setting(record, key) if is_spec_field(key) else value
+    return summaries
 
 
-def summarize(run: Run) -> RunSummary:
+def summarize(run: Run, children: Sequence[Child] | None = None) -> RunSummary:
     """Summarize a run.
+
+    Args:
+        run: The run.
+        children: See `find_removable`.
 
     Raises:
         GptlabError: A file of the run cannot be read.
     """
     history = run.history()
     losses = [row["train/loss"] for row in history.sample_rows() if "train/loss" in row]
+    elapsed, removable = history.last("elapsed_s"), find_removable(run, history, children)
     facts = {
         "run": run.id,
         "name": run.record.spec.name,
@@ -64,9 +108,15 @@ def summarize(run: Run) -> RunSummary:
         "steps": history.target,
         "val_loss": history.last("val/loss"),
         "directory": str(run.directory),
+        "val_bpb": history.last("val/bpb"),
+        "created": run.record.created,
+        "elapsed_s": elapsed,
+        "tags": sorted({tag for start in history.starts for tag in start.get("tags", [])}),
+        "varied": {},
+        "disk_bytes": disk_usage(run.directory),
+        "removable_bytes": {"optimizer": removable.optimizer_bytes, "snapshots": removable.snapshot_bytes},
     }
     facts |= run.record.parent_facts()
-    elapsed = history.last("elapsed_s")
     if run.is_copy:
         facts["copy"] = run.directory.name
     if history.damage:
@@ -82,31 +132,71 @@ def summarize(run: Run) -> RunSummary:
     )
 
 
-def render(summaries: list[RunSummary]) -> None:
-    """Print one line per run, with bits per byte if tokenizers differ: losses per token do not compare across them."""
+def render(summaries: list[RunSummary], *, tree: bool = True, filtered: bool = False) -> None:
+    """Print one line per run, with bits per byte if tokenizers differ: losses per token do not compare across them.
+
+    Args:
+        summaries: The runs.
+        tree: Whether to print each run below the run that it starts from.
+        filtered: Whether the runs are only those that pass a filter.
+    """
     console = Console()
     if not summaries:
-        console.print("no runs yet; start one with: make exp NAME=tiny")
+        none = "no run passes these filters; `gptlab runs` lists all"
+        console.print(none if filtered else "no runs yet; start one with: make exp NAME=tiny")
         return
-    bits = ("bits/byte",) if len({summary.tokenizer for summary in summaries}) > 1 else ()
-    headings = ("run", "status", "step", "val loss", *bits, "training loss", "age", "trained for")
-    table = borderless(*headings, right=("step", "val loss", *bits, "age"))
-    for column in table.columns:
-        column.no_wrap = True
-    for summary, depth in _as_tree(summaries):
-        facts = summary.facts
-        step = f"{facts['step']}" if facts["step"] == facts["steps"] else f"{facts['step']} of {facts['steps']}"
-        values = [facts["val_loss"], *([summary.bits_per_byte] if bits else [])]
-        table.add_row(
-            printable(_label(facts, depth)),
-            Text(facts["status"], STYLES[facts["status"]]),
-            step,
-            *(DAMAGED if "damage" in facts else _format_loss(value) for value in values),
-            bars(summary.losses),
-            format_age(datetime.now(UTC) - summary.created),
-            format_duration(summary.elapsed_s) if summary.elapsed_s < MAX_SHOWN else "–",
-        )
+    lines = _as_tree(summaries) if tree else [(summary, 0) for summary in summaries]
+    width = console.rich.width
+    table, dropped = fitting(_columns(lines), width)
     console.table(table)
+    if dropped:
+        hint = f"not shown in {width} columns: {', '.join(dropped)}; --json and a wider terminal show all"
+        console.print("\n".join(textwrap.wrap(hint, width)))
+
+
+def _columns(lines: list[tuple[RunSummary, int]]) -> list[Column]:
+    """The columns of the table. Those with a high rank are the first to go where they do not fit."""
+    summaries = [summary for summary, _ in lines]
+    facts = [summary.facts for summary in summaries]
+    varied = list(summaries[0].varied)
+    settings = [
+        Column(name, [printable(summary.varied[key]) for summary in summaries], rank=1 if i < ALWAYS_VARIED else 4)
+        for i, (key, name) in enumerate(zip(varied, short_names(varied), strict=True))
+    ]
+    bits = len({summary.tokenizer for summary in summaries}) > 1
+    now = datetime.now(UTC)
+    return [
+        Column("run", [printable(_label(summary.facts, depth)) for summary, depth in lines]),
+        *settings,
+        Column("status", [Text(each["status"], STYLES[each["status"]]) for each in facts]),
+        Column("step", [_steps(each) for each in facts], right=True),
+        Column("val loss", [_loss(each, each["val_loss"]) for each in facts], right=True),
+        *([Column("bits/byte", [_loss(s.facts, s.bits_per_byte) for s in summaries], right=True)] if bits else []),
+        Column("training loss", [bars(summary.losses) for summary in summaries], rank=5),
+        Column("age", [format_age(now - summary.created) for summary in summaries], right=True, rank=3),
+        Column("trained for", [_trained_for(summary) for summary in summaries], rank=6),
+        Column("disk", [format_bytes(each["disk_bytes"]) for each in facts], right=True, rank=2),
+    ]
+
+
+def render_space(summaries: list[RunSummary]) -> None:
+    """Print the disk space of the runs, and what can be freed with which command."""
+    if not summaries:
+        return
+    console = Console()
+    removable = [summary.facts["removable_bytes"] for summary in summaries]
+    trash = project.runs_directory() / TRASH
+    ways = (
+        (sum(each["optimizer"] for each in removable), "gptlab gc --optimizer", "optimizer states of complete runs"),
+        (sum(each["snapshots"] for each in removable), "gptlab gc --snapshots", "snapshots of complete runs"),
+        (0 if trash.is_symlink() else disk_usage(trash), "gptlab gc", "the trash"),
+    )
+    total = format_bytes(sum(summary.facts["disk_bytes"] for summary in summaries))
+    noun = "run takes" if len(summaries) == 1 else "runs take"
+    free = [f"{format_bytes(size):>10}  {command:<21}  {what}" for size, command, what in ways if size]
+    console.print(f"\n{len(summaries)} {noun} {total}{'; what can be freed:' if free else ''}")
+    for line in free:
+        console.print(line)
 
 
 def _as_tree(summaries: list[RunSummary]) -> list[tuple[RunSummary, int]]:
@@ -121,6 +211,18 @@ def _label(facts: dict[str, Any], depth: int) -> str:
     if parent := facts.get("parent"):
         label += f" ({parent['by']} {'' if depth else parent['run']}@{parent['step']})"
     return f"{'  ' * (min(depth, MAX_INDENT) - 1)}└ {label}" if depth else label
+
+
+def _steps(facts: dict[str, Any]) -> str:
+    return f"{facts['step']}" if facts["step"] == facts["steps"] else f"{facts['step']} of {facts['steps']}"
+
+
+def _trained_for(summary: RunSummary) -> str:
+    return format_duration(summary.elapsed_s) if summary.elapsed_s < MAX_SHOWN else "–"
+
+
+def _loss(facts: dict[str, Any], value: float | None) -> str | Text:
+    return DAMAGED if "damage" in facts else _format_loss(value)
 
 
 def _format_loss(value: float | None) -> str:

@@ -33,6 +33,7 @@ from gptlab.tracking.lineage import children
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.records import Branch, InitialWeights, TextRecord
 from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
+from gptlab.tracking.space import check_optimizer_state_is_kept
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.capacity import limit_threads, memory_notice
@@ -77,6 +78,8 @@ class Options:
     fresh: bool = False
     profile: bool = False
     artifacts: Literal["best", "final"] | None = None
+    next_commands: bool = True
+    """Whether to end with what can be done next."""
 
     def __post_init__(self) -> None:
         """Check the environment variable that stands in for `wandb`.
@@ -221,7 +224,9 @@ class _Session:
                 "code, and start another run with `gptlab run`"
             )
         if history.status == "complete" and steps <= history.step:
-            messages.already_complete(run, history, steps, self.code, self.console)
+            messages.already_complete(
+                run, history, steps, self.code, self.console, with_next=self.options.next_commands
+            )
             return Result(run)
         check_parts(run.record.spec)  # else a part that is gone would look like damaged checkpoints
         if not self.options.accept_code_change:
@@ -229,6 +234,7 @@ class _Session:
         check_no_hard_links(run.directory)
         with RunLock(run.directory) as lock, StopSignals() as signals:
             run = load_run(run.directory)  # another process may have written the record first
+            check_optimizer_state_is_kept(run, run.history())  # now that no other process can remove it
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
             restore_copy(run, self.tokenizer)
@@ -301,7 +307,7 @@ class _Session:
                 outcome = attempt.train(steps, facts, source, lambda: _stop_requested(signals, console))
             finally:
                 mirror.finish()
-        messages.closing(run, outcome, mirror.url, console)
+        messages.closing(run, outcome, mirror.url, console, with_next=options.next_commands)
         return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
 
 

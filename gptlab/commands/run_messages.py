@@ -107,8 +107,10 @@ def last_arithmetic(run: Run, history: History) -> str | None:
     return run.record.fingerprint.hash if run.record.fingerprint else None
 
 
-def already_complete(run: Run, history: History, steps: int, code: Fingerprint, console: Console) -> None:
-    """Print that a complete run already has all requested steps, and its results."""
+def already_complete(
+    run: Run, history: History, steps: int, code: Fingerprint, console: Console, *, with_next: bool = True
+) -> None:
+    """Print that a complete run already has all requested steps, its results and, `with_next`, the next commands."""
     done = history.step
     more = f", more than the {steps} requested" if steps < done else ""
     console.print(f"{run.id} is complete: {done} steps{more}; nothing changed", style="bold")
@@ -121,7 +123,8 @@ def already_complete(run: Run, history: History, steps: int, code: Fingerprint, 
         again = shell_command("eval", run.reference)
         console.notice(f"{history.damage}; its losses are not shown; measure the final one again with: {again}")
     _print_results(run, history, console)
-    _print_next_commands(run, history.step, console)
+    if with_next:
+        next_commands(run, history, console)
 
 
 def _effect_of_changed_code(run: Run, history: History, code: Fingerprint) -> str:
@@ -257,8 +260,8 @@ def _differing_code(run: Run, starts: list[Start], now: provenance.Source) -> bo
     return False
 
 
-def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> None:
-    """Print the result of the attempt and the next commands."""
+def closing(run: Run, outcome: Outcome, url: str | None, console: Console, *, with_next: bool = True) -> None:
+    """Print the result of the attempt and, `with_next`, the next commands."""
     history = run.history()
     step = history.step
     console.print()
@@ -275,7 +278,8 @@ def closing(run: Run, outcome: Outcome, url: str | None, console: Console) -> No
         console.fact("sample", printable(line["prompt"] + line["text"]).replace("\n", "\n" + " " * 13))
     if url:
         console.fact("W&B", url)
-    _print_next_commands(run, step, console)
+    if with_next:
+        next_commands(run, history, console)
 
 
 def row_line(row: Row) -> str:
@@ -310,10 +314,15 @@ def _format_loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _print_next_commands(run: Run, step: int, console: Console) -> None:
+def next_commands(run: Run, history: History, console: Console, extend: str | None = None) -> None:
+    """Print what can be done next with a complete run; `extend` replaces the command that extends it."""
     console.print("next")
-    train = run.record.spec.train
-    if train.horizon is None or step < train.horizon:
+    train, step = run.record.spec.train, history.step
+    if extend:
+        console.fact("extend", extend)
+    elif history.holds_weights_only:
+        console.fact("extend", "not possible: `gptlab gc --optimizer` removed the run's optimizer state")
+    elif train.horizon is None or step < train.horizon:
         further = min(2 * step, train.horizon or 2 * step)
         console.fact("extend", shell_command("resume", run.reference, "--steps", str(further)))
     else:

@@ -2,15 +2,18 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gptlab import project
-from gptlab.errors import GptlabError
+from gptlab.errors import BadInputError, GptlabError
 from gptlab.terminal.text import printable
 from gptlab.tracking.lineage import children
-from gptlab.tracking.run import TRASH, Run, load_run
+from gptlab.tracking.run import TRASH, Run, find_run, load_run, run_directories
+from gptlab.tracking.space import disk_usage
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,56 @@ class TrashEntry:
         return printable(f"{self.bytes / 2**20:>10,.1f} MiB  {self.path.name}{needed}")
 
 
-def dependents(run: Run) -> str | None:
-    """Return which runs start from a run and what becomes of them without it; None if there are none."""
-    below = [child for child in children(run.directory, run.id) if child.directory.parent == run.directory.parent]
-    if not below:
-        return None
-    return (
-        f"{', '.join(map(str, below))} started from {run.id}: without it they cannot be computed again, nor resumed "
-        "before their first checkpoint"
-    )
+def is_pattern(reference: str) -> bool:
+    """Return whether an argument selects runs by a pattern such as `tiny-*-s*`, and not one run."""
+    return "/" not in reference and any(character in reference for character in "*?[")
+
+
+def select_runs(references: Sequence[str]) -> list[Run]:
+    """Return the runs that ids, prefixes of ids, directories and patterns select, each once.
+
+    Raises:
+        BadInputError: An argument selects no run, or is a prefix of several.
+        GptlabError: A run cannot be loaded, or is being trained.
+    """
+    selected: dict[Path, Run] = {}
+    for reference in references:
+        for run in _matching(reference) if is_pattern(reference) else [find_run(reference)]:
+            selected.setdefault(run.directory.resolve(), run)
+    for run in selected.values():
+        run.check_removable()
+    return list(selected.values())
+
+
+def _matching(pattern: str) -> list[Run]:
+    found = [load_run(directory) for directory in run_directories() if fnmatchcase(directory.name, pattern)]
+    if not found:
+        runs = project.display_path(project.runs_directory())
+        raise BadInputError(f"no run in {runs} matches '{pattern}'; `gptlab runs` lists them")
+    return found
+
+
+def dependents(removed: Sequence[Run]) -> list[str]:
+    """Return one line for each run that others start from, about what becomes of them without it.
+
+    Args:
+        removed: The runs to remove. Those that start from each other do not count.
+    """
+    gone = {run.directory.resolve() for run in removed}
+    lines = []
+    for run in removed:
+        below = [child for child in children(run.directory, run.id) if child.directory.parent == run.directory.parent]
+        if left := [child for child in below if child.directory.resolve() not in gone]:
+            lines.append(
+                f"{', '.join(map(str, left))} started from {run.id}: without it they cannot be computed again, nor "
+                "resumed before their first checkpoint"
+            )
+    return lines
+
+
+def entry_of(run: Run) -> TrashEntry:
+    """Return a run as an entry to list before it is moved."""
+    return TrashEntry(run.directory, disk_usage(run.directory))
 
 
 def list_trash() -> list[TrashEntry]:
@@ -57,7 +101,7 @@ def list_trash() -> list[TrashEntry]:
     trash = project.runs_directory() / TRASH
     if trash.is_symlink() or not trash.is_dir():
         return []
-    return [TrashEntry(path, _size(path), _needed_by(path)) for path in sorted(trash.iterdir())]
+    return [TrashEntry(path, disk_usage(path), _needed_by(path)) for path in sorted(trash.iterdir())]
 
 
 def _needed_by(path: Path) -> tuple[str, ...]:
@@ -91,17 +135,3 @@ def question(entries: list[TrashEntry]) -> str:
     """Return the question to ask before the entries are deleted."""
     total = sum(entry.bytes for entry in entries)
     return f"permanently delete {len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {total / 2**20:,.1f} MiB?"
-
-
-def _size(path: Path) -> int:
-    """Bytes of the files in a directory, as far as it can be read; symbolic links are not followed."""
-    if path.is_symlink() or not path.is_dir():
-        return _file_size(path)
-    return sum(_file_size(Path(folder) / name) for folder, _, names in os.walk(path) for name in names)
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except OSError:  # unreadable, or removed in the meantime
-        return 0

@@ -1,5 +1,6 @@
 """Format values as text for terminals and reports."""
 
+import math
 import re
 import shlex
 import shutil
@@ -42,6 +43,14 @@ def format_age(delta: timedelta) -> str:
     """Format a time difference as `3 min`, `5 h` or `12 d`."""
     minutes = max(int(delta.total_seconds()), 0) // 60
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h" if minutes < 2 * 1440 else f"{minutes // 1440} d"
+
+
+def format_bytes(count: int) -> str:
+    """Format a number of bytes as `120 KiB`, `704 MiB` or `1.2 GiB`."""
+    kib = count / 2**10
+    if kib < 1000:
+        return f"{math.ceil(kib)} KiB"
+    return f"{kib / 2**10:.0f} MiB" if kib < 1000 * 2**10 else f"{kib / 2**20:,.1f} GiB"
 
 
 def shell_command(*words: str) -> str:

@@ -83,6 +83,13 @@ class History:
         return max([self._record.start_step, *checkpoints, newest_row])
 
     @property
+    def holds_weights_only(self) -> bool:
+        """Whether the run is complete and its last checkpoint has no optimizer state; see `gptlab.tracking.space`."""
+        return self.outcome == "complete" and any(
+            checkpoint.step == self.step and not checkpoint.resumable for checkpoint in self._checkpoints[-1:]
+        )
+
+    @property
     def target(self) -> int:
         """The total number of steps that the last attempt was asked for; before the first attempt, the spec's."""
         return self.starts[-1]["steps"] if self.starts else self._record.spec.train.steps

@@ -4,7 +4,7 @@ Records are read leniently, because one that is damaged must stop neither traini
 without a parent.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +46,28 @@ class Child:
 
 def children(run_directory: Path, run_id: str) -> list[Child]:
     """Return the runs beside a run that start from its checkpoints, by name. They may be in the trash."""
-    folder = run_directory.parent
-    return [child for place in (folder, folder / TRASH) for child in _children_in(place, run_directory, run_id)]
+    return children_among(_read_children(run_directory.parent, run_id), run_directory, run_id)
 
 
-def needed_steps(run_directory: Path, run_id: str) -> NeededSteps:
-    """Return which steps of a run its children start from, and what they need of them."""
-    found = children(run_directory, run_id)
+def all_children(folder: Path) -> list[Child]:
+    """Return every run in a folder of runs and in its trash that starts from a checkpoint of another one, by name."""
+    return list(_read_children(folder, mentioned=""))
+
+
+def children_among(candidates: Iterable[Child], run_directory: Path, run_id: str) -> list[Child]:
+    """Return those of the candidates that start from checkpoints of a run."""
+    return [c for c in candidates if c.parent.run == run_id and _starts_in(c.parent, run_directory, run_id)]
+
+
+def needed_steps(run_directory: Path, run_id: str, candidates: Sequence[Child] | None = None) -> NeededSteps:
+    """Return which steps of a run its children start from, and what they need of them.
+
+    Args:
+        run_directory: The run's directory.
+        run_id: The run's id.
+        candidates: The result of `all_children`, for a caller that asks about many runs; read if it is None.
+    """
+    found = children(run_directory, run_id) if candidates is None else children_among(candidates, run_directory, run_id)
     weights: NeededSteps = {child.parent.step: "weights" for child in found}
     return {**weights, **{child.parent.step: "optimizer" for child in found if isinstance(child.parent, Branch)}}
 
@@ -93,16 +108,18 @@ def in_tree_order(parents: Mapping[Key, Key | None]) -> list[tuple[Key, int]]:
     return list(ordered.items())
 
 
-def _children_in(folder: Path, run_directory: Path, run_id: str) -> Iterator[Child]:
-    try:
-        directories = sorted(folder.iterdir())
-    except OSError:  # there is no trash, or the folder cannot be read
-        return
-    for directory in directories:
-        record = _read(directory / RECORD, run_id)
-        parent = record and (record.branch or record.initial_weights)
-        if record and parent and parent.run == run_id and _starts_in(parent, run_directory, run_id):
-            yield Child(directory, record.run, parent)
+def _read_children(folder: Path, mentioned: str) -> Iterator[Child]:
+    """Read the runs in a folder and in its trash whose records mention a run; with an empty name, all."""
+    for place in (folder, folder / TRASH):
+        try:
+            directories = sorted(place.iterdir())
+        except OSError:  # there is no trash, or the folder cannot be read
+            continue
+        for directory in directories:
+            record = _read(directory / RECORD, mentioned)
+            parent = record and (record.branch or record.initial_weights)
+            if record and parent:
+                yield Child(directory, record.run, parent)
 
 
 def _starts_in(parent: ParentCheckpoint, run_directory: Path, run_id: str) -> bool:

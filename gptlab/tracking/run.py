@@ -107,8 +107,8 @@ class Run:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
             write_durably(self.directory / SAMPLES, "".join(lines))
 
-    def move_to_trash(self) -> Path:
-        """Move the directory to `.trash/` beside it. Returns its new path.
+    def check_removable(self) -> None:
+        """Check that the run can be moved to the trash.
 
         Raises:
             GptlabError: A process is training the run, or the trash is a symbolic link.
@@ -118,6 +118,15 @@ class Run:
         trash = self.directory.parent / TRASH
         if trash.is_symlink():
             raise GptlabError(f"{trash} is a symbolic link; remove it")
+
+    def move_to_trash(self) -> Path:
+        """Move the directory to `.trash/` beside it. Returns its new path.
+
+        Raises:
+            GptlabError: A process is training the run, or the trash is a symbolic link.
+        """
+        self.check_removable()
+        trash = self.directory.parent / TRASH
         make_directory(trash)
         try:
             return self.directory.rename(trash / f"{self.directory.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")

@@ -22,6 +22,7 @@ from gptlab.spec import Experiment, ModelSpec, TrainSpec, flatten
 from gptlab.tracking.lineage import places
 from gptlab.tracking.records import Branch, InitialWeights, ParentCheckpoint, RunRecord
 from gptlab.tracking.run import Run, find_run, run_directories
+from gptlab.tracking.space import check_optimizer_state_is_kept
 from gptlab.training import optimizer
 
 Read = Callable[[Path, ModelSpec, Hash, str], Tensors]
@@ -163,6 +164,8 @@ def _find(reference: str, option: str, *, resumable: bool) -> tuple[Run, Checkpo
     if at and not (step.isdecimal() and step.isascii() and len(step) <= 18):
         raise BadInputError(f"{option} expects RUN or RUN@STEP, not '{reference}'")
     run = find_run(name if at else reference)
+    if resumable and not at:
+        check_optimizer_state_is_kept(run, run.history())
     return run, select_checkpoint(run.directory, int(step) if at else None, resumable=resumable)
 
 

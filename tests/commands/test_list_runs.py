@@ -12,7 +12,8 @@ from gptlab.terminal import sparkline
 from gptlab.terminal.chart import Curve, chart
 from gptlab.terminal.text import format_age
 
-SUMMARY = {"run": "tiny-28bba255-s0", "status": "complete", "step": 100, "steps": 100, "val_loss": 5.25}
+FACTS = {"run": "tiny-28bba255-s0", "status": "complete", "step": 100, "steps": 100, "val_loss": 5.25}
+SUMMARY = {**FACTS, "disk_bytes": 3 * 2**20}
 
 
 def line(**changes: object) -> list_runs.RunSummary:
@@ -24,7 +25,7 @@ def test_a_run_is_a_line_with_status_loss_curve_age_and_training_time(capfd: pyt
     list_runs.render([line(), line(run="x" * 90, status="running", step=7, val_loss=None)])
     heading, first, second = capfd.readouterr().out.splitlines()
     assert heading.split("  ")[0] == "run"
-    assert first.split() == ["tiny-28bba255-s0", "complete", "100", "5.2500", "█▅▁", "5", "h", "1", "min", "23", "s"]
+    assert " ".join(first.split()) == "tiny-28bba255-s0 complete 100 5.2500 █▅▁ 5 h 1 min 23 s 3 MiB"
     assert second.split()[:6] == ["x" * 90, "running", "7", "of", "100", "–"]
 
 
@@ -56,7 +57,7 @@ def test_absurd_numbers_do_not_break_the_line(capfd: pytest.CaptureFixture[str])
     odd = list_runs.RunSummary({**SUMMARY, "val_loss": 1e308}, [1e308, -1e308], 1e308, datetime.now(UTC))
     list_runs.render([odd, list_runs.RunSummary({**SUMMARY, "val_loss": math.inf}, [], 0.0, datetime.now(UTC))])
     first, second = capfd.readouterr().out.splitlines()[1:]
-    assert first.split() == ["tiny-28bba255-s0", "complete", "100", "1e+308", "█▁", "0", "min", "–"]
+    assert first.split() == ["tiny-28bba255-s0", "complete", "100", "1e+308", "█▁", "0", "min", "–", "3", "MiB"]
     assert second.split()[3] == "inf"
 
 

@@ -463,6 +463,18 @@ def test_log_every_is_fixed_when_a_run_begins(train, micro, capfd):
     assert [row["step"] for row in read_metrics(run.directory)] == [0, 5, 10, 15, 20]
 
 
+@pytest.mark.parametrize("snapshots", [True, False])
+def test_snapshots_are_fixed_when_a_run_begins_and_a_notice_says_how_to_change_that(train, micro, capfd, snapshots):
+    begun, wanted = (micro.with_changes({"train.snapshots": value}) for value in (snapshots, not snapshots))
+    first = train(begun, steps=2).run
+    run = train(wanted, steps=2).run
+    assert run.id == first.id, "the field is not part of the identity"
+    notice = f"{run.id} keeps train.snapshots={snapshots} from its start; `gptlab run` with --fresh applies the new"
+    assert notice in capfd.readouterr().err
+    fresh = train(wanted, steps=2, fresh=True).run
+    assert [c.step for c in list_checkpoints(fresh.directory)] == ([2] if snapshots else [0, 1, 2])
+
+
 def test_a_copy_of_a_run_is_what_the_next_commands_use(micro, train, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(micro, steps=1).run
     copy = load_run(shutil.copytree(run.directory, run.directory.with_name("backup")))

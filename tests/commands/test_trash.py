@@ -14,6 +14,7 @@ from support import run_attempt
 
 from gptlab import cli
 from gptlab.commands.trash import list_trash
+from gptlab.tracking.lock import RunLock
 from gptlab.tracking.run import Run
 from gptlab.training.initial import find_branch
 
@@ -178,3 +179,67 @@ def test_a_copy_of_a_parent_is_removed_without_a_question(family, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert gptlab(monkeypatch, "rm", "backup") == 0
     assert not copy.exists()
+
+
+@pytest.fixture
+def three(make_run) -> list[Run]:
+    """Three seeds of one experiment."""
+    return [make_run(seed) for seed in (0, 1, 10)]
+
+
+def trashed(run: Run) -> list[str]:
+    folder = run.directory.parent / ".trash"
+    return sorted(path.name.rpartition("-")[0] for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_rm_takes_several_runs_and_patterns_and_lists_what_it_moves(three, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    first, second, third = three
+    capsys.readouterr()
+    assert gptlab(monkeypatch, "rm", "micro-*-s1*", second.id, first.id, "--yes") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[:3]] == [second.id, third.id, first.id]
+    assert all("MiB" in line for line in lines[:3])
+    assert len(lines) == 6
+    assert trashed(first) == sorted(run.id for run in three)
+
+
+def test_rm_with_a_pattern_needs_yes_without_a_terminal(three, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert gptlab(monkeypatch, "rm", "micro-*-s10") == 2
+    assert "pass --yes to confirm: gptlab rm 'micro-*-s10' --yes" in capsys.readouterr().err
+    assert trashed(three[0]) == []
+    assert gptlab(monkeypatch, "rm", *(run.id for run in three)) == 0, "they were named"
+
+
+@pytest.mark.parametrize(("answer", "removed"), [("y\n", 3), ("n\n", 0)])
+def test_rm_asks_once_where_a_pattern_selects_several_runs(three, monkeypatch, answer, removed):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    assert gptlab(monkeypatch, "rm", "micro-*") == 0
+    assert len(trashed(three[0])) == removed
+
+
+@pytest.mark.parametrize("wrong", ["nothing", "micro-*-s7", "micro"])
+def test_rm_moves_nothing_where_one_argument_is_wrong(three, monkeypatch, capsys, wrong):
+    assert gptlab(monkeypatch, "rm", three[0].id, wrong, "--yes") == 2
+    assert wrong in capsys.readouterr().err
+    assert trashed(three[0]) == []
+
+
+def test_rm_moves_nothing_where_one_run_is_in_training(three, monkeypatch, capsys):
+    with RunLock(three[1].directory):
+        assert gptlab(monkeypatch, "rm", "micro-*", "--yes") == 1
+    assert f"{three[1].id} is being trained" in capsys.readouterr().err
+    assert trashed(three[0]) == []
+
+
+def test_runs_that_start_from_each_other_are_removed_together_without_a_warning(family, monkeypatch, capsys):
+    parent, child = family
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    capsys.readouterr()
+    assert gptlab(monkeypatch, "rm", parent.id, child.id) == 0
+    assert "started from" not in capsys.readouterr().out
