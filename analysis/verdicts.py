@@ -56,7 +56,7 @@ def mean(findings: Findings, row: Mapping[Any, Any]) -> str:
 
 def _by_clarity(findings: Findings) -> list[str]:
     """The compared experiments by ascending p-value; those without one come last."""
-    return list(findings.differences.sort_values("p_holm", kind="stable", na_position="last").index)
+    return list(findings.differences.sort_values("p", kind="stable", na_position="last").index)
 
 
 def _verdict(findings: Findings, experiment: str) -> str:
