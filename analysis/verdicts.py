@@ -45,7 +45,7 @@ def mean(findings: Findings, row: Mapping[Any, Any]) -> str:
         row: The experiment's row of `findings.summary`.
     """
     if isna(row["mean"]):
-        return f"no {findings.measure.name} at {findings.budget:,.0f} steps."
+        return f"no {findings.measure.name} at the step of the comparison."
     value = "diverged" if math.isinf(row["mean"]) else f"{row['mean']:.4f} {findings.measure.unit}"
     seeds = "one seed" if row["n"] == 1 else f"{row['n']:.0f} seeds"
     mixed = mixed_seeds(findings, row["experiment"])
@@ -56,7 +56,7 @@ def mean(findings: Findings, row: Mapping[Any, Any]) -> str:
 
 def _by_clarity(findings: Findings) -> list[str]:
     """The compared experiments by ascending p-value; those without one come last."""
-    return list(findings.differences.sort_values("p_holm", kind="stable", na_position="last").index)
+    return list(findings.differences.sort_values("p", kind="stable", na_position="last").index)
 
 
 def _verdict(findings: Findings, experiment: str) -> str:
