@@ -105,7 +105,7 @@ def _meaning(row: Mapping[Any, Any]) -> str:
 def _replicates(row: Mapping[Any, Any]) -> str:
     """How many seeds a difference is from, and the limits of the comparison."""
     seeds = formatting.counted(int(row["n"]), "seed")
-    how = f"{seeds} paired" if row["how"].startswith("paired") else f"{seeds} or more each, unpaired"
+    how = f"{seeds} paired" if row["how"].startswith("paired") else f"at least {seeds} each, unpaired"
     return f"{how} ({row['why']})" if row["why"] else how
 
 
