@@ -54,6 +54,12 @@ def mean(findings: Findings, row: Mapping[Any, Any]) -> str:
     return f"{value} after {findings.budget:,.0f} steps (mean of {seeds}{differing}{interval})."
 
 
+def add_seeds(findings: Findings, experiment: str, seeds: list[int]) -> str:
+    """The command that trains an experiment with these seeds."""
+    run = findings.first_runs[experiment]
+    return advice.add_seeds(run, seeds, findings.varied[run["name"]])
+
+
 def _by_clarity(findings: Findings) -> list[str]:
     """The compared experiments by ascending p-value; those without one come last."""
     return list(findings.differences.sort_values("p", kind="stable", na_position="last").index)
@@ -99,17 +105,15 @@ def _meaning(row: Mapping[Any, Any]) -> str:
 def _replicates(row: Mapping[Any, Any]) -> str:
     """How many seeds a difference is from, and the limits of the comparison."""
     seeds = formatting.counted(int(row["n"]), "seed")
-    how = f"{seeds} paired" if row["how"].startswith("paired") else f"{seeds} or more each, unpaired"
+    how = f"{seeds} paired" if row["how"].startswith("paired") else f"at least {seeds} each, unpaired"
     return f"{how} ({row['why']})" if row["why"] else how
 
 
 def _find_out(findings: Findings, experiment: str) -> str:
     """The commands that give an experiment and the reference the same seeds."""
-    known = findings.values[findings.values["state"].isin(replicates.KNOWN)]
     pair = (findings.reference, experiment)
-    seeds = {key: known.loc[known["experiment"] == key, "seed"].tolist() for key in pair}
-    wanted = advice.wanted_seeds(*seeds.values())
-    commands = [advice.add_seeds(findings.runs, key, wanted) for key in pair if sorted(seeds[key]) != wanted]
+    wanted = advice.wanted_seeds(*(findings.seeds[key] for key in pair))
+    commands = [add_seeds(findings, key, wanted) for key in pair if findings.seeds[key] != wanted]
     return f"find out with {' and '.join(commands)}"
 
 

@@ -27,7 +27,7 @@ def experiment(make_run: MakeRun, name: str, losses: list[float], **options: Any
 
 def test_each_question_is_answered_with_interval_p_value_and_verdict(make_run: MakeRun) -> None:
     base = experiment(make_run, "base", [6.0, 6.1, 6.2])
-    better = experiment(make_run, "better", [5.5, 5.61, 5.7], changes={"model.tied": True})
+    better = experiment(make_run, "better", [5.5, 5.75, 5.6], changes={"model.tied": True})
     worse = experiment(make_run, "worse", [7.0, 7.11, 7.2], changes={"model.n_layer": 1})
     other = experiment(make_run, "other", [6.06, 6.1, 6.17], changes={"model.bias": False})
     found = findings()
@@ -41,11 +41,13 @@ def test_each_question_is_answered_with_interval_p_value_and_verdict(make_run: M
         f"other − base = +0.0100 ± {half:.4f} nats per token (95% interval {low} to {high}), "
         f"p = {row['p_holm']:.3f} after correction for 3 comparisons, 3 seeds paired: could be chance."
     )
+    p, corrected = found.differences.loc[better, ["p", "p_holm"]]
+    assert (f"{p:.3f}", f", p = {corrected:.3f} " in sentences[better]) == ("0.022", True), "corrected"
     assert sentences[better].endswith(", 3 seeds paired: significantly better.")
     assert sentences[worse].endswith(", 3 seeds paired: significantly worse.")
     answers = headlines(found)
     assert sorted(answers[:3]) == sorted(sentences[key] for key in (better, worse, other))
-    assert answers[3].startswith("Lowest validation loss: better, 5.6033")
+    assert answers[3].startswith("Lowest validation loss: better, 5.6167")
 
 
 def test_a_question_is_answered_also_if_the_reference_is_the_lowest(make_run: MakeRun) -> None:
