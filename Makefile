@@ -9,7 +9,7 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(2),$(1) $(call quote,$(2)))
 
 # make would silently ignore a misspelled variable.
-VARIABLES := NAME SEED SEEDS STEPS TEXT SET RUN TAG AT AGAINST OUT OPEN EXAMPLES MINUTES TRIAL PYTHON VENV
+VARIABLES := NAME SEED SEEDS STEPS TEXT SET RUN TAG AT AGAINST OUT TABLE FIGURES OPEN EXAMPLES MINUTES TRIAL PYTHON VENV
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(VARIABLES),$(given))
 $(if $(unknown),$(error there is no variable $(firstword $(unknown)); available: $(VARIABLES)))
@@ -32,8 +32,10 @@ help:
 	@echo '         AT=100            compare them at this step instead of the largest common one'
 	@echo '         AGAINST=tiny      compare them with this experiment instead of the oldest one'
 	@echo '         OUT=folder        write the report there'
-	@echo '         OPEN=1            open it in the browser'
-	@echo 'make notebook            open JupyterLab in analysis/'
+	@echo '         TABLE=latex       only print the comparison, as latex or markdown'
+	@echo '         FIGURES=folder    also write figures for papers there'
+	@echo '         OPEN=1            open the report in the browser'
+	@echo 'make notebook            execute copies of the notebooks on your runs, and open them in JupyterLab'
 	@echo 'make dashboard RUN=...   open W&B'"'"'s terminal dashboard of one or more runs'
 	@echo 'make sync [RUN=...]      upload whatever W&B is missing'
 	@echo 'make test                run the test suite'
@@ -105,10 +107,12 @@ lint: $(READY)
 
 report: $(READY)
 	@$(VENV)/bin/python -m analysis.report $(call option,--name,$(NAME)) $(call option,--tag,$(TAG)) \
-		$(call option,--at,$(AT)) $(call option,--against,$(AGAINST)) $(call option,--out,$(OUT)) $(if $(OPEN),--open)
+		$(call option,--at,$(AT)) $(call option,--against,$(AGAINST)) $(call option,--out,$(OUT)) \
+		$(call option,--table,$(TABLE)) $(call option,--figures,$(FIGURES)) $(if $(OPEN),--open)
 
 notebook: $(READY)
-	@$(VENV)/bin/jupyter lab --notebook-dir analysis $(if $(filter 0,$(shell id -u)),--allow-root)
+	@$(VENV)/bin/python -m analysis.notebooks
+	@$(VENV)/bin/jupyter lab --notebook-dir $(call quote,$(or $(GPTLAB_RUNS),runs)/notebooks) $(if $(filter 0,$(shell id -u)),--allow-root)
 
 dashboard: $(READY)
 ifeq ($(RUN),)

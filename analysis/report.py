@@ -116,7 +116,7 @@ def _find(options: Options) -> Findings | None:
 
 def _table(findings: Findings | None, kind: str) -> str:
     if findings is None:
-        raise BadInputError(f"there is nothing to compare: {NO_RUNS}")
+        raise BadInputError("there are no runs yet; make one with: make exp NAME=tiny")
     return tables.comparison(findings, kind)
 
 

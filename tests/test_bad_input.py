@@ -182,6 +182,7 @@ FIELDS = [
 MAKE = [
     (["exp", "NAME=basline"], "did you mean 'baseline'?"),
     (["exp", "NAME=tiny", "SEED=one"], "'--seed': Input should be a valid integer"),
+    (["exp", "NAME=tiny", "SEEDS=0..4"], "--seeds expects numbers such as 0,1,2 or 0-4"),
     (["exp", "NAME=tiny", "STEPS=-5"], "'--steps': Input should be"),
     (["exp", "NAME=tiny", "TEXT=missing.txt"], "there is no file 'missing.txt'"),
     (["exp", "NAME=tiny", "SET=train.lr=1"], "there is no spec field 'train.lr'"),
@@ -189,6 +190,8 @@ MAKE = [
     (["report", "NAME=nothing*"], "there is no run with name 'nothing*'; `gptlab runs` lists them"),
     (["report", "TAG=nothing"], "there is no run with tag 'nothing'"),
     (["report", "AT=first"], "--at is 'first', but no run has a validation loss"),
+    (["report", "AGAINST=nothing", "TABLE=latex"], "there are no runs yet"),
+    (["report", "TABLE=html", "FIGURES=x", "OPEN=1"], "--table is 'html'"),
     (["report", "OUT=Makefile/x"], "--out is 'Makefile/x', which cannot be a directory"),
     (["dashboard", "RUN=nothing"], "there is no run 'nothing'"),
     (["sync", "RUN=nothing"], "there is no run 'nothing'"),

@@ -109,7 +109,7 @@ def test_only_the_table_is_printed(compared: dict[str, str], kind: str, capsys: 
 
 def test_a_table_without_runs_is_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main(["--table", "latex"]) == 2
-    assert capsys.readouterr() == ("", f"error: there is nothing to compare: {report.NO_RUNS}\n")
+    assert capsys.readouterr() == ("", f"error: {report.NO_RUNS[0].lower()}{report.NO_RUNS[1:]}\n")
 
 
 def unescaped(latex: str) -> str:
