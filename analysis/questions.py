@@ -1,0 +1,106 @@
+"""The questions that the experiments ask, each with its answers and with samples side by side."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pandas import DataFrame, isna
+
+from analysis import formatting
+from analysis.findings import Findings, Sample
+from analysis.sentences import SIGNIFICANCE
+
+MAX_QUESTIONS = 12
+"""Maximum number of questions in a report: those of the best experiments."""
+
+MAX_ANSWERS = 8
+"""Maximum number of answers to a question: those of the best experiments that ask it."""
+
+MAX_SIDE_BY_SIDE = 4
+"""Maximum number of samples side by side, the reference's among them."""
+
+
+class Question(NamedTuple):
+    """A question, and the experiments that ask it."""
+
+    text: str
+    experiments: list[str]
+    """The experiments, best first."""
+    answers: list[tuple[str, str]]
+    """The best of these experiments, each with the sentence that answers the question."""
+    samples: list[tuple[str, Sample]]
+    """Experiments with a sample each: the reference and the best ones."""
+
+
+def questions(findings: Findings) -> list[Question]:
+    """Return the questions of the best experiments; experiments with the same question are together."""
+    experiments = findings.summary["experiment"].tolist()
+    asking: dict[str, list[str]] = {}
+    for experiment in experiments:
+        asking.setdefault(findings.questions[experiment], []).append(experiment)
+    return [
+        Question(
+            text,
+            members,
+            [(experiment, answer(findings, experiment)) for experiment in members[:MAX_ANSWERS]],
+            side_by_side(findings, list(dict.fromkeys([findings.reference, *members]))[:MAX_SIDE_BY_SIDE]),
+        )
+        for text, members in list(asking.items())[:MAX_QUESTIONS]
+    ]
+
+
+def answer(findings: Findings, experiment: str) -> str:
+    """What an experiment found, with its uncertainty."""
+    label, reference = findings.labels[experiment], findings.labels[findings.reference]
+    if experiment == findings.reference:
+        row = findings.summary.set_index("experiment").loc[experiment]
+        interval = "" if isna(row["low"]) else f", 95% interval {formatting.interval(row['low'], row['high'])}"
+        return f"{label} is the reference: {formatting.loss(row['mean'])} {findings.measure.unit}{interval}."
+    row = findings.differences.loc[experiment]
+    if row["how"] == "not compared":
+        return f"{label} is not compared with {reference}: {row['why']}."
+    if isna(row["p"]):
+        return f"{label} − {reference} = {row['mean']:+.4f}, without an interval: {row['why']}."
+    verdict = "significant" if row["p_holm"] < SIGNIFICANCE else "could be chance"
+    return (
+        f"{label} − {reference} = {row['mean']:+.4f} (95% interval {formatting.interval(row['low'], row['high'], '+')}, "
+        f"p = {formatting.p_value(row['p_holm'])}, {row['n']} seeds): {verdict}."
+    )
+
+
+def side_by_side(findings: Findings, experiments: Sequence[str]) -> list[tuple[str, Sample]]:
+    """Return a sample of each experiment that has one, of the same prompt, step and seed where possible.
+
+    The prompt is the one that most of these experiments have. Among its samples, the step is the last one that most
+    experiments have, and the seed is chosen in the same way. An experiment without such a sample shows its nearest one:
+    of that prompt if there is one, and otherwise its newest.
+    """
+    runs = findings.runs.loc[findings.runs["experiment"].isin(experiments), ["run", "experiment"]]
+    rows = findings.samples.merge(runs, on="run").drop_duplicates(["run", "prompt", "step"], keep="last")
+    if rows.empty:
+        return []
+    alike = rows
+    for column in ("prompt", "step", "seed"):
+        shared = _most_shared(alike, column)
+        rows[f"same {column}"] = rows[column] == shared
+        alike = alike[alike[column] == shared]
+    keys = ["same prompt", "same step", "same seed", "step"]
+    nearest = rows.sort_values(keys, kind="stable").drop_duplicates("experiment", keep="last").set_index("experiment")
+    return [
+        (
+            experiment,
+            Sample(
+                findings.labels[experiment],
+                f"seed {nearest.at[experiment, 'seed']}, step {nearest.at[experiment, 'step']}",
+                nearest.at[experiment, "prompt"],
+                nearest.at[experiment, "text"],
+            ),
+        )
+        for experiment in experiments
+        if experiment in nearest.index
+    ]
+
+
+def _most_shared(rows: DataFrame, column: str) -> Any:
+    """The value of a column that most experiments have; the largest one if there are several."""
+    counts = rows.groupby(column)["experiment"].nunique()
+    return counts[counts == counts.max()].index.max()
