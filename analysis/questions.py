@@ -71,8 +71,8 @@ def side_by_side(findings: Findings, experiments: Sequence[str]) -> list[tuple[s
     """Return a sample of each experiment that has one, of the same prompt, step and seed where possible.
 
     The prompt is the one that most of these experiments have. Among its samples, the step is the last one that most
-    experiments have, and the seed is chosen in the same way. An experiment without such a sample shows its nearest one:
-    of that prompt if there is one, and otherwise its newest.
+    experiments have, and the seed is chosen in the same way. An experiment without such a sample shows its nearest one;
+    the prompt counts most, the seed least.
     """
     runs = findings.runs.loc[findings.runs["experiment"].isin(experiments), ["run", "experiment"]]
     rows = findings.samples.merge(runs, on="run").drop_duplicates(["run", "prompt", "step"], keep="last")

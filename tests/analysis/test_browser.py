@@ -248,7 +248,7 @@ const inScroller = (element, card) => {
 const out = [];
 for (const card of document.querySelectorAll("section, article, .plot")) {
   const box = card.getBoundingClientRect();
-  for (const element of card.querySelectorAll("*")) {
+  for (const element of card.querySelectorAll(":not(.draglayer, .draglayer *)")) {
     const own = element.getBoundingClientRect();
     if (own.width && !inScroller(element, card) && (own.left < box.left - 1 || own.right > box.right + 1))
       out.push(`${card.id || card.tagName}: ${element.tagName} ${element.getAttribute("class")} ${element.textContent.slice(0, 40)}`);
@@ -258,7 +258,10 @@ for (const card of document.querySelectorAll("section, article, .plot")) {
 }
 return out;
 """
-"""Elements that are wider than their card, except in elements that scroll sideways, and texts that a figure cuts off."""
+"""Elements that are wider than their card, and texts that a figure cuts off.
+
+Elements that scroll sideways may contain wider ones. plotly's `draglayer` has invisible handles around the axes.
+"""
 
 TABLES = """
 return [...document.querySelectorAll(".wide")].map((scroller) => {

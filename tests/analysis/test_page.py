@@ -115,7 +115,7 @@ def test_samples_side_by_side_have_the_same_prompt_step_and_seed(make_run: MakeR
     add(make_run("lone", 3, changes={"model.bias": False}), (10, "An "), (20, "An "))
     found = findings()
     texts = [sample.text for _, sample in questions.side_by_side(found, found.summary["experiment"].tolist())]
-    assert sorted(texts) == ["base 0 10 The ", "lone 3 20 An ", "other 0 10 The "]
+    assert sorted(texts) == ["base 0 10 The ", "lone 3 10 An ", "other 0 10 The "]
     assert questions.side_by_side(found, []) == []
 
 
