@@ -1,4 +1,4 @@
-"""Caveats of a comparison of runs, as sentences."""
+"""Caveats of a comparison of runs, as sentences: what is wrong, and what to do about it."""
 
 import json
 import math
@@ -12,7 +12,8 @@ from gptlab.identity import UNKNOWN
 
 OPTIMISTIC = (
     "Best values are optimistic: the best step and the best run were selected by the same losses that are reported. On "
-    "other text, losses will be slightly higher."
+    "other text, losses will be slightly higher. Decide by the comparison at equal steps, or measure other text with "
+    "`gptlab eval RUN --text FILE`."
 )
 
 MAX_CPU_RATIO = 1.25
@@ -22,6 +23,21 @@ MAX_LISTED = 6
 """Maximum number of runs or versions in one sentence."""
 
 
+SETTINGS = {
+    "numerics": ("numerics revisions", "Repeat the older ones with `gptlab run`, which starts new runs."),
+    "precision": ("precisions", "`--set train.precision=float32` gives all of them the same one."),
+}
+"""What differs between runs by column of `load.runs()`, and what to do about it."""
+
+ENVIRONMENT = {
+    "device": ("devices", "Train all of them with the same `--device`."),
+    "torch": ("versions of PyTorch", "Train all of them in one environment."),
+    "threads": ("thread counts", "Train all of them with the same OMP_NUM_THREADS."),
+    "compile": ("choices of --compile", "Train all of them with `--no-compile`, or all without it."),
+}
+"""The same for facts about attempts."""
+
+
 def find_caveats(runs: DataFrame) -> list[str]:
     """Return the reasons why these runs are not directly comparable, the most serious first.
 
@@ -29,7 +45,7 @@ def find_caveats(runs: DataFrame) -> list[str]:
         runs: Rows of `load.runs()`.
 
     Returns:
-        One sentence per caveat; empty if there is none.
+        One text per caveat, which ends with what to do; empty if there is none.
     """
     return [caveat for caveat in _candidates(runs) if caveat]
 
@@ -57,40 +73,50 @@ def seconds_caveat(runs: DataFrame) -> str | None:
         return None
     return (
         "Seconds of training are not like with like, so values at equal seconds say more about the machines than "
-        f"about the experiments: these runs have {'; '.join(reasons)}."
+        f"about the experiments: these runs have {'; '.join(reasons)}. Compare at equal steps, or train one after the "
+        "other on one idle machine."
     )
 
 
 def _candidates(runs: DataFrame) -> Iterator[str | None]:
     yield _damaged(runs)
     yield _several_tokenizers(runs)
-    yield compare.yardstick_caveat(runs)
-    yield _different(runs, "text.sha256", "text.source", "Different texts: these runs were trained on {n} texts")
-    yield _with_status(
-        runs, ["diverged"], "{n} of {all} runs diverged; they count as an infinite loss and stay in every table"
+    yield _then(compare.yardstick_caveat(runs), "`gptlab eval RUN --text FILE` measures each of them on the same text.")
+    yield _then(
+        _different(runs, "text.sha256", "text.source", "Different texts: these runs were trained on {n} texts"),
+        "Compare experiments on one text with `gptlab report --name NAME`, or train all of them on it with "
+        "`gptlab run NAME --text FILE`.",
     )
-    yield _with_status(
-        runs,
-        ["interrupted", "failed", "running"],
-        "{n} of {all} runs are unfinished and excluded from means at steps that they did not reach",
+    yield _then(
+        _with_status(
+            runs, ["diverged"], "{n} of {all} runs diverged; they count as an infinite loss and stay in every table"
+        ),
+        "A smaller `train.learning_rate` or `train.grad_clip` may prevent it, in a new experiment.",
+    )
+    yield _then(
+        _with_status(
+            runs,
+            ["interrupted", "failed", "running"],
+            "{n} of {all} runs are unfinished and excluded from means at steps that they did not reach",
+        ),
+        "Those that are no longer running finish with `gptlab resume RUN`.",
     )
     yield from _shared_trunks(runs)
     yield _profiled(runs)
     yield _different_arithmetic(runs)
     yield _changed_between_attempts(runs)
     yield _mixed_code(runs)
-    for column, what in {"numerics": "numerics revisions", "precision": "precisions"}.items():
-        yield _different(runs, column, column, "These runs were made with {n} different " + what)
-    for fact, what in {
-        "device": "devices",
-        "torch": "versions of PyTorch",
-        "threads": "thread counts",
-        "compile": "choices of --compile",
-    }.items():
+    for column, (what, remedy) in SETTINGS.items():
+        yield _then(_different(runs, column, column, "These runs were made with {n} different " + what), remedy)
+    for fact, (what, remedy) in ENVIRONMENT.items():
         counts = _counts(runs, fact)
         if len(counts) > 1:
             parts = [f"{value} ({count})" for value, count in counts.items()]
-            yield f"These runs were made with {len(counts)} different {what}: {', '.join(parts)}."
+            yield f"These runs were made with {len(counts)} different {what}: {', '.join(parts)}. {remedy}"
+
+
+def _then(caveat: str | None, remedy: str) -> str | None:
+    return caveat and f"{caveat} {remedy}"
 
 
 def _different(runs: DataFrame, column: str, label: str, sentence: str) -> str | None:
@@ -109,7 +135,8 @@ def _damaged(runs: DataFrame) -> str | None:
         return None
     return (
         f"The metrics of {len(damaged)} of {len(runs)} runs have changed since they were written, so none of their "
-        f"numbers is used: {abbreviate(damaged)}."
+        f"numbers is used: {abbreviate(damaged)}. Restore them from a backup, or move them to the trash with "
+        "`gptlab rm RUN` and run them again."
     )
 
 
@@ -139,7 +166,8 @@ def _shared_trunks(runs: DataFrame) -> Iterator[str]:
             continue
         yield (
             f"Shared training: {len(group)} of these runs started from {parent} and share its training up to there, so "
-            f"they are not independent replicates of each other or of it: {abbreviate(group['run'].tolist())}."
+            f"they are not independent replicates of each other or of it: {abbreviate(group['run'].tolist())}. "
+            "Independent replicates start from scratch, with other seeds."
         )
 
 
@@ -149,7 +177,7 @@ def _profiled(runs: DataFrame) -> str | None:
         return None
     return (
         f"{len(selected)} of {len(runs)} runs were made with --profile; they are listed, but are never replicates: "
-        f"{abbreviate(selected)}."
+        f"{abbreviate(selected)}. Repeat their command with --fresh and without --profile to use them."
     )
 
 
@@ -160,7 +188,7 @@ def _changed_between_attempts(runs: DataFrame) -> str | None:
         return None
     return (
         f"{len(listed)} of {len(runs)} runs consist of attempts that differ in code or environment, so they are not "
-        f"exact replicates: {abbreviate(listed)}."
+        f"exact replicates: {abbreviate(listed)}. Repeat their command with --fresh for exact ones."
     )
 
 
@@ -177,6 +205,7 @@ def _different_arithmetic(runs: DataFrame) -> str | None:
         return None
     return (
         f"Different arithmetic: the same spec was trained by code that computes other numbers ({'; '.join(sentences)})."
+        " `gptlab diff RUN OTHER --patch` shows the difference."
     )
 
 
@@ -195,7 +224,10 @@ def _mixed_code(runs: DataFrame) -> str | None:
     if len(counts) < 2 or (known and not _differing_files(runs["code_files"])):
         return None  # the commits differ in other files than those that determine the numbers
     listed = abbreviate([f"{code} ({count})" for code, count in counts.items()])
-    return f"Mixed code: these runs were made by {len(counts)} different versions of the code: {listed}."
+    return (
+        f"Mixed code: these runs were made by {len(counts)} different versions of the code: {listed}. "
+        "`gptlab diff RUN OTHER --patch` shows whether that matters."
+    )
 
 
 def _counts(runs: DataFrame, fact: str) -> Counter[str]:

@@ -6,6 +6,7 @@ import numpy as np
 from pandas import DataFrame
 
 from analysis import columns, formatting
+from analysis.choices import check_column
 from analysis.measures import measure_of
 from gptlab.terminal import sparkline
 
@@ -54,7 +55,11 @@ def at_steps(metrics: DataFrame, column: str, count: int = 6) -> DataFrame:
 
     Returns:
         One row per run in the order of `metrics`, one column per step; NaN where a run has no row at that step.
+
+    Raises:
+        BadInputError: `column` is not a column of numbers; the message names the choices.
     """
+    check_column("column", column, metrics)
     rows = metrics.dropna(subset=column).drop_duplicates(["run", "step"], keep="last")  # duplicates of a copied run
     steps = sorted(rows["step"].unique())
     chosen = [steps[i] for i in sorted({round(i) for i in np.linspace(0, len(steps) - 1, count)})] if steps else []
@@ -68,7 +73,11 @@ def sparklines(metrics: DataFrame, column: str, width: int = 24) -> dict[str, st
         metrics: Rows of `load.metrics()`.
         column: The column, such as `train/loss`.
         width: Maximum number of bars; longer series are averaged.
+
+    Raises:
+        BadInputError: `column` is not a column of numbers; the message names the choices.
     """
+    check_column("column", column, metrics)
     series = {str(run): group.tolist() for run, group in metrics.dropna(subset=column).groupby("run")[column]}
     shortened = {run: sparkline.resample(values, width) for run, values in series.items()}
     finite = [value for values in shortened.values() for value in values if math.isfinite(value)]

@@ -39,6 +39,8 @@ class Findings:
     """The copies of runs that were left out, from `load.runs_and_copies()`."""
     at: int | None = None
     """The number of steps at which experiments are compared, if the user has chosen one."""
+    against: str | None = None
+    """The experiment that the others are compared with, if the user has chosen one."""
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -72,7 +74,9 @@ class Findings:
 
     @cached_property
     def reference(self) -> str:
-        """The experiment that the others are compared with: the oldest one with a value at the budget."""
+        """The experiment that the others are compared with: the chosen one, else the oldest one with a value there."""
+        if self.against is not None:
+            return self.against
         compared = self.summary.loc[self.summary["n"] > 0, "experiment"]
         runs = self.runs[self.runs["experiment"].isin(compared)] if len(compared) else self.runs
         return str(runs["experiment"].iloc[int(runs["created"].argmin())])

@@ -28,6 +28,21 @@ def p_value(p: float) -> str:
     return MISSING if isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def p_statement(p: float) -> str:
+    """A p-value in a sentence: `p = 0.240` or `p < 0.001`."""
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign and four decimals, with a true minus sign."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and a noun: `1 seed`, `3 seeds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def count(value: float) -> str:
     """A whole number with thousands separators."""
     return MISSING if isna(value) else f"{value:,.0f}" if math.isfinite(value) else "∞"

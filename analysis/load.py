@@ -292,7 +292,9 @@ def _check(status: str | None, spec: Mapping[str, Any]) -> None:
         raise BadInputError(f"there is no status '{status}'; the statuses are: {', '.join(get_args(Status))}")
     for key in spec:
         if key not in columns.SPEC:
-            raise BadInputError(f"there is no spec field '{key}'{did_you_mean(key, columns.SPEC)}")
+            section = [field for field in columns.SPEC if field.startswith(f"{key.partition('.')[0]}.")]
+            hint = did_you_mean(key, columns.SPEC) or f"; the fields are: {', '.join(section or columns.SPEC)}"
+            raise BadInputError(f"there is no spec field '{key}'{hint}")
 
 
 def _all_facts() -> DataFrame:
@@ -329,7 +331,18 @@ def _intact(table: DataFrame) -> list[str]:
 
 
 def _all_if_none(table: DataFrame | None) -> DataFrame:
-    return runs() if table is None else table
+    if table is None:
+        return runs()
+    if not (isinstance(table, DataFrame) and {"directory", *columns.KEYS} <= set(table.columns)):
+        raise BadInputError(f"expected rows of load.runs(), such as load.runs(name='tiny*'), not {_describe(table)}")
+    return table
+
+
+def _describe(value: object) -> str:
+    """What was given instead of rows of `runs()`."""
+    if not isinstance(value, DataFrame):
+        return f"{value!r:.100}" if isinstance(value, str) else f"a {type(value).__name__}"
+    return f"a table without the column '{next(key for key in (*columns.KEYS, 'directory') if key not in value)}'"
 
 
 def _with_current_status(facts: DataFrame) -> DataFrame:

@@ -32,23 +32,23 @@ def to_markdown(findings: Findings, heading: str) -> str:
     """
     parts = ["# Runs", _inline(heading), *(f"**{_inline(line)}**" for line in headlines(findings))]
     parts += ["## Caveats", _list([_inline(caveat) for caveat in all_caveats(findings)])]
-    parts += ["## Experiments", _table(experiment_table(findings))]
+    parts += ["## Experiments", table(experiment_table(findings))]
     costs = cost_table(findings)
-    parts += [_table(costs), COST_NOTE, _inline(seconds_caveat(findings.runs) or "")] if len(costs.columns) > 1 else []
+    parts += [table(costs), COST_NOTE, _inline(seconds_caveat(findings.runs) or "")] if len(costs.columns) > 1 else []
     parts += [f"{HOW_TO_READ} {_inline(comparison_note(findings))}"]
     parts += [_list([f"{_inline(findings.labels[key])}: {_inline(why)}" for key, why in findings.questions.items()])]
     tree = tree_table(findings.runs)
-    parts += ["## Branches", _table(tree.head(MAX_RUNS)), TREE_NOTE] if len(tree) else []
+    parts += ["## Branches", table(tree.head(MAX_RUNS)), TREE_NOTE] if len(tree) else []
     runs = run_table(findings)
     parts += ["## Each run", *([f"The best {MAX_RUNS} of {len(runs)}."] if len(runs) > MAX_RUNS else [])]
-    parts += [_table(runs.head(MAX_RUNS))]
-    parts += ["## Speed and memory", _table(speed_table(findings).head(MAX_RUNS))]
+    parts += [table(runs.head(MAX_RUNS))]
+    parts += ["## Speed and memory", table(speed_table(findings).head(MAX_RUNS))]
     for column in (findings.measure.column, "train/loss"):
         if findings.metrics[column].notna().any():
-            parts += [f"## {LOSSES[column]}", _table(loss_table(findings, column))]
+            parts += [f"## {LOSSES[column]}", table(loss_table(findings, column))]
     for sample in newest_samples(findings):
         parts += [f"## {_inline(sample.label)}", _inline(sample.description), _code_block(sample.prompt + sample.text)]
-    parts += ["## Provenance", _table(provenance_table(findings))]
+    parts += ["## Provenance", table(provenance_table(findings))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -66,8 +66,9 @@ def loss_table(findings: Findings, column: str) -> DataFrame:
     return values.assign(curve=sparklines).rename_axis("run").reset_index().fillna(formatting.MISSING)
 
 
-def _table(table: DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+def table(cells: DataFrame) -> str:
+    """A table of strings as Markdown."""
+    rows = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(_inline(cell) for cell in row)} |" for row in rows)
 
 

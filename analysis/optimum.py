@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 from pandas import DataFrame
 
 from analysis import stats
+from analysis.choices import check_column
 
 
 def vertex(settings: ArrayLike, losses: ArrayLike) -> float:
@@ -38,6 +39,7 @@ def over_seeds(values: DataFrame, setting: str = "train.learning_rate") -> stats
     Returns:
         The optimum in the unit of the setting; `se` is the standard error of its natural logarithm.
     """
+    check_column("setting", setting, values)
     vertices = [vertex(rows[setting], rows["value"]) for _, rows in values.groupby("seed")]
     log = stats.estimate(np.log(vertices))
     mean, low, high = (math.exp(value) for value in (log.mean, log.low, log.high))

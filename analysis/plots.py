@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from pandas import DataFrame, isna
 
 from analysis import palette
+from analysis.choices import check_choice, check_column
 from analysis.measures import LOSS, Measure
 from analysis.stats import Estimate
 from gptlab.terminal.text import printable
@@ -32,6 +33,8 @@ def loss_curves(metrics: DataFrame, x: str = "step", column: str = "train/loss")
         x: Column on the horizontal axis: `step`, `tokens`, `flops` or `elapsed_s`.
         column: Column on the vertical axis, such as `val/loss`. Rows without it are left out.
     """
+    check_column("x", x, metrics)
+    check_choice("column", column, [name for name in COLUMNS if name in metrics])
     figure = _figure(x, f"{column}, {COLUMNS[column].partition(',')[0]}")
     for number, run in enumerate(metrics["run"].unique()):
         rows = metrics[metrics["run"] == run].dropna(subset=[x, column])
@@ -112,6 +115,7 @@ def heat_map(checkpoints: DataFrame, statistic: str) -> go.Figure:
         checkpoints: Rows of `load.checkpoints()` of one run.
         statistic: Column of `load.checkpoints()`, such as `stable_rank`.
     """
+    check_column("statistic", statistic, checkpoints)
     matrices = checkpoints[checkpoints["shape"].str.contains("x")]
     order = matrices.drop_duplicates("tensor").sort_values(["layer", "tensor"], na_position="first")["tensor"]
     table = matrices.pivot_table(index="tensor", columns="step", values=statistic, dropna=False).reindex(order)
@@ -136,6 +140,7 @@ def loss_over_setting(values: DataFrame, setting: str, optimum: Estimate) -> go.
         setting: Column of `load.runs()`, such as `train.learning_rate`.
         optimum: The result of `optimum.over_seeds`.
     """
+    check_column("setting", setting, values)
     figure = _figure(setting, "validation loss, nats per token")
     means = values.groupby(setting)["value"].mean()
     runs_color, optimum_color = palette.color(0), palette.color(1)
@@ -176,6 +181,7 @@ def statistic_over_training(checkpoints: DataFrame, statistic: str) -> go.Figure
         checkpoints: Rows of `load.checkpoints()` of one run.
         statistic: Column of `load.checkpoints()`, such as `update`.
     """
+    check_column("statistic", statistic, checkpoints)
     figure = _figure("checkpoint at step", statistic)
     matrices = checkpoints[checkpoints["shape"].str.contains("x")].dropna(subset=statistic)
     kinds = matrices["tensor"].str.replace(r"^blocks\.\d+\.", "", regex=True)

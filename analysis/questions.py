@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pandas import DataFrame, isna
+from pandas import DataFrame
 
-from analysis import formatting
 from analysis.findings import Findings, Sample
-from analysis.sentences import SIGNIFICANCE
+from analysis.verdicts import verdicts
 
 MAX_QUESTIONS = 12
 """Maximum number of questions in a report: those of the best experiments."""
@@ -33,38 +32,19 @@ class Question(NamedTuple):
 
 def questions(findings: Findings) -> list[Question]:
     """Return the questions of the best experiments; experiments with the same question are together."""
-    experiments = findings.summary["experiment"].tolist()
+    answers = verdicts(findings)
     asking: dict[str, list[str]] = {}
-    for experiment in experiments:
+    for experiment in findings.summary["experiment"].tolist():
         asking.setdefault(findings.questions[experiment], []).append(experiment)
     return [
         Question(
             text,
             members,
-            [(experiment, answer(findings, experiment)) for experiment in members[:MAX_ANSWERS]],
+            [(experiment, answers[experiment]) for experiment in members[:MAX_ANSWERS]],
             side_by_side(findings, list(dict.fromkeys([findings.reference, *members]))[:MAX_SIDE_BY_SIDE]),
         )
         for text, members in list(asking.items())[:MAX_QUESTIONS]
     ]
-
-
-def answer(findings: Findings, experiment: str) -> str:
-    """What an experiment found, with its uncertainty."""
-    label, reference = findings.labels[experiment], findings.labels[findings.reference]
-    if experiment == findings.reference:
-        row = findings.summary.set_index("experiment").loc[experiment]
-        interval = "" if isna(row["low"]) else f", 95% interval {formatting.interval(row['low'], row['high'])}"
-        return f"{label} is the reference: {formatting.loss(row['mean'])} {findings.measure.unit}{interval}."
-    row = findings.differences.loc[experiment]
-    if row["how"] == "not compared":
-        return f"{label} is not compared with {reference}: {row['why']}."
-    if isna(row["p"]):
-        return f"{label} − {reference} = {row['mean']:+.4f}, without an interval: {row['why']}."
-    verdict = "significant" if row["p_holm"] < SIGNIFICANCE else "could be chance"
-    return (
-        f"{label} − {reference} = {row['mean']:+.4f} (95% interval {formatting.interval(row['low'], row['high'], '+')}, "
-        f"p = {formatting.p_value(row['p_holm'])}, {row['n']} seeds): {verdict}."
-    )
 
 
 def side_by_side(findings: Findings, experiments: Sequence[str]) -> list[tuple[str, Sample]]:

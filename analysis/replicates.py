@@ -13,7 +13,12 @@ from pandas import DataFrame, Series
 
 from analysis import budgets, stats
 from analysis.budgets import MEASURED
+from analysis.choices import check_choice, check_column
 from analysis.measures import comparable, measure_of
+from analysis.reference import find_experiment
+
+BUDGETS = ("step", "tokens", "flops", "elapsed_s", "cpu_s")
+"""Columns of `load.metrics()` by which experiments can be compared."""
 
 BATCH_SETTINGS = ("text.sha256", "tokenizer.sha256", "data.val_fraction", "train.sequence_length", "train.batch_size")
 """Settings that, with the seed, determine the batches. Experiments that differ in one are not paired by seed."""
@@ -38,6 +43,7 @@ def budget(runs: DataFrame, metrics: DataFrame, by: str = "step", column: str | 
     NaN if no run has a value. The arguments are those of `at_equal`.
     """
     column = column or measure_of(runs).column
+    _check(metrics, by, column)
     counted = runs[(runs["status"] != "diverged") & ~_profiled(runs)]
     complete = counted.loc[counted["status"] == "complete", "experiment"]
     counted = counted[counted["experiment"].isin(complete)] if len(complete) else counted
@@ -75,8 +81,12 @@ def at_equal(
         state: `reached`; `diverged`; `unfinished`, before the budget; `unmeasured`, if it is past the budget but has
             no value there; `profiled`, because such a run is never a replicate.
         interpolated: Whether the value is interpolated.
+
+    Raises:
+        BadInputError: `by` or `column` is not a column of numbers; the message names the choices.
     """
     column = column or measure_of(runs).column
+    _check(metrics, by, column)
     at = budget(runs, metrics, by, column) if at is None else at
     rows = metrics.dropna(subset=[by, column]).drop_duplicates(["run", by], keep="last").sort_values(by, kind="stable")
     groups = {str(run): group for run, group in rows.groupby("run", sort=False)}
@@ -98,6 +108,11 @@ def at_equal(
     }
     values = DataFrame(table, columns=list(dtypes)).astype(dtypes)
     return values.assign(yardstick=comparable(values["yardstick"], runs, column))
+
+
+def _check(metrics: DataFrame, by: str, column: str) -> None:
+    check_choice("by", by, BUDGETS)
+    check_column("column", column, metrics)
 
 
 def _profiled(runs: DataFrame) -> Series:
@@ -147,7 +162,7 @@ def differences(runs: DataFrame, values: DataFrame, against: str) -> DataFrame:
     Args:
         runs: Rows of `load.runs()`.
         values: The result of `at_equal` for these runs.
-        against: The reference (`NAME-HASH8`).
+        against: The reference: its id (`NAME-HASH8`), its label, its name if no other has it, or the id of a run.
 
     Returns:
         One row per other experiment, by ascending difference, with the columns
@@ -159,7 +174,11 @@ def differences(runs: DataFrame, values: DataFrame, against: str) -> DataFrame:
         p_holm: `p`, corrected for the number of rows.
         seeds_needed: Number of seeds needed to detect a difference of this size (`stats.seeds_needed`).
         why: Limits of the comparison, in words; empty if there are none.
+
+    Raises:
+        BadInputError: No experiment or several match `against`; the message names the choices.
     """
+    against = find_experiment(runs, against)
     specs = runs.drop_duplicates("experiment").set_index("experiment")
     groups = {str(key): group for key, group in values.groupby("experiment", sort=False)}
     rows = [
@@ -245,7 +264,11 @@ def steps_to_reach(metrics: DataFrame, loss: float, column: str = "val/loss", by
     Returns:
         The steps (or tokens, FLOPs, seconds) by run, in the order of `metrics`; NaN if a run does not reach the loss,
         or if it is a branch that begins below it, so that its parent reached it.
+
+    Raises:
+        BadInputError: `by` or `column` is not a column of numbers; the message names the choices.
     """
+    _check(metrics, by, column)
     rows = metrics.dropna(subset=[by, column]).drop_duplicates(["run", by], keep="last").sort_values(by, kind="stable")
     reached = {
         run: math.nan

@@ -3,16 +3,18 @@
 import math
 from pathlib import Path
 
-from pandas import Series, isna
+from pandas import DataFrame, isna
 
-from analysis import caveats, formatting, replicates
-from analysis.findings import Findings, mixed_seeds
+from analysis import advice, caveats, replicates
+from analysis.findings import Findings
 from analysis.measures import LOSS
+from analysis.verdicts import clearest, mean
 
 HOW_TO_READ = (
     "Losses are in nats per token. For a run, ± is the standard error over its validation windows: the uncertainty "
     "from the choice of validation text. For an experiment, the interval is a 95% t-interval over its seeds: the "
-    "uncertainty from the seed. Runs with the same seed share their batches, so experiments are compared in pairs."
+    "uncertainty from the seed; ± of a difference is half of that interval. Runs with the same seed share their "
+    "batches, so experiments are compared in pairs."
 )
 COST_NOTE = (
     "≈ marks a mean with values that are interpolated between two measurements; numbers of steps to a loss are always "
@@ -23,52 +25,35 @@ TREE_NOTE = (
     "parent's up to there."
 )
 
-SIGNIFICANCE = 0.05
-
 
 def headlines(findings: Findings) -> list[str]:
-    """The main results: the best experiment, and whether its difference from the reference is significant."""
-    best, measure = findings.summary.iloc[0], findings.measure
-    if math.isnan(best["mean"]) or math.isinf(best["mean"]):
+    """The answers: a sentence for each experiment that is compared with the reference, then which one is the best."""
+    return [*clearest(findings), *_lowest(findings)]
+
+
+def _lowest(findings: Findings) -> list[str]:
+    best, measure = findings.summary.iloc[0].to_dict(), findings.measure
+    if isna(best["mean"]):
         return []
+    if math.isinf(best["mean"]):
+        return [f"No lowest {measure.name}: every experiment has a seed that diverged."]
     if findings.values["yardstick"].nunique() > 1:
         on = "sets of windows" if measure is LOSS else "texts"
         return [f"No lowest {measure.name}: the experiments were validated on different {on}."]
-    lines = [
-        f"Lowest {measure.name}: {findings.labels[best['experiment']]}, {best['mean']:.4f} {measure.unit} after "
-        f"{findings.budget:,.0f} steps ({_mean_of(findings, best)})."
-    ]
-    if best["experiment"] != findings.reference and best["experiment"] in findings.differences.index:
-        row = findings.differences.loc[best["experiment"]]
-        reference = findings.labels[findings.reference]
-        if isna(row["p"]):
-            lines.append(f"It is unknown whether its difference from {reference} is significant: {row['why']}.")
-        else:
-            verdict = "significant" if row["p_holm"] < SIGNIFICANCE else "not significant"
-            how = "; ".join(part for part in (row["how"], row["why"]) if part)
-            lines.append(
-                f"Its difference from {reference}, {row['mean']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}, "
-                f"{how}), is {verdict}: p = {formatting.p_value(row['p_holm'])} after correction for "
-                f"{findings.differences['p'].notna().sum()} comparisons."
-            )
-    return lines
-
-
-def _mean_of(findings: Findings, row: Series) -> str:
-    """The number of seeds in an experiment's mean, and its interval."""
-    seeds = "one seed" if row["n"] == 1 else f"{row['n']:.0f} seeds"
-    mixed = mixed_seeds(findings, row["experiment"])
-    differing = f", {mixed} of them with attempts that differ in code or environment" if mixed else ""
-    interval = "" if isna(row["low"]) else f", 95% interval {row['low']:.4f} to {row['high']:.4f}"
-    return f"mean of {seeds}{differing}{interval}"
+    return [f"Lowest {measure.name}: {findings.labels[best['experiment']]}, {mean(findings, best)}"]
 
 
 def comparison_note(findings: Findings) -> str:
     """How to read the comparison of experiments; empty if there is only one."""
     if len(findings.summary) < 2:
         return ""
+    why = (
+        ""
+        if findings.against
+        else ", the oldest experiment with a loss at that step; `gptlab report --against NAME` chooses another"
+    )
     return (
-        f"Differences are from {findings.labels[findings.reference]}, the oldest experiment with a loss at that step. "
+        f"Differences are from {findings.labels[findings.reference]}{why}. "
         "p is the p-value of a t-test; p (Holm) is corrected for the number of comparisons. “Seeds needed” is the "
         "number of seeds needed to detect a difference of this size with 80% power."
     )
@@ -76,15 +61,13 @@ def comparison_note(findings: Findings) -> str:
 
 def all_caveats(findings: Findings) -> list[str]:
     """The caveats about these runs; the last one is about best values."""
-    summary = findings.summary
-    single = [findings.labels[experiment] for experiment in summary.loc[summary["n"] == 1, "experiment"]]
     found = [
         left_out(findings),
         limited_by(findings),
         *caveats.find_caveats(findings.runs),
         caveats.seconds_caveat(findings.runs),
         _copies(findings),
-        f"No interval, because there is only one seed: {caveats.abbreviate(single)}." if single else None,
+        _single_seeds(findings),
         caveats.OPTIMISTIC,
     ]
     return [caveat for caveat in found if caveat]
@@ -99,8 +82,27 @@ def left_out(findings: Findings) -> str | None:
     listed = [f"{run} (at step {step})" for run, step in zip(absent["run"], absent["step"], strict=True)]
     return (
         f"Left out of the comparison at {findings.budget:,.0f} steps, because they have no validation loss at exactly "
-        f"that step: {caveats.abbreviate(listed)}."
+        f"that step: {caveats.abbreviate(listed)}. {_include(findings, absent)}"
     )
+
+
+def _include(findings: Findings, absent: DataFrame) -> str:
+    """How runs that were left out of the comparison can be part of it."""
+    behind = absent[(absent["step"] < findings.budget) & absent["status"].isin(["complete", "interrupted", "failed"])]
+    if behind.empty:
+        return "`gptlab report --at STEP` compares at a step that they were validated at."
+    steps = f" --steps {findings.budget:.0f}" if (behind["steps"] < findings.budget).any() else ""
+    return f"`gptlab resume RUN{steps}` brings them there, or `gptlab report --at STEP` compares at an earlier step."
+
+
+def _single_seeds(findings: Findings) -> str | None:
+    single = findings.summary.loc[findings.summary["n"] == 1, "experiment"].tolist()
+    if not single:
+        return None
+    seeds = findings.runs.loc[findings.runs["experiment"] == single[0], "seed"]
+    command = advice.add_seeds(findings.runs, single[0], advice.wanted_seeds(seeds))
+    listed = caveats.abbreviate([findings.labels[experiment] for experiment in single])
+    return f"No interval, because there is only one seed: {listed}. Seeds are added with {command}."
 
 
 def limited_by(findings: Findings) -> str | None:
@@ -129,4 +131,7 @@ def _copies(findings: Findings) -> str | None:
         return None
     pairs = findings.copies[["directory", "run"]].itertuples(index=False, name=None)
     listed = [f"{Path(directory).name} (of {run})" for directory, run in pairs]
-    return f"Copies of runs, left out because their directory has another name than the run: {', '.join(listed)}."
+    return (
+        f"Copies of runs, left out because their directory has another name than the run: {', '.join(listed)}. Where "
+        "the run itself is gone, give the directory its id as name."
+    )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from analysis import choices
 from gptlab.checkpoints.manifest import (
     MANIFEST,
     MODEL,
@@ -195,10 +196,12 @@ def read_tensor(run: str, step: int, name: str) -> Weights:
         if checkpoint.step == step:
             path = checkpoint.directory / MODEL
             with _open(checkpoint, source.record.spec.model) as file:
-                if name not in file.keys():  # noqa: SIM118 - not a dict
-                    raise BadInputError(f"{path} has no tensor '{name}'")
+                known = sorted(file.keys())
+                if name not in known:
+                    raise BadInputError(f"{path} has no tensor '{name}'; its tensors are: {choices.listed(known)}")
                 return _read_tensor(path, file, name)
-    raise BadInputError(f"{source.id} keeps no checkpoint of step {step}")
+    kept = ", ".join(str(checkpoint.step) for checkpoint in list_checkpoints(source.directory)) or "none"
+    raise BadInputError(f"{source.id} keeps no checkpoint of step {step}; available: {kept}")
 
 
 def nearest_rows(embedding: Weights, row: int, count: int = 8) -> list[tuple[int, float]]:

@@ -255,6 +255,40 @@ def runs(as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def report(
+    name: Annotated[
+        str | None, typer.Option(help="Only runs of this experiment; * and ? match any characters, as in 'tiny*'.")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="STEP", help="Compare at this step. Default: the largest common one.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Compare with this experiment or run. Default: the oldest one.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Write there. Default: the runs directory.")] = None,
+    table: Annotated[
+        str | None, typer.Option(metavar="markdown|latex", help="Only print the comparison as a table.")
+    ] = None,
+    figures: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Also write figures for papers there, as SVG and PNG.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Compare the runs: which experiment is best, and whether that could be chance."""
+    # BLAS's threads wait in a loop: on a busy machine, reading weights took seven times the CPU time with two of them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with importing("pandas"):
+        from analysis import report
+
+    report.write(
+        report.Options(
+            name=name, tag=tag, at=at, against=against, out=out, table=table, figures=figures, open_page=open_page
+        )
+    )
+
+
+@app.command()
 def sample(
     run: RunArgument,
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "The",

@@ -203,7 +203,10 @@ def test_a_profiled_run_is_listed_but_never_a_replicate(make_run: MakeRun, recor
     row = replicates.summary(values).set_index("experiment").loc[base]
     assert (row["seeds"], row["profiled"], row["n"], row["mean"]) == (3, 1, 3, pytest.approx(6.1))
     (caveat,) = caveats.find_caveats(runs)
-    assert caveat == f"1 of 4 runs were made with --profile; they are listed, but are never replicates: {profiled.id}."
+    assert caveat == (
+        f"1 of 4 runs were made with --profile; they are listed, but are never replicates: {profiled.id}. "
+        "Repeat their command with --fresh and without --profile to use them."
+    )
 
 
 def test_values_at_equal_flops_and_seconds_say_whether_they_are_interpolated(make_run: MakeRun) -> None:
@@ -294,12 +297,14 @@ def test_different_texts_code_and_environments_are_caveats(make_run: MakeRun) ->
     make_run("other", sha256="ef" * 32, source="book.txt", git_commit="deadbeef" * 5, threads=1, torch="2.14")
     make_run("changed", diff_sha256="12" * 32, git_dirty=True)
     words = caveats.find_caveats(load.runs())
-    assert words[0] == "Different texts: these runs were trained on 2 texts: words (2), book.txt (1)."
+    assert words[0].startswith("Different texts: these runs were trained on 2 texts: words (2), book.txt (1). Compare ")
     assert words[1].startswith("Mixed code: these runs were made by 3 different versions of the code: ")
     assert "c0ffee00 with changes 12121212 (1)" in words[1]
     assert words[2:] == [
-        "These runs were made with 2 different versions of PyTorch: 2.13.0 (2), 2.14 (1).",
-        "These runs were made with 2 different thread counts: 2 (2), 1 (1).",
+        "These runs were made with 2 different versions of PyTorch: 2.13.0 (2), 2.14 (1). Train all of them in one "
+        "environment.",
+        "These runs were made with 2 different thread counts: 2 (2), 1 (1). Train all of them with the same "
+        "OMP_NUM_THREADS.",
     ]
 
 
@@ -314,9 +319,12 @@ def test_all_attempts_of_a_run_count_as_its_code_and_environment(
     words = caveats.find_caveats(runs)
     assert words == [
         "1 of 2 runs consist of attempts that differ in code or environment, so they are not exact replicates: "
-        f"{run.id} (code: c0ffee00, then deadbeef; threads: 2, then 1).",
-        "Mixed code: these runs were made by 2 different versions of the code: c0ffee00 (2), deadbeef (1).",
-        "These runs were made with 2 different thread counts: 2 (2), 1 (1).",
+        f"{run.id} (code: c0ffee00, then deadbeef; threads: 2, then 1). Repeat their command with --fresh for exact "
+        "ones.",
+        "Mixed code: these runs were made by 2 different versions of the code: c0ffee00 (2), deadbeef (1). "
+        "`gptlab diff RUN OTHER --patch` shows whether that matters.",
+        "These runs were made with 2 different thread counts: 2 (2), 1 (1). Train all of them with the same "
+        "OMP_NUM_THREADS.",
     ]
 
 

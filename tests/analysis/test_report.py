@@ -67,8 +67,10 @@ def test_the_headline_names_the_best_experiment_and_the_significance(make_run: M
             "Lowest validation loss: better, 5.6000 nats per token after 20 steps (mean of 3 seeds, 95% interval"
             in text
         )
-        assert "Its difference from base, -0.5000" in text
-        assert "is significant: p = " in text
+        assert "better − base = −0.5000 ± " in text
+        assert "after correction for 2 comparisons, 3 seeds paired: significantly better." in text
+        assert "other − base = +0.0200 ± " in text
+        assert text.index("significantly better") < text.index("could be chance") < text.index("Lowest validation")
 
 
 def test_the_experiment_table_has_differences_and_corrected_p_values(make_run: MakeRun) -> None:
@@ -106,6 +108,7 @@ def test_a_short_run_does_not_move_the_comparison_and_is_named(make_run: MakeRun
         assert "Lowest validation loss: tiny, 6.0000 nats per token after 300 steps (mean of 3 seeds, 95% inter" in text
         assert "Left out of the comparison at 300 steps, because they have no validation loss at exactly that" in text
         assert f"{short.id} (at step 20)." in text
+        assert "gptlab resume RUN --steps 300" in text
         assert "val loss at 300 steps" in text
     assert "| tiny | 4, 1 unfinished | 6.0000 |" in written()[0]
 
@@ -216,7 +219,7 @@ def test_the_report_can_be_written_elsewhere(
     assert out == ""
     assert err == (
         f"error: the report cannot be written to {project.runs_directory()}: Read-only file system; write it elsewhere "
-        "with: make report OUT=DIR, or python -m analysis.report --out DIR\n"
+        "with: gptlab report --out DIR\n"
     )
 
 
@@ -365,7 +368,7 @@ def test_best_values_are_called_optimistic(make_run: MakeRun) -> None:
     report.main([])
     for text in written():
         assert "best val (optimistic)" in text
-        assert caveats.OPTIMISTIC in text
+        assert caveats.OPTIMISTIC in text.replace("\\`", "`")
 
 
 def test_missing_numbers_are_dashes(make_run: MakeRun) -> None:

@@ -1,0 +1,122 @@
+"""The answer to each question: an experiment's difference from the reference, its uncertainty and what that means."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pandas import isna
+
+from analysis import advice, formatting, replicates
+from analysis.findings import Findings, mixed_seeds
+
+SIGNIFICANCE = 0.05
+BETTER, WORSE, CHANCE = "significantly better", "significantly worse", "could be chance"
+BETTER_DIVERGED, WORSE_DIVERGED = "the reference diverged", "it diverged"
+
+MAX_VERDICTS = 5
+"""Maximum number of comparisons among the headlines. The others are counted."""
+
+
+def verdicts(findings: Findings) -> dict[str, str]:
+    """One sentence per experiment (`NAME-HASH8`), the clearest differences first and the reference last.
+
+    The sentence of the reference is its mean. All experiments are there, also those without a value.
+    """
+    order = _by_clarity(findings)
+    (reference,) = findings.summary[findings.summary["experiment"] == findings.reference].to_dict("records")
+    sentences = {experiment: _verdict(findings, experiment) for experiment in order}
+    return sentences | {findings.reference: f"The reference: {mean(findings, reference)}"}
+
+
+def clearest(findings: Findings) -> list[str]:
+    """The sentences of the clearest differences, and one that counts the others."""
+    order = _by_clarity(findings)
+    lines = [_verdict(findings, experiment) for experiment in order[:MAX_VERDICTS]]
+    rest = [_meaning(_difference(findings, experiment)) for experiment in order[MAX_VERDICTS:]]
+    kinds = [f"{rest.count(kind)} {kind}" for kind in dict.fromkeys(rest)]
+    return [*lines, f"{formatting.counted(len(rest), 'more comparison')}: {', '.join(kinds)}."] if rest else lines
+
+
+def mean(findings: Findings, row: Mapping[Any, Any]) -> str:
+    """The mean of an experiment, with its number of seeds and its interval.
+
+    Args:
+        findings: The report's contents.
+        row: The experiment's row of `findings.summary`.
+    """
+    if isna(row["mean"]):
+        return f"no {findings.measure.name} at {findings.budget:,.0f} steps."
+    value = "diverged" if math.isinf(row["mean"]) else f"{row['mean']:.4f} {findings.measure.unit}"
+    seeds = "one seed" if row["n"] == 1 else f"{row['n']:.0f} seeds"
+    mixed = mixed_seeds(findings, row["experiment"])
+    differing = f", {mixed} of them with attempts that differ in code or environment" if mixed else ""
+    interval = "" if isna(row["low"]) else f", 95% interval {row['low']:.4f} to {row['high']:.4f}"
+    return f"{value} after {findings.budget:,.0f} steps (mean of {seeds}{differing}{interval})."
+
+
+def _by_clarity(findings: Findings) -> list[str]:
+    """The compared experiments by ascending p-value; those without one come last."""
+    return list(findings.differences.sort_values("p_holm", kind="stable", na_position="last").index)
+
+
+def _verdict(findings: Findings, experiment: str) -> str:
+    row = _difference(findings, experiment)
+    pair = f"{findings.labels[experiment]} − {findings.labels[findings.reference]}"
+    if row["how"] == "not compared":
+        return f"{pair} is unknown: {row['why']}{_earlier_step(findings, experiment)}."
+    if row["n"] == 0:
+        return f"{pair} is unknown: they have no seed in common; {_find_out(findings, experiment)}."
+    if not math.isfinite(row["mean"]):
+        return f"{pair} is infinite or undefined, because a seed diverged: {_meaning(row)}."
+    value = f"{pair} = {formatting.signed(row['mean'])}"
+    if isna(row["p"]):
+        single = f"one seed cannot show whether this is chance; {_find_out(findings, experiment)}"
+        why = single if row["n"] == 1 else "the values of its seeds are all equal"
+        return f"{value} {findings.measure.unit}, without an interval: {why}."
+    interval = f"95% interval {formatting.signed(row['low'])} to {formatting.signed(row['high'])}"
+    compared = int(findings.differences["p"].notna().sum())
+    corrected = f" after correction for {compared} comparisons" if compared > 1 else ""
+    return (
+        f"{value} ± {(row['high'] - row['low']) / 2:.4f} {findings.measure.unit} ({interval}), "
+        f"{formatting.p_statement(row['p_holm'])}{corrected}, {_replicates(row)}: {_meaning(row)}."
+    )
+
+
+def _difference(findings: Findings, experiment: str) -> Mapping[Any, Any]:
+    """An experiment's row of `findings.differences`."""
+    return findings.differences.loc[experiment].to_dict()
+
+
+def _meaning(row: Mapping[Any, Any]) -> str:
+    """What a row of `findings.differences` says about the experiment."""
+    if math.isinf(row["mean"]):
+        return WORSE_DIVERGED if row["mean"] > 0 else BETTER_DIVERGED
+    if isna(row["p_holm"]):
+        return "unknown"
+    return CHANCE if row["p_holm"] >= SIGNIFICANCE else BETTER if row["mean"] < 0 else WORSE
+
+
+def _replicates(row: Mapping[Any, Any]) -> str:
+    """How many seeds a difference is from, and the limits of the comparison."""
+    seeds = formatting.counted(int(row["n"]), "seed")
+    how = f"{seeds} paired" if row["how"].startswith("paired") else f"{seeds} or more each, unpaired"
+    return f"{how} ({row['why']})" if row["why"] else how
+
+
+def _find_out(findings: Findings, experiment: str) -> str:
+    """The commands that give an experiment and the reference the same seeds."""
+    known = findings.values[findings.values["state"].isin(replicates.KNOWN)]
+    pair = (findings.reference, experiment)
+    seeds = {key: known.loc[known["experiment"] == key, "seed"].tolist() for key in pair}
+    wanted = advice.wanted_seeds(*seeds.values())
+    commands = [advice.add_seeds(findings.runs, key, wanted) for key in pair if sorted(seeds[key]) != wanted]
+    return f"find out with {' and '.join(commands)}"
+
+
+def _earlier_step(findings: Findings, experiment: str) -> str:
+    """Where an experiment that has no value at the step of the comparison can be compared."""
+    pair = findings.runs[findings.runs["experiment"].isin([findings.reference, experiment])]
+    step = replicates.budget(pair, findings.metrics, column=findings.measure.column)
+    common = replicates.at_equal(pair, findings.metrics, column=findings.measure.column, at=step)
+    reached = common.loc[common["state"] == "reached", "experiment"].nunique() == 2
+    return f"; compare them with --at {step:.0f}" if reached and step != findings.budget else ""
