@@ -45,7 +45,7 @@ def mean(findings: Findings, row: Mapping[Any, Any]) -> str:
         row: The experiment's row of `findings.summary`.
     """
     if isna(row["mean"]):
-        return f"no {findings.measure.name} at {findings.budget:,.0f} steps."
+        return f"no {findings.measure.name}{'' if isna(findings.budget) else f' at {findings.budget:,.0f} steps'}."
     value = "diverged" if math.isinf(row["mean"]) else f"{row['mean']:.4f} {findings.measure.unit}"
     seeds = "one seed" if row["n"] == 1 else f"{row['n']:.0f} seeds"
     mixed = mixed_seeds(findings, row["experiment"])

@@ -127,8 +127,8 @@
     const at = { xref: "x2 domain", x0: 0, x1: 1, yref: "y2", y0: 0, y1: 0 };
     layout.shapes = [{ type: "line", ...at, line: { color: "#808080", dash: "dot", width: 1 } }];
     layout.annotations = [{
-      text: wrapped(plain(`minus ${DATA.reference}`), size, 2), xref: "x2 domain", x: 0, xanchor: "left", yref: "y2 domain", y: 1,
-      yanchor: "bottom", align: "left", showarrow: false, font: { color: css("--soft") },
+      text: wrapped(plain(`${DATA.measure.split(",")[0]} minus ${DATA.reference}`), size, 2), xref: "x2 domain", x: 0, xanchor: "left", yref: "y2 domain", y: 1,
+      yanchor: "bottom", align: "left", showarrow: false,
     }];
   }
 

@@ -20,7 +20,8 @@ def pair(make_run: MakeRun, seeds: int = 3, **changes: object) -> None:
     """Make a base and another experiment; their difference varies with step and seed."""
     for seed in range(seeds):
         make_run("base", seed, val_losses=(11.0, 8.0 + seed, 6.0 + seed))
-        make_run("other", seed, changes={"model.tied": True} | changes, val_losses=(11.0, 7.5 + 1.1 * seed, 5.0 + seed**2))
+        other = (11.0, 7.5 + 1.1 * seed, 5.0 + seed**2)
+        make_run("other", seed, changes={"model.tied": True} | changes, val_losses=other)
 
 
 def test_differences_over_steps_are_paired_by_seed_and_end_in_the_tables_difference(make_run: MakeRun) -> None:
