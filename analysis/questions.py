@@ -64,20 +64,14 @@ def side_by_side(findings: Findings, experiments: Sequence[str]) -> list[tuple[s
         rows[f"same {column}"] = rows[column] == shared
         alike = alike[alike[column] == shared]
     keys = ["same prompt", "same step", "same seed", "step"]
-    nearest = rows.sort_values(keys, kind="stable").drop_duplicates("experiment", keep="last").set_index("experiment")
-    return [
-        (
-            experiment,
-            Sample(
-                findings.labels[experiment],
-                f"seed {nearest.at[experiment, 'seed']}, step {nearest.at[experiment, 'step']}",
-                nearest.at[experiment, "prompt"],
-                nearest.at[experiment, "text"],
-            ),
+    nearest = rows.sort_values(keys, kind="stable").drop_duplicates("experiment", keep="last")
+    samples = {
+        row["experiment"]: Sample(
+            findings.labels[row["experiment"]], f"seed {row['seed']}, step {row['step']}", row["prompt"], row["text"]
         )
-        for experiment in experiments
-        if experiment in nearest.index
-    ]
+        for row in nearest.to_dict("records")
+    }
+    return [(experiment, samples[experiment]) for experiment in experiments if experiment in samples]
 
 
 def _most_shared(rows: DataFrame, column: str) -> Any:

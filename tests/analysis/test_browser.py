@@ -336,14 +336,17 @@ def test_nothing_is_wider_than_its_card_and_every_table_starts_with_name_and_los
         assert not console_problems(sized)
 
 
-@pytest.fixture
-def falling(make_run: MakeRun, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def falling(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of two experiments with three seeds each, whose losses fall fast and then slowly."""
-    for name, changes, shift in (("base", {}, 0.0), ("better", {"model.tied": True}, 0.1)):
-        for seed in range(3):
-            losses = [11.0, 7.0, *(5.0 - step / 100 - shift + seed / 50 * (1 + shift) for step in range(10))]
-            make_run(name, seed, changes=changes, val_losses=losses)
-    return write_page(load.runs(), tmp_path)
+    folder = tmp_path_factory.mktemp("falling")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_RUNS", str(folder / "runs"))
+        for name, changes, shift in (("base", {}, 0.0), ("better", {"model.tied": True}, 0.1)):
+            for seed in range(3):
+                losses = [11.0, 7.0, *(5.0 - step / 100 - shift + seed / 50 * (1 + shift) for step in range(10))]
+                make_run(name, seed, changes=changes, val_losses=losses)
+        return write_page(load.runs(), folder)
 
 
 def test_the_axes_begin_after_the_initial_fall_and_a_switch_shows_everything(browser: WebDriver, falling: Path) -> None:
