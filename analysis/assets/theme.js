@@ -37,26 +37,20 @@ function breakLines(text, size) {
 const unescape = (text) => text.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
 const wrapped = (text, size, most) => wrap(unescape(text), Math.max(Math.floor(size), 8), most).map(plain).join("<br>");
 
-function themedAxis(axis, side, size, labels) {
+function themedAxis(axis, size, labels) {
   const themed = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ...axis };
-  const text = (axis.title?.text ?? "").split("<br>").map((line) => wrapped(line, size / LETTER, 3)).join("<br>");
-  themed.title = { text, font: { size: 13, color: css("--soft") }, standoff: side === "x" ? 8 : 6 };
-  if (labels) Object.assign(themed, { tickmode: "array", tickvals: labels, ticktext: labels.map((label) => wrapped(label, size / LETTER, 2)) });
-  return themed;
+  themed.title = { text: axis.title?.text ?? "", font: { size: 13, color: css("--soft") }, standoff: 8 };
+  const ticks = { tickmode: "array", tickvals: labels, ticktext: labels.map((label) => wrapped(label, size / LETTER, 2)) };
+  return labels.length ? { ...themed, ...ticks } : themed;
 }
 
 function draw(id, traces, layout) {
   drawn.set(id, [traces, layout]);
   const element = document.getElementById(id), width = element.clientWidth;
   element.style.height = `${layout.height}px`; // plotly drops the layout's height when it resizes
-  const names = traces.flatMap((trace) => trace.y ?? []).filter((y) => typeof y === "string");
+  const names = [...new Set(traces.flatMap((trace) => trace.y ?? []).filter((y) => typeof y === "string"))];
   const axes = { xaxis: {}, yaxis: {}, ...Object.fromEntries(Object.entries(layout).filter(([key]) => /^[xy]axis/.test(key))) };
-  for (const [key, axis] of Object.entries(axes)) {
-    const share = axis.domain ? axis.domain[1] - axis.domain[0] : 1;
-    if (key[0] === "x") axes[key] = themedAxis(axis, "x", width * (names.length ? 0.55 : 0.8));
-    else if (names.length) axes[key] = themedAxis(axis, "y", width * 0.34, [...new Set(names)]);
-    else axes[key] = themedAxis(axis, "y", (layout.height - 60) * share);
-  }
+  for (const [key, axis] of Object.entries(axes)) axes[key] = themedAxis(axis, width * 0.34, key[0] === "y" ? names : []);
   const themed = {
     margin: { l: 60, r: 12, t: 10, b: 50 }, ...layout, ...axes, showlegend: false,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",

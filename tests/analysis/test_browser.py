@@ -248,6 +248,7 @@ const inScroller = (element, card) => {
 const out = [];
 for (const card of document.querySelectorAll("section, article, .plot")) {
   const box = card.getBoundingClientRect();
+  if (card._fullLayout && card._fullLayout._size.w < 0.45 * box.width) out.push(`${card.id}: names fill the figure`);
   for (const element of card.querySelectorAll(":not(.draglayer, .draglayer *)")) {
     const own = element.getBoundingClientRect();
     if (own.width && !inScroller(element, card) && (own.left < box.left - 1 || own.right > box.right + 1))
@@ -258,7 +259,7 @@ for (const card of document.querySelectorAll("section, article, .plot")) {
 }
 return out;
 """
-"""Elements that are wider than their card, and texts that a figure cuts off.
+"""Elements that are wider than their card, texts that a figure cuts off, and figures that are full of names.
 
 Elements that scroll sideways may contain wider ones. plotly's `draglayer` has invisible handles around the axes.
 """
@@ -344,7 +345,11 @@ def falling(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path
         patch.setenv("GPTLAB_RUNS", str(folder / "runs"))
         for name, changes, shift in (("base", {}, 0.0), ("better", {"model.tied": True}, 0.1)):
             for seed in range(3):
-                losses = [11.0, 7.0, *(5.0 - step / 100 - shift + seed / 50 * (1 + shift) for step in range(10))]
+                losses = [
+                    11.0,
+                    7.0 - 10 * shift,
+                    *(5.0 - step / 100 - shift + seed / 50 * (1 + shift) for step in range(10)),
+                ]
                 make_run(name, seed, changes=changes, val_losses=losses)
         return write_page(load.runs(), folder)
 
