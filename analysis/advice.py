@@ -1,13 +1,13 @@
 """Commands that a report advises."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from pandas import DataFrame, isna
+from pandas import isna
 
-from analysis import columns, compare
+from analysis import columns
 from gptlab.spec import DataSpec
 
 SEEDS = 3
@@ -18,25 +18,23 @@ STARTS = ("branch", "initial_weights")
 """Columns of runs that start from another run's weights."""
 
 
-def add_seeds(runs: DataFrame, experiment: str, seeds: Iterable[int]) -> str:
+def add_seeds(run: Mapping[Any, Any], seeds: Iterable[int], varied: Iterable[str]) -> str:
     """The command that trains an experiment with these seeds; complete runs are left as they are.
 
     Args:
-        runs: Rows of `load.runs()`.
-        experiment: The experiment (`NAME-HASH8`).
+        run: A row of `load.runs()`: one of its runs.
         seeds: All seeds that it should have, the present ones included.
+        varied: The columns that differ between the runs of its name; see `compare.differing_columns`.
     """
-    own = runs[runs["experiment"] == experiment].iloc[0]
+    if not all(isna(run[column]) for column in STARTS):
+        return f"the command that started {run['run']}, with other seeds"
     listed = ",".join(map(str, sorted(seeds)))
-    if own[list(STARTS)].notna().any():
-        return f"the command that started {own['run']}, with other seeds"
-    differing = compare.differing_columns(runs[runs["name"] == own["name"]])
-    words = ["gptlab", "run", str(own["name"]), "--seeds", listed, "--steps", str(own["steps"])]
-    if own[TEXT] != DataSpec.model_fields["text"].default:
-        words += ["--text", str(own[TEXT])]
-    for key in differing:
+    words = ["gptlab", "run", str(run["name"]), "--seeds", listed, "--steps", str(run["steps"])]
+    if run[TEXT] != DataSpec.model_fields["text"].default:
+        words += ["--text", str(run[TEXT])]
+    for key in varied:
         if key in columns.SPEC and key != TEXT:
-            words += ["--set", f"{key}={_value(own[key])}"]
+            words += ["--set", f"{key}={_value(run[key])}"]
     return f"`{' '.join(map(shlex.quote, words))}`"
 
 

@@ -48,6 +48,16 @@ class Findings:
         return compare.labels(self.runs)
 
     @cached_property
+    def varied(self) -> dict[str, list[str]]:
+        """The columns that differ between the runs of each name."""
+        return {str(name): compare.differing_columns(runs) for name, runs in self.runs.groupby("name")}
+
+    @cached_property
+    def first_runs(self) -> dict[str, dict[Any, Any]]:
+        """One run of each experiment."""
+        return {row["experiment"]: row for row in self.runs.drop_duplicates("experiment").to_dict("records")}
+
+    @cached_property
     def measure(self) -> Measure:
         """What experiments are compared by."""
         return measure_of(self.runs)
@@ -61,6 +71,12 @@ class Findings:
     def values(self) -> DataFrame:
         """Each run's validation loss, or bits per byte, at the budget."""
         return replicates.at_equal(self.runs, self.metrics, at=self.budget)
+
+    @cached_property
+    def seeds(self) -> dict[str, list[int]]:
+        """The seeds of each experiment that have a value at the budget, in ascending order."""
+        known = self.values[self.values["state"].isin(replicates.KNOWN)]
+        return {str(experiment): sorted(seeds) for experiment, seeds in known.groupby("experiment")["seed"]}
 
     @cached_property
     def summary(self) -> DataFrame:

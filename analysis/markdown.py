@@ -17,6 +17,7 @@ from analysis.findings import (
 )
 from analysis.sentences import COST_NOTE, HOW_TO_READ, TREE_NOTE, all_caveats, comparison_note, headlines
 from analysis.tree import tree_table
+from analysis.verdicts import verdicts
 from gptlab.terminal.text import printable
 
 LOSSES = {"val/loss": "Validation loss", "val/bpb": "Bits per byte", "train/loss": "Training loss"}
@@ -36,7 +37,9 @@ def to_markdown(findings: Findings, heading: str) -> str:
     costs = cost_table(findings)
     parts += [table(costs), COST_NOTE, _inline(seconds_caveat(findings.runs) or "")] if len(costs.columns) > 1 else []
     parts += [f"{HOW_TO_READ} {_inline(comparison_note(findings))}"]
-    parts += [_list([f"{_inline(findings.labels[key])}: {_inline(why)}" for key, why in findings.questions.items()])]
+    answers = verdicts(findings)
+    questions = [f"{findings.labels[key]}: {why} {answers[key]}" for key, why in findings.questions.items()]
+    parts += [_list([_inline(question) for question in questions])]
     tree = tree_table(findings.runs)
     parts += ["## Branches", table(tree.head(MAX_RUNS)), TREE_NOTE] if len(tree) else []
     runs = run_table(findings)

@@ -8,7 +8,7 @@ from pandas import DataFrame, isna
 from analysis import advice, caveats, replicates
 from analysis.findings import Findings
 from analysis.measures import LOSS
-from analysis.verdicts import clearest, mean
+from analysis.verdicts import add_seeds, clearest, mean
 
 HOW_TO_READ = (
     "Losses are in nats per token. For a run, ± is the standard error over its validation windows: the uncertainty "
@@ -99,8 +99,7 @@ def _single_seeds(findings: Findings) -> str | None:
     single = findings.summary.loc[findings.summary["n"] == 1, "experiment"].tolist()
     if not single:
         return None
-    seeds = findings.runs.loc[findings.runs["experiment"] == single[0], "seed"]
-    command = advice.add_seeds(findings.runs, single[0], advice.wanted_seeds(seeds))
+    command = add_seeds(findings, single[0], advice.wanted_seeds(findings.seeds[single[0]]))
     listed = caveats.abbreviate([findings.labels[experiment] for experiment in single])
     return f"No interval, because there is only one seed: {listed}. Seeds are added with {command}."
 

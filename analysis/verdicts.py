@@ -45,7 +45,7 @@ def mean(findings: Findings, row: Mapping[Any, Any]) -> str:
         row: The experiment's row of `findings.summary`.
     """
     if isna(row["mean"]):
-        return f"no {findings.measure.name}{'' if isna(findings.budget) else f' at {findings.budget:,.0f} steps'}."
+        return f"no {findings.measure.name} at the step of the comparison."
     value = "diverged" if math.isinf(row["mean"]) else f"{row['mean']:.4f} {findings.measure.unit}"
     seeds = "one seed" if row["n"] == 1 else f"{row['n']:.0f} seeds"
     mixed = mixed_seeds(findings, row["experiment"])
@@ -54,9 +54,15 @@ def mean(findings: Findings, row: Mapping[Any, Any]) -> str:
     return f"{value} after {findings.budget:,.0f} steps (mean of {seeds}{differing}{interval})."
 
 
+def add_seeds(findings: Findings, experiment: str, seeds: list[int]) -> str:
+    """The command that trains an experiment with these seeds."""
+    run = findings.first_runs[experiment]
+    return advice.add_seeds(run, seeds, findings.varied[run["name"]])
+
+
 def _by_clarity(findings: Findings) -> list[str]:
     """The compared experiments by ascending p-value; those without one come last."""
-    return list(findings.differences.sort_values("p_holm", kind="stable", na_position="last").index)
+    return list(findings.differences.sort_values("p", kind="stable", na_position="last").index)
 
 
 def _verdict(findings: Findings, experiment: str) -> str:
@@ -105,11 +111,9 @@ def _replicates(row: Mapping[Any, Any]) -> str:
 
 def _find_out(findings: Findings, experiment: str) -> str:
     """The commands that give an experiment and the reference the same seeds."""
-    known = findings.values[findings.values["state"].isin(replicates.KNOWN)]
     pair = (findings.reference, experiment)
-    seeds = {key: known.loc[known["experiment"] == key, "seed"].tolist() for key in pair}
-    wanted = advice.wanted_seeds(*seeds.values())
-    commands = [advice.add_seeds(findings.runs, key, wanted) for key in pair if sorted(seeds[key]) != wanted]
+    wanted = advice.wanted_seeds(*(findings.seeds[key] for key in pair))
+    commands = [add_seeds(findings, key, wanted) for key in pair if findings.seeds[key] != wanted]
     return f"find out with {' and '.join(commands)}"
 
 

@@ -345,6 +345,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "check",
         "run",
         "resume",
+        "report",
         "runs",
         "sample",
         "eval",

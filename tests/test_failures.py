@@ -23,7 +23,7 @@ from gptlab.interrupts import end_at_once, interrupts, on_interrupt
 PROGRAMS = {
     "gptlab": ("gptlab.commands.list_experiments.list_experiments", cli.main),
     "report": ("analysis.load.runs_and_copies", lambda: report.main([])),
-    "notebooks": ("analysis.notebooks.headless", notebooks.main),
+    "notebooks": ("analysis.notebooks.execute", lambda: notebooks.main([])),
 }
 """For each program a function that it calls first, and how it is started."""
 

@@ -4,12 +4,19 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import nbconvert
 import nbformat
 import pytest
-from nbclient import NotebookClient
-from support import run_attempt
+from pandas import DataFrame
+from selenium.webdriver.support.wait import WebDriverWait
+from support import PATIENCE_S, run_attempt
 
+from analysis import notebook, notebooks
+from analysis.browser import BROWSER, DRIVER, headless
+from gptlab import project
+from gptlab.errors import BadInputError
 from gptlab.spec import Experiment
 from gptlab.tracking.run import all_runs
 
@@ -40,19 +47,27 @@ def trained(micro: Experiment, cache: Path, tmp_path_factory: pytest.TempPathFac
     return runs
 
 
+@pytest.fixture(scope="module")
+def copies(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the copies of the notebooks, executed on these runs."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_RUNS", str(trained))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("IPYTHONDIR", str(folder / "ipython"))
+        patch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "runtime"))
+        before = [(ROOT / "analysis" / f"{name}.ipynb").read_bytes() for name in NAMES]
+        assert notebooks.main([]) == 0
+        assert before == [(ROOT / "analysis" / f"{name}.ipynb").read_bytes() for name in NAMES], "tracked files"
+    return trained / "notebooks"
+
+
 @pytest.fixture
-def execute(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Outputs]:
-    """`execute(name)` runs a notebook in its own folder and returns the outputs of its code cells by id."""
+def execute(copies: Path) -> Callable[[str], Outputs]:
+    """`execute(name)` returns the outputs of an executed notebook's code cells by id."""
 
     def run(name: str) -> Outputs:
-        monkeypatch.setenv("GPTLAB_RUNS", str(trained))
-        monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
-        path = ROOT / "analysis" / f"{name}.ipynb"
-        notebook = nbformat.read(path, as_version=4)
-        resources = {"metadata": {"path": str(path.parent)}}
-        NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+        notebook = nbformat.read(copies / f"{name}.ipynb", as_version=4)
         return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
 
     return run
@@ -117,6 +132,97 @@ def test_learning_rate_finds_an_optimum_within_the_range_of_values(execute: Call
     mean, runs = traces(outputs["curve"])
     assert (len(mean["x"]), len(runs["x"])) == (3, 6)
     assert len(traces(outputs["training"])) == 6
+
+
+@pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver")
+def test_figures_of_a_copy_are_in_its_html_without_a_network(
+    copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = Path(nbconvert.__file__).parents[4]  # its templates are there, also in an environment on top of it
+    monkeypatch.setenv("JUPYTER_PATH", str(installed / "share" / "jupyter"))
+    page = tmp_path / "compare_runs.html"
+    page.write_text(nbconvert.HTMLExporter().from_filename(str(copies / "compare_runs.ipynb"))[0])
+    with headless() as browser:
+        browser.get(page.as_uri())
+        drawn = "return document.querySelectorAll('.plotly-graph-div .scatterlayer .trace').length"
+        WebDriverWait(browser, PATIENCE_S).until(lambda driver: driver.execute_script(drawn) == 6 + 6 + 3)
+
+
+def small(folder: Path, source: str) -> Path:
+    """A project's notebook with one cell and an output of the published runs."""
+    cell = nbformat.v4.new_code_cell(source, outputs=[nbformat.v4.new_output("stream", text="published")])
+    path = folder / "analysis" / "small.ipynb"
+    path.parent.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    return path
+
+
+def printed(path: Path) -> str:
+    return text(nbformat.read(path, as_version=4).cells[0].outputs)
+
+
+def test_a_notebook_that_the_runs_are_not_enough_for_shows_the_published_ones_and_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = small(tmp_path, "from analysis import notebook\nnotebook.start()")
+    monkeypatch.setattr(project, "root", lambda: tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert notebooks.main([]) == 0
+    copy = project.runs_directory() / "notebooks" / "small.ipynb"
+    out, err = capsys.readouterr()
+    assert (out, printed(copy)) == (f"{copy}\n", "published")
+    assert "note: small.ipynb shows the published runs, not yours: there are no runs; make one with: make exp" in err
+    assert "gptlab" not in nbformat.read(original, as_version=4).metadata
+
+
+def test_an_edited_copy_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(tmp_path, "1")
+    monkeypatch.setattr(project, "root", lambda: tmp_path)
+    outputs = iter(["first", "second"])
+
+    def execute(path: Path) -> Any:
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells[0].outputs[0].text = next(outputs)
+        return notebook
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    copy = project.runs_directory() / "notebooks" / "small.ipynb"
+    for expected in ("first", "second"):
+        assert notebooks.main([]) == 0
+        assert printed(copy) == expected
+    edited = copy.read_text().replace('"1"', '"2"')
+    copy.write_text(edited)
+    capsys.readouterr()
+    assert notebooks.main([]) == 0
+    assert copy.read_text() == edited
+    assert capsys.readouterr().err.endswith("was edited and stays as it is; rename it to get a new copy\n")
+
+
+def test_published_notebooks_have_images_instead_of_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = small(tmp_path, "1")
+    figure = {notebooks.PLOTLY: {"data": [], "layout": {}}, "text/html": "<script></script>"}
+    script = {"text/html": "<script>window.PlotlyConfig = {}</script>"}
+
+    def execute(path: Path) -> Any:
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells[0].outputs = [nbformat.v4.new_output("display_data", data) for data in (script, figure)]
+        return notebook
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    monkeypatch.setattr(notebooks, "render_png", lambda figure, browser: "cG5n")
+    monkeypatch.setattr(notebooks, "headless", MagicMock)
+    notebooks.publish_all([original])
+    (output,) = nbformat.read(original, as_version=4).cells[0].outputs
+    assert output.data == {notebooks.PLOTLY: {"data": [], "layout": {}}, "image/png": "cG5n"}
+
+
+def test_the_sweep_is_the_experiment_with_the_most_values() -> None:
+    runs = DataFrame({"name": ["a", "a", "b", "b", "b"], "lr": [1.0, 2.0, 1.0, 2.0, 3.0]})
+    assert notebook.sweep(runs, "lr")["name"].tolist() == ["b"] * 3
+    with pytest.raises(BadInputError, match="there is no experiment with 3 values of lr; make runs with: make exp"):
+        notebook.sweep(runs[runs["name"] == "a"], "lr")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -72,6 +72,10 @@ def test_the_headline_names_the_best_experiment_and_the_significance(make_run: M
         assert "after correction for 2 comparisons, 3 seeds paired: significantly better." in text
         assert "other − base = +0.0200 ± " in text
         assert text.index("significantly better") < text.index("could be chance") < text.index("Lowest validation")
+        assert text.index("Lowest validation") < text.index("Caveats") < text.index("seeds needed")
+    questions = written()[0].partition("## Each run")[0].splitlines()
+    assert any(line.startswith("- better: Does it hold? better − base = −0.5000 ± ") for line in questions)
+    assert any(line.startswith("- base: Does it hold? The reference: 6.1000 nats per token") for line in questions)
 
 
 def test_the_experiment_table_has_differences_and_corrected_p_values(make_run: MakeRun) -> None:
