@@ -12,19 +12,20 @@ from typing import Any, NamedTuple
 import plotly.offline
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame, isna
+from plotly.graph_objects import Figure
 
-from analysis import page_data, palette, plots
+from analysis import compare, page_data, palette, plots
 from analysis.caveats import seconds_caveat
 from analysis.findings import (
     Findings,
     cost_table,
     experiment_table,
-    newest_samples,
     provenance_table,
     run_table,
     speed_table,
 )
 from analysis.formatting import MISSING
+from analysis.questions import Question, questions
 from analysis.sentences import COST_NOTE, HOW_TO_READ, TREE_NOTE, all_caveats, comparison_note, headlines
 from analysis.tree import tree_table
 from gptlab.terminal.text import printable
@@ -51,12 +52,16 @@ LONG_WORD = 16
 """In characters. Columns with longer words may break words anywhere, so that no table is wider than the page."""
 
 
+CHANGES = "changes from the reference"
+"""The column of `findings.run_table` with all settings that differ, if there are many."""
+
+
 class Column(NamedTuple):
     """A column of a table."""
 
     name: str
     kind: str
-    """Its CSS class: `number`, `text`, or `long` for text that may break anywhere."""
+    """Its CSS classes: `number`, `text`, or `long` for text that may break anywhere; `setting` if phones hide it."""
 
 
 def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
@@ -68,48 +73,50 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
         heading: The line below the title: the number and place of the runs, and the date.
     """
     curves, stride = page_data.run_curves(findings)
+    differences = page_data.difference_curves(findings)
     weights = page_data.weight_tables(checkpoints, _run_labels(findings))
     order = findings.summary["experiment"].tolist()
-    figures = {
-        "estimates": plots.estimates(findings.summary, findings.labels, findings.measure),
-        "speed": plots.speed(findings.runs, {key: findings.labels[key] for key in order}),
-    }
-    if len(order) > 1:
-        figures["differences"] = plots.differences(findings.differences.reset_index(), findings.labels, order)
+    asked = questions(findings)
     data = {
         "palette": {"colors": palette.COLORS, "dashes": palette.DASHES},
         "runs": curves,
+        "differences": differences,
         "measure": findings.measure.axis,
-        "figures": {name: json.loads(str(figure.to_json())) for name, figure in figures.items()},
+        "unit": findings.measure.unit,
+        "reference": findings.labels[findings.reference],
+        "figures": {name: json.loads(str(figure.to_json())) for name, figure in _figures(findings, asked).items()},
         "weights": weights,
     }
     experiments = experiment_table(findings)
     labels = list(dict.fromkeys(findings.labels[key] for key in findings.runs["experiment"]))
     chips = [("status", status) for status in dict.fromkeys(findings.runs["status"])]
     chips += [("experiment", label) for label in labels] if len(labels) <= MAX_CHIPS else []
+    loss = findings.measure.short
     return _render(
         "report.html.j2",
         heading=heading,
         headlines=headlines(findings),
         caveats=all_caveats(findings),
-        experiments=_table(experiments),
+        experiments=_table(_ordered(experiments, [loss])),
         experiment_count=len(order),
-        costs=_table(cost_table(findings)),
+        costs=_table(_ordered(cost_table(findings), [loss])),
         cost_note=COST_NOTE,
         seconds_caveat=seconds_caveat(findings.runs),
         notes=f"{HOW_TO_READ} {comparison_note(findings)}",
-        questions=[(findings.labels[key], findings.questions[key]) for key in order[: len(experiments)]],
+        questions=asked,
+        question_count=len(set(findings.questions.values())),
+        rank={experiment: number for number, experiment in enumerate(order)},
+        reference=findings.labels[findings.reference],
         stride=stride,
         curves=curves,
         statuses=findings.runs["status"].tolist(),
-        runs=_sortable(run_table(findings), findings.runs),
-        tree=_table(tree_table(findings.runs)),
+        runs=_runs(findings),
+        tree=_table(_ordered(tree_table(findings.runs), [loss])),
         tree_note=TREE_NOTE,
         speed=_sortable(speed_table(findings), findings.runs),
         chips=chips,
         weight_runs=[(number, table["run"]) for number, table in enumerate(weights)],
         statistics=page_data.STATISTICS,
-        samples=newest_samples(findings),
         provenance=_table(provenance_table(findings)),
         data=data,
         plotly=plotly.offline.get_plotlyjs(),
@@ -122,9 +129,47 @@ def empty(message: str) -> str:
     return _render("empty.html.j2", message=message)
 
 
+def _figures(findings: Findings, asked: list[Question]) -> dict[str, Figure]:
+    """The figures by the id of their element: those of all experiments, and one for each question."""
+    labels, order = findings.labels, findings.summary["experiment"].tolist()
+    differences = findings.differences.reset_index()
+    figures = {
+        "estimates": plots.estimates(findings.summary, labels, findings.measure),
+        "speed": plots.speed(findings.runs, {key: labels[key] for key in order}),
+    }
+    if len(order) > 1:
+        figures["differences"] = plots.differences(differences, labels, order)
+        for number, question in enumerate(asked):
+            rows = differences[differences["experiment"].isin([key for key, _ in question.answers])]
+            if rows["mean"].notna().any():
+                figures[f"question-{number}"] = plots.differences(rows, labels, order)
+    return figures
+
+
 def _run_labels(findings: Findings) -> dict[str, str]:
     runs = findings.runs[["run", "experiment", "seed"]].itertuples(index=False, name=None)
     return {run: f"{findings.labels[experiment]}, seed {seed}" for run, experiment, seed in runs}
+
+
+def _runs(findings: Findings) -> dict[str, Any]:
+    """The table of runs. The settings that differ are next to the name, in columns and, for phones, in words."""
+    table, runs = run_table(findings), findings.runs
+    settings = [name for name in table if name in {CHANGES, *compare.differing_columns(runs)}]
+    found = _sortable(_ordered(table, [*settings, findings.measure.short, "val loss"]), runs)
+    rows = table[settings].to_dict("records")
+    words = [", ".join(str(v) if key == CHANGES else f"{key}={v}" for key, v in row.items()) for row in rows]
+    return found | {
+        "columns": [Column(name, f"{kind} setting" if name in settings else kind) for name, kind in found["columns"]],
+        "in_words": [re.sub(r"(^|, )(model|data|train)\.", r"\1", text) for text in words],
+    }
+
+
+def _ordered(table: DataFrame, names: list[str]) -> DataFrame:
+    """The table with the columns whose names start with these after the first one."""
+    if table.empty:
+        return table
+    moved = [column for name in names for column in table.columns[1:] if column.startswith(name)]
+    return table[list(dict.fromkeys([table.columns[0], *moved, *table.columns]))]
 
 
 def _table(table: DataFrame) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def estimates(summary: DataFrame, labels: Mapping[str, str], measure: Measure = 
         labels: The label of each experiment.
         measure: What was summarized.
     """
-    title = f"{measure.name} (mean, 95% interval)"
+    title = f"{measure.name}<br>mean, 95% interval"
     return _intervals(title, summary, labels, summary["experiment"].tolist())
 
 
@@ -63,7 +63,7 @@ def differences(table: DataFrame, labels: Mapping[str, str], order: Sequence[str
         labels: The label of each experiment.
         order: All experiments, in the order of their colors.
     """
-    title = "difference (mean, 95% interval)"
+    title = "difference<br>mean, 95% interval"
     return _intervals(title, table, labels, order).add_vline(x=0, line_color=GRAY, line_dash="dot")
 
 

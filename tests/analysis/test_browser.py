@@ -76,7 +76,7 @@ def opened(browser: WebDriver, three_experiments: Path) -> WebDriver:
 def listed_runs(driver: WebDriver) -> list[str]:
     """The displayed runs of the table, from top to bottom."""
     rows = driver.find_elements(By.CSS_SELECTOR, "#runs-table tbody tr")
-    return [row.find_elements(By.TAG_NAME, "td")[1].text for row in rows if row.is_displayed()]
+    return [row.find_element(By.CSS_SELECTOR, "td label").text for row in rows if row.is_displayed()]
 
 
 def curve_names(driver: WebDriver) -> list[str]:
@@ -94,10 +94,10 @@ def wait_for(driver: WebDriver, condition: Callable[[], object]) -> None:
 
 
 def test_the_report_opens_without_console_errors_and_draws_every_figure(opened: WebDriver) -> None:
-    for plot in ("curves", "estimates", "differences", "speed", "weights"):
+    for plot in ("curves", "estimates", "differences", "question-0", "speed", "weights"):
         assert opened.find_elements(By.CSS_SELECTOR, f"#{plot} .main-svg"), plot
     traces = opened.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer .trace")
-    assert len(traces) == 9, "three lines, and two edges of a band each"
+    assert len(traces) == 13, "three lines and two differences, and two edges of a band each, except for a single seed"
     assert not console_problems(opened)
 
 
@@ -107,7 +107,8 @@ def test_html_in_names_questions_and_samples_is_displayed_as_text(opened: WebDri
     assert HOSTILE in opened.find_element(By.TAG_NAME, "pre").text
     assert HOSTILE in opened.find_element(By.TAG_NAME, "header").text
     assert any(HOSTILE in run for run in listed_runs(opened))
-    legend = [item.text for item in opened.find_elements(By.CSS_SELECTOR, "#curves .legendtext")]
+    assert any(HOSTILE in item.text for item in opened.find_elements(By.CSS_SELECTOR, ".question h3"))
+    legend = [item.text for item in opened.find_elements(By.CSS_SELECTOR, "#curves-legend li")]
     assert any("<b>bold</b> <img" in item for item in legend), legend
     assert not console_problems(opened)
 
@@ -172,11 +173,14 @@ def test_loss_axes_smoothing_and_seeds_are_selected_by_keyboard(opened: WebDrive
         assert layout("xaxis", "title.text") == words
     form.find_element(By.NAME, "logx").send_keys(Keys.SPACE)
     assert layout("xaxis", "type") == "log"
-    assert len(curve_names(opened)) == 3
+    assert len([name for name in curve_names(opened) if not name.endswith("(raw)")]) == 3
     form.find_element(By.NAME, "mean").send_keys(Keys.SPACE)
-    assert len(curve_names(opened)) == 5
-    form.find_element(By.NAME, "smoothing").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert len([name for name in curve_names(opened) if not name.endswith("(raw)")]) == 5
     assert len([name for name in curve_names(opened) if name.endswith("(raw)")]) == 5, "smoothing hides the raw data"
+    assert "mean of 10 steps" in layout("yaxis", "title.text")
+    form.find_element(By.NAME, "smoothing").send_keys(Keys.HOME)
+    assert not [name for name in curve_names(opened) if name.endswith("(raw)")]
+    assert "as logged" in layout("yaxis", "title.text")
     assert not console_problems(opened)
 
 
@@ -232,58 +236,150 @@ def test_colors_follow_the_color_scheme(opened: WebDriver) -> None:
     assert not console_problems(opened)
 
 
-@pytest.fixture
-def desktop(browser: WebDriver) -> Iterator[WebDriver]:
-    """The browser with a viewport of 1280x900 pixels."""
-    metrics = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+FEW = ({}, {"train.learning_rate": 3e-3}, {"model.n_layer": 1}, {"model.tied": True}, {"model.bias": False})
+MANY = (*FEW, {"train.betas": [0.8, 0.99], "train.weight_decay": 0.05}, {"train.batch_size": 4, "data.val_windows": 16})
+
+OUTSIDE = """
+const scrolls = (element) => ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
+const inScroller = (element, card) => {
+  for (let e = element.parentElement; e !== card; e = e.parentElement) if (scrolls(e)) return true;
+  return false;
+};
+const out = [];
+for (const card of document.querySelectorAll("section, article, .plot")) {
+  const box = card.getBoundingClientRect();
+  if (card._fullLayout && card._fullLayout._size.w < 0.45 * box.width) out.push(`${card.id}: names fill the figure`);
+  for (const element of card.querySelectorAll(":not(.draglayer, .draglayer *)")) {
+    const own = element.getBoundingClientRect();
+    if (own.width && !inScroller(element, card) && (own.left < box.left - 1 || own.right > box.right + 1))
+      out.push(`${card.id || card.tagName}: ${element.outerHTML.slice(0, 80)}`);
+    const tall = element.tagName === "text" && card.classList.contains("plot");
+    if (tall && (own.top < box.top - 1 || own.bottom > box.bottom + 1)) out.push(`${card.id}: ${element.textContent}`);
+  }
+}
+return out;
+"""
+"""Elements that are wider than their card, texts that a figure cuts off, and figures that are full of names.
+
+Elements that scroll sideways may contain wider ones. plotly's `draglayer` has invisible handles around the axes.
+"""
+
+TABLES = """
+return [...document.querySelectorAll(".wide")].map((scroller) => {
+  const box = scroller.getBoundingClientRect(), table = scroller.querySelector("table");
+  const headers = [...table.querySelectorAll("th")].filter((th) => th.offsetWidth);
+  const loss = headers.find((th) => /^val loss|^bits/.test(th.textContent));
+  scroller.scrollLeft = 10000;
+  const sticky = table.querySelector("td").getBoundingClientRect().left - box.left;
+  scroller.scrollLeft = 0;
+  return { label: scroller.getAttribute("aria-label"), fits: scroller.scrollWidth <= scroller.clientWidth, sticky,
+    inside: table.closest("section").getBoundingClientRect().right >= box.right,
+    name: headers[0].getBoundingClientRect().right <= box.right,
+    loss: !loss || loss.getBoundingClientRect().right <= box.right };
+});
+"""
+
+
+@pytest.fixture(scope="module", params=[FEW, MANY], ids=["few", "many"])
+def long_names(
+    request: pytest.FixtureRequest, make_run: MakeRun, weights, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A report of experiments with long names, of three seeds each, and of one branch."""
+    folder = tmp_path_factory.mktemp("long")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_RUNS", str(folder / "runs"))
+        for number, change in enumerate(request.param):
+            for seed in range(3):
+                make_run(
+                    f"a-rather-long-experiment-name-{number}",
+                    seed,
+                    why=f"What does the {'very ' * number}interesting_setting_of_this_experiment change?",
+                    changes=change,
+                    val_losses=(11.0, 8.0, 6.0 + number / 10 + seed / 100),
+                    yardstick="bbbbbbbb" if number == 1 else "aaaaaaaa",
+                    outcome="interrupted" if number == 2 and seed == 2 else "complete",
+                    diff_sha256="12" * 32 if number == 1 else None,
+                    host="node-17.cluster.example.org",
+                    checkpoints={20: weights},
+                    samples=["word " * 40 + "x" * 200],
+                )
+        return write_page(load.runs(), folder)
+
+
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def sized(request: pytest.FixtureRequest, browser: WebDriver) -> Iterator[WebDriver]:
+    """The browser with the viewport of a desktop or a phone."""
+    width, height = request.param
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     yield browser
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-FEW = ({}, {"train.learning_rate": 3e-3}, {"model.n_layer": 1}, {"model.tied": True}, {"model.bias": False})
-MANY = (*FEW, {"train.betas": [0.8, 0.99], "train.weight_decay": 0.05}, {"train.batch_size": 4, "data.val_windows": 16})
-
-
-@pytest.mark.parametrize("changes", [FEW, MANY], ids=["few", "many"])
-def test_no_table_is_cut_off_at_1280_pixels(
-    desktop: WebDriver, make_run: MakeRun, weights, tmp_path: Path, changes: tuple[dict[str, object], ...]
+def test_nothing_is_wider_than_its_card_and_every_table_starts_with_name_and_loss(
+    sized: WebDriver, long_names: Path
 ) -> None:
-    for number, change in enumerate(changes):
-        for seed in range(3):
-            make_run(
-                f"a-rather-long-experiment-name-{number}",
-                seed,
-                changes=change,
-                val_losses=(11.0, 8.0, 6.0 + number / 10 + seed / 100),
-                yardstick="aaaaaaaa" if number else "bbbbbbbb",
-                outcome="interrupted" if number == 2 and seed == 2 else "complete",
-                diff_sha256="12" * 32 if number == 1 else None,
-                host="node-17.cluster.example.org",
-                checkpoints={20: weights},
-            )
-    path = write_page(load.runs(), tmp_path)
+    sized.get(long_names.as_uri())
     for scheme in ("light", "dark"):
         emulated = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        desktop.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
-        desktop.get(path.as_uri())
-        wait_for(desktop, lambda: desktop.find_elements(By.CSS_SELECTOR, "#curves .points path"))
-        assert_no_table_is_cut_off(desktop)
-        assert not console_problems(desktop)
+        sized.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
+        wait_for(sized, lambda: sized.find_elements(By.CSS_SELECTOR, "#weights .hm image"))
+        width = sized.execute_script("return innerWidth")
+        assert sized.execute_script("return document.scrollingElement.scrollWidth") <= width
+        assert not sized.execute_script(OUTSIDE)
+        tables = sized.execute_script(TABLES)
+        assert len(tables) == 5
+        for table in tables:
+            assert (table["inside"], table["name"], table["loss"]) == (True, True, True), table
+            assert abs(table["sticky"]) <= 1, table
+            assert table["fits"] or width < 1280, table
+        assert not console_problems(sized)
 
 
-def assert_no_table_is_cut_off(driver: WebDriver) -> None:
-    assert driver.execute_script("return innerWidth") == 1280
-    assert driver.execute_script("const page = document.documentElement; return page.scrollWidth <= page.clientWidth")
-    tables = driver.execute_script(
-        "return [...document.querySelectorAll('table')].map((table) => {"
-        "  const scroller = table.closest('.wide'), card = table.closest('section');"
-        "  return [scroller.getAttribute('aria-label'), scroller.scrollWidth <= scroller.clientWidth,"
-        "          table.getBoundingClientRect().right <= card.getBoundingClientRect().right]; })"
+@pytest.fixture(scope="module")
+def falling(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two experiments with three seeds each, whose losses fall fast and then slowly."""
+    folder = tmp_path_factory.mktemp("falling")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTLAB_RUNS", str(folder / "runs"))
+        for name, changes, shift in (("base", {}, 0.0), ("better", {"model.tied": True}, 0.1)):
+            for seed in range(3):
+                losses = [
+                    11.0,
+                    7.0 - 10 * shift,
+                    *(5.0 - step / 100 - shift + seed / 50 * (1 + shift) for step in range(10)),
+                ]
+                make_run(name, seed, changes=changes, val_losses=losses)
+        return write_page(load.runs(), folder)
+
+
+def test_the_axes_begin_after_the_initial_fall_and_a_switch_shows_everything(browser: WebDriver, falling: Path) -> None:
+    def shown(axis: str) -> list[float]:
+        return browser.execute_script(f"return document.getElementById('curves')._fullLayout.{axis}.range")
+
+    browser.get(falling.as_uri())
+    wait_for(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#curves .points path"))
+    assert shown("yaxis") == pytest.approx([4.78, 5.07], abs=0.03)
+    low, high = shown("yaxis2")
+    assert -0.2 < low < -0.1 < 0 < high < 0.1
+    browser.find_element(By.NAME, "whole").send_keys(Keys.SPACE)
+    assert shown("yaxis")[1] > 11
+    assert not console_problems(browser)
+
+
+def test_the_lower_panel_draws_the_differences_with_their_intervals(browser: WebDriver, falling: Path) -> None:
+    browser.get(falling.as_uri())
+    wait_for(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#curves .points path"))
+    (difference,) = browser.execute_script("return DATA.differences")
+    panel = browser.execute_script(
+        "return document.getElementById('curves').data.filter(t => t.yaxis === 'y2').map(t => [t.x, t.y, t.line.color])"
     )
-    assert len(tables) == 5
-    assert not [label for label, fits, inside in tables if not (fits and inside)]
+    assert [y for _, y, _ in panel] == [difference["low"], difference["high"], difference["mean"]]
+    assert panel[-1][0] == difference["step"] == [10 * number for number in range(12)]
+    assert panel[-1][2] == palette.color(difference["color"])
+    assert "difference, nats per token" in browser.find_element(By.ID, "curves").text
+    assert "minus that of base at equal steps" in browser.find_element(By.ID, "curves-section").text
 
 
 def test_swatches_and_curves_of_an_experiment_have_the_same_color(opened: WebDriver) -> None:

@@ -74,7 +74,10 @@ def test_both_reports_draw_the_tree(family: Findings) -> None:
     text = markdown.to_markdown(family, "heading")
     assert "## Branches" in text
     assert f"└─ {ids['third']}" in text
-    assert f"└─ {ids['third']}" in page.to_html(family, load.checkpoints(family.runs.head(0)), "heading")
+    html = page.to_html(family, load.checkpoints(family.runs.head(0)), "heading")
+    assert f"└─ {ids['third']}" in html
+    headers = re.findall(r"<th .*?>(.*?)</th>", html.partition('aria-label="Runs below')[2].partition("</thead>")[0])
+    assert headers[:3] == ["run", "val loss", "starts from"]
     alone = family.runs[family.runs["name"] == "alone"]
     assert tree.tree_table(alone).empty
     assert "Branches" not in markdown.to_markdown(analyze(alone, load.metrics(alone), load.samples(alone)), "")
