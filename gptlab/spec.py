@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 
 from gptlab.errors import BadInputError
 from gptlab.part_names import BUILT_IN, is_part, one_of
-from gptlab.validation import did_you_mean, explain
+from gptlab.validation import explain, suggest
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 NOT_IDENTITY = "not part of the identity"
@@ -305,8 +305,7 @@ class Experiment(Section):
         document = self.model_dump()
         for key, value in changes.items():
             if key not in known:
-                hint = did_you_mean(key, known) or "; `gptlab show NAME` lists the fields"
-                raise BadInputError(f"there is no spec field '{key}'{hint}")
+                raise BadInputError(f"there is no spec field '{key}'{suggest(key, known)}")
             *sections, field = key.split(".")
             section = document
             for name in sections:

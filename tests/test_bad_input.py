@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[1]
 HERE = "THE-RUN"
 
 COMMANDS = [
-    ("lst", "No such command 'lst'"),
-    ("list --jsn", "--json"),
+    ("lst", "No such command 'lst'; did you mean 'list'?"),
+    ("train", "No such command 'train'; available: list, show, "),
+    ("list --jsn", "No such option: --jsn; did you mean '--json'?"),
     ("list extra", "unexpected extra argument"),
     ("show", "Missing argument 'NAME-or-RUN'"),
     ("show basline", "there is no experiment 'basline'; did you mean 'baseline'?"),
@@ -98,7 +99,7 @@ COMMANDS = [
     ("check rleu", "which field 'rleu' is for is unknown: no experiment uses it; give --field"),
     ("check relu --field model.activaton", "no part belongs to the field 'model.activaton'; did you mean"),
     ("check experiments.parts.none:x --field model.norm", "there is no file experiments/parts/none.py"),
-    ("gc --all", "No such option: --all"),
+    ("gc --all", "No such option: --all; available: --yes, "),
     ("tokenizer make", "No such command 'make'"),
     ("tokenizer train", "Missing argument 'TEXT'"),
     ("tokenizer train pandas-docs", "Missing option '--vocab-size'"),

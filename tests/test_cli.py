@@ -1,6 +1,7 @@
 """The commands as a user types them: their output and their errors."""
 
 import errno
+import importlib.metadata
 import json
 import os
 import re
@@ -58,6 +59,18 @@ def trained(gptlab, text_file):
     code, out, _ = gptlab("run", "tiny", *MICRO, "--text", text_file, "--steps", 12, "--wandb", "off", "--json")
     assert code == 0
     return json.loads(out)["run"]
+
+
+@pytest.mark.parametrize("group", [[], ["tokenizer"]])
+def test_a_group_of_commands_alone_prints_its_help(gptlab, group):
+    assert gptlab(*group) == gptlab(*group, "--help")
+    code, out, err = gptlab(*group)
+    assert (code, err) == (0, "")
+    assert "Commands:" in out
+
+
+def test_version_is_that_of_the_package(gptlab):
+    assert gptlab("--version") == (0, f"gptlab {importlib.metadata.version('gptlab')}\n", "")
 
 
 def test_list_shows_names_parameters_and_questions(gptlab):
