@@ -345,13 +345,20 @@ def sample(
 def eval_(
     run: RunArgument,
     text: Annotated[
-        str | None, typer.Option(help="Another text to evaluate on, in full; or the run's own, if it has moved.")
+        str | None,
+        typer.Option(
+            help="Another text of any length to evaluate on; or the run's own, if it has moved.",
+            autocompletion=completion.texts,
+        ),
     ] = None,
+    string: Annotated[str | None, typer.Option(help="A text to evaluate on, such as a sentence.")] = None,
     step: StepOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a run on the full validation split."""
+    """Evaluate a run on the full validation split, or on another text."""
+    if string is not None and text is not None:
+        raise BadInputError("--text and --string exclude each other: --text takes a file, --string the text itself")
     with importing():
         from gptlab.tracking.run import find_run
 
@@ -362,7 +369,7 @@ def eval_(
         from gptlab.terminal.console import Console
 
     console = Console(stderr=as_json)
-    result = evaluate.evaluate_run(found, step=step, text=text, device=device, console=console)
+    result = evaluate.evaluate_run(found, step=step, text=text, device=device, console=console, string=string)
     evaluate.render(result, console)
     if as_json:
         _print_json(result.document())
