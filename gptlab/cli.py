@@ -405,6 +405,31 @@ def diff(
         (sys.stderr if as_json else sys.stdout).write(comparison.printable_patch())
 
 
+@app.command("text")
+def text_(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Texts, .gz and .jsonl files, and folders of them.")
+    ],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The .txt to write.")],
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of files without a byte-order mark. Default: UTF-8.")
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Put between two documents; for a blank line: '\\n\\n'.")] = "\\n",
+    text_key: Annotated[str, typer.Option(metavar="KEY", help="Key of the text in a .jsonl file's lines.")] = "text",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one .txt out of files and folders, in sorted order."""
+    with importing():
+        from gptlab.commands import make_text
+        from gptlab.terminal.console import Console
+
+    made = make_text.make(sources, out, encoding=encoding, separator=separator, text_key=text_key, replace=force)
+    make_text.render(made, Console(stderr=as_json))
+    if as_json:
+        _print_json(made.document())
+
+
 tokenizer_app = typer.Typer(cls=Commands, rich_markup_mode=None)
 app.add_typer(tokenizer_app, name="tokenizer", help="Make a tokenizer from a text.")
 

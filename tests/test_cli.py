@@ -389,6 +389,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "eval",
         "diff",
         "sync",
+        "text",
         "tokenizer",
         "dashboard",
         "rm",

@@ -29,6 +29,7 @@ COMMANDS: dict[str, list[str]] = {
     "sync": ["sync"],
     "rm": ["rm", "{micro 1}"],
     "gc": ["gc", "--yes"],
+    "text": ["text", "{text}", "--out", "{folder}/joined.txt", "--force"],
     "tokenizer": ["tokenizer", "train", "{text}", "--vocab-size", "300", "--out", "{folder}/tokenizer.json"],
     "report": [REPORT],
     "run": ["run", "micro", "--seed", "2", "--steps", "21", *TRAIN],
