@@ -107,7 +107,7 @@ COMMANDS = [
     ("text", "Missing argument 'SOURCE'"),
     ("text README.md", "Missing option '--out' / '-o'"),
     ("text nothing -o x.txt", "there is no file or folder 'nothing'"),
-    ("text README.md -o /", "--out is '/', which cannot be a file"),
+    ("text README.md --out /", "--out is '/', which cannot be a file"),
     ("text README.md -o README.md", "'README.md' exists; pass --force to replace it"),
     ("text README.md -o x.txt --encoding what", "there is no encoding 'what'"),
     ("text README.md -o x.txt --separator \\q", "--separator has '\\q', which means nothing"),
