@@ -231,7 +231,7 @@ class TrainSpec(Section):
         decay = self.decay_length if schedule == "wsd" else 1
         if horizon is not None and warmup + decay > horizon:
             raise ValueError(
-                f"warmup_steps {warmup} and a decay of at least {decay} steps exceed horizon {horizon}; raise it"
+                f"warmup_steps {warmup} and decay_steps of at least {decay} exceed horizon {horizon}; raise it"
             )
         return self
 

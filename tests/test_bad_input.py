@@ -77,7 +77,10 @@ COMMANDS = [
     (f"sample {HERE} --count 10001", "'--count': Input should be less than or equal to 10000"),
     (f"sample {HERE} --count many", "'--count': Input should be a valid integer"),
     (f"sample {HERE} --tokens 0", "'--tokens': Input should be"),
-    (f"sample {HERE} --tokens 99", "exceed the 16 positions that saw training; ask for at most 15"),
+    (
+        f"sample {HERE} --tokens 99",
+        "1 prompt token and 99 new exceed the 16 positions that saw training; ask for at most 15",
+    ),
     (f"sample {HERE} --temperature -1", "'--temperature': Input should be"),
     (f"sample {HERE} --temperature nan", "'--temperature': Input should be greater than or equal to 0"),
     (f"sample {HERE} --top-k -1", "'--top-k': Input should be"),

@@ -124,3 +124,8 @@ def test_commands_that_compute_limit_their_threads(train, micro, monkeypatch):
     modules = ("run", "run", "evaluate", "sample")
     assert calls == [f"gptlab.commands.{name}" for name in modules]
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_one_thread_is_singular(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert describe_threads().split(" (")[0] == "1 thread"
