@@ -50,9 +50,9 @@ def test_the_users_own_number_of_threads_holds(threads, monkeypatch, variable):
 def test_the_quota_is_printed(threads, monkeypatch):
     allow(monkeypatch, 2, 1.0)
     limit_threads()
-    assert describe_threads() == "1 threads (CPU quota 1 of 2 cores)"
+    assert describe_threads() == "1 thread (CPU quota 1 of 2 cores)"
     allow(monkeypatch, 2, None)
-    assert describe_threads() == "1 threads"
+    assert describe_threads() == "1 thread"
 
 
 def limit_memory(monkeypatch, gib, in_use=0.25, kills=None):
@@ -124,8 +124,3 @@ def test_commands_that_compute_limit_their_threads(train, micro, monkeypatch):
     modules = ("run", "run", "evaluate", "sample")
     assert calls == [f"gptlab.commands.{name}" for name in modules]
     assert os.environ["OMP_NUM_THREADS"] == "1"
-
-
-def test_one_thread_is_singular(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert describe_threads().split(" (")[0] == "1 thread"
