@@ -21,7 +21,7 @@ from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.failures import exit_code
 from gptlab.files import make_directory, write_durably
-from gptlab.terminal.text import one_line, plural
+from gptlab.terminal.text import one_line
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
 ONCE = ("analysis.cache", "gptlab.tracking.run")
@@ -124,9 +124,7 @@ def _reports(runs: DataFrame, copies: DataFrame, at: str | None) -> dict[str, st
         return {"report.md": markdown.empty(NO_RUNS), "report.html": page.empty(NO_RUNS)}
     findings = analyze(runs, metrics, load.samples(runs), copies=copies, at=step)
     best = findings.runs.drop_duplicates("experiment").head(WEIGHT_EXPERIMENTS)
-    count = plural(len(runs), "run")
-    if len(runs) > 1:
-        count += f" of {plural(len(findings.summary), 'experiment')}"
+    count = f"{len(runs)} runs of {len(findings.summary)} experiments" if len(runs) > 1 else "1 run"
     heading = f"{count} in {project.display_path(project.runs_directory())}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return {
         "report.md": markdown.to_markdown(findings, heading),
