@@ -295,7 +295,8 @@ KNOWN = ["model.n_layer", "model.bias", "train.steps", "train.prompt"]
         ("steps", "; did you mean 'train.steps'?"),
         ("model.steps", "; did you mean 'train.steps'?"),  # the same name in another section
         ("model.step", ""),
-        ("train.optimizer", ""),  # `difflib`'s own cutoff suggests train.prompt
+        ("train.optimizer", ""),
+        ("train.stop", ""),  # `difflib`'s own cutoff suggests train.steps
         ("train.layers", ""),
         ("qqq", ""),
     ],
