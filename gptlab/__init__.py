@@ -1,6 +1,7 @@
 """Named GPT pretraining experiments on one `.txt` file.
 
-For notebooks: `load` a trained model, read `runs`, `metrics` and `samples` into pandas, define an `Experiment`.
+For notebooks: `load` a trained model, `generate` text with it, measure its `perplexity`, read `runs`, `metrics` and
+`samples` into pandas, define an `Experiment`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,25 @@ if TYPE_CHECKING:
     from gptlab.model.gpt import GPT
     from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
 
-__all__ = ["DataSpec", "Experiment", "ModelSpec", "TrainSpec", "load", "metrics", "runs", "samples"]
+__all__ = [
+    "DataSpec",
+    "Experiment",
+    "ModelSpec",
+    "TrainSpec",
+    "generate",
+    "load",
+    "metrics",
+    "perplexity",
+    "runs",
+    "samples",
+]
 
 
 def load(run: str, step: int | None = None) -> tuple[GPT, Tokenizer]:
     """Load a run's model, on the CPU and in evaluation mode, and its tokenizer.
+
+    The model has the tokenizer as its attribute `tokenizer`, and the length of its training windows in tokens as
+    `trained_length`, which `generate` and `perplexity` use.
 
     Args:
         run: A run's id, a unique prefix of one, or its directory.
@@ -46,7 +61,102 @@ def load(run: str, step: int | None = None) -> tuple[GPT, Tokenizer]:
     model = load_model(select_checkpoint(found.directory, step), found.record.spec.model)
     if problem := changed_model(found):
         logging.getLogger(__name__).warning(problem)
-    return model, run_tokenizer(found)
+    tokenizer = run_tokenizer(found)
+    vars(model).update(tokenizer=tokenizer, trained_length=found.record.spec.train.sequence_length)
+    return model, tokenizer
+
+
+def generate(
+    model: GPT,
+    prompt: str = "The",
+    *,
+    max_tokens: int | None = None,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> str:
+    """Continue a prompt, as `gptlab sample` does: the same arguments give the same text.
+
+    Args:
+        model: A model, such as that of `load`; its mode is restored.
+        prompt: Text of at least one token.
+        max_tokens: New tokens; by default as many as fit into the windows of training.
+        temperature: Divides the logits; 0 always takes the most likely token.
+        top_k: Draw from this many most likely tokens; 0 draws from all.
+        seed: The same seed gives the same text.
+        tokenizer: The model's tokenizer; by default the one with which `load` returned the model.
+
+    Returns:
+        The continuation, without the prompt.
+
+    Raises:
+        BadInputError: The prompt is empty, a number is out of range, prompt and new tokens do not fit, or the model's
+            tokenizer is unknown.
+        GptlabError: The model's output is not finite.
+    """
+    from gptlab.errors import BadInputError
+    from gptlab.model.sample import samples
+
+    least = {"max_tokens": (1, max_tokens), "temperature": (0, temperature), "top_k": (0, top_k), "seed": (0, seed)}
+    for name, (lowest, value) in least.items():
+        if value is not None and not value >= lowest:  # NaN is not, either
+            raise BadInputError(f"{name} must be {lowest} or more, not {value}")
+    (text,) = samples(
+        model,
+        prompt,
+        1,
+        trained_length=_trained_length(model),
+        tokenizer=tokenizer or _tokenizer(model),
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )
+    return text
+
+
+def perplexity(model: GPT, text: str, *, tokenizer: Tokenizer | None = None) -> float:
+    """Return the perplexity of a text: the exponential of the mean loss in nats per token.
+
+    It is that of `gptlab eval --string`, in float32. A text is evaluated in adjacent windows of the length of training.
+    Each token is scored once, except the first one, which cannot be predicted, and those at the end of a longer text
+    that do not fill a window. A shorter text is one window.
+
+    Args:
+        model: A model, such as that of `load`, on any device; its mode is restored.
+        text: A text of at least two tokens.
+        tokenizer: The model's tokenizer; by default the one with which `load` returned the model.
+
+    Raises:
+        BadInputError: The text has no token that can be predicted, or the model's tokenizer is unknown.
+    """
+    from gptlab.data.tokens import encode_string, window_length
+    from gptlab.data.windows import validation_starts
+    from gptlab.training.evaluate import evaluate
+    from gptlab.training.settings import Available, resolve_settings
+
+    tokens = encode_string(text, tokenizer or _tokenizer(model))
+    length = window_length(tokens, _trained_length(model))
+    settings = resolve_settings(model.token_embedding.weight.device.type, "float32", Available.here())
+    starts = validation_starts(tokens, length, None)
+    return evaluate(model, tokens, starts, sequence_length=length, settings=settings).perplexity
+
+
+def _tokenizer(model: GPT) -> Tokenizer:
+    """Return the tokenizer with which `load` returned a model."""
+    from gptlab.errors import BadInputError
+
+    found: Tokenizer | None = getattr(model, "tokenizer", None)
+    if found is None:
+        raise BadInputError("the model's tokenizer is unknown: pass tokenizer=, or a model that gptlab.load returned")
+    return found
+
+
+def _trained_length(model: GPT) -> int:
+    """Return the length of the windows of training, in tokens; of a model that is not from `load`, its context."""
+    length: int = getattr(model, "trained_length", model.spec.context_length)
+    return length
 
 
 def __getattr__(name: str) -> Any:

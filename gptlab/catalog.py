@@ -15,7 +15,7 @@ from gptlab import project
 from gptlab.errors import BadInputError
 from gptlab.experiment_files import read_file
 from gptlab.spec import Experiment
-from gptlab.validation import did_you_mean
+from gptlab.validation import suggest
 
 FILES = "[a-z]*.py"
 
@@ -91,8 +91,7 @@ def find(name: str) -> Experiment:
         raise BadInputError(problem.message)
     known = catalog.experiments
     if name not in known:
-        hint = did_you_mean(name, known) or f"; available: {', '.join(known)}"
-        raise BadInputError(f"there is no experiment '{name}'{hint}{_unread_files()}")
+        raise BadInputError(f"there is no experiment '{name}'{suggest(name, known)}{_unread_files()}")
     return known[name]
 
 

@@ -81,7 +81,7 @@ def _compute(file: BinaryIO, algorithm: Algorithm, length: int) -> str:
     while position < length:
         block = os.pread(file.fileno(), min(BLOCK_BYTES, length - position), position)
         if not block:
-            raise GptlabError(f"{file.name} has {position:,} bytes, fewer than the {length:,} that it should have")
+            raise GptlabError(f"{file.name} has only {position:,} of its {length:,} bytes")
         digest.update(block)
         position += len(block)
     return digest.hexdigest()

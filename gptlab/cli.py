@@ -14,27 +14,47 @@ from typing import Annotated, Any, Literal, NoReturn
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all packages for plugins slows each start
 
 import typer
+from typing_extensions import override
 
+from gptlab import completion
 from gptlab.errors import EXIT_FAILED, BadInputError
 from gptlab.failures import exit_code
 from gptlab.imports import importing
 from gptlab.terminal.text import printable
+from gptlab.validation import suggest
 
 MAX_TAG_LENGTH = 64  # W&B's limit
 MAX_COUNT = 10_000
 
+
+class Commands(typer.core.TyperGroup):
+    """A group of commands that prints its help if none is given, and names what exists if there is no such command."""
+
+    @override
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ([] if ctx.resilient_parsing else ["--help"]))
+
+    @override
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        if not (ctx.resilient_parsing or args[0].startswith("-") or args[0] in self.commands):
+            raise BadInputError(f"No such command '{args[0]}'{suggest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="gptlab",
     help="Named GPT pretraining experiments on one .txt file.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=Commands,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's id, a unique prefix of one, or its directory.")
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's id, a unique prefix of one, or its directory.", autocompletion=completion.runs
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and everything else on stderr.")
@@ -70,6 +90,24 @@ CaptureOption = Annotated[
 StepOption = Annotated[int | None, typer.Option(min=0, help="Step of a checkpoint. Default: the newest.")]
 
 
+def _print_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        _print_line(f"gptlab {version('gptlab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print gptlab's version and exit."),
+    ] = False,
+) -> None:
+    """Named GPT pretraining experiments on one .txt file."""
+
+
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
     """List the experiments."""
@@ -85,7 +123,14 @@ def list_(as_json: JsonOption = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME-or-RUN", help="An experiment's name, or a run.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME-or-RUN",
+            help="An experiment's name, or a run.",
+            autocompletion=completion.experiments_and_runs,
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show an experiment or a run in full."""
@@ -119,7 +164,10 @@ def check(
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An experiment in experiments/.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="An experiment in experiments/.", autocompletion=completion.experiments),
+    ],
     seed: Annotated[
         int | None,
         typer.Option(
@@ -133,7 +181,9 @@ def run(
         typer.Option(metavar="SEEDS", help="Several seeds, one run after the other: 0,1,2 or 0-4."),
     ] = None,
     steps: StepsOption = None,
-    text: Annotated[str | None, typer.Option(help="A named text or the path of a .txt file.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="A named text or the path of a .txt file.", autocompletion=completion.texts)
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -150,7 +200,10 @@ def run(
     from_: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="RUN[@STEP]", help="Start from the weights of another run. Default step: the newest."
+            "--from",
+            metavar="RUN[@STEP]",
+            help="Start from the weights of another run. Default step: the newest.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     branch: Annotated[
@@ -158,6 +211,7 @@ def run(
         typer.Option(
             metavar="RUN[@STEP]",
             help="Continue from the weights and the optimizer state of another run. Default step: the newest.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move the existing run to the trash and start again.")] = False,
@@ -223,7 +277,10 @@ def run(
 def resume(
     run: RunArgument,
     steps: StepsOption = None,
-    text: Annotated[str | None, typer.Option(help="The run's text, if it has moved: the same bytes.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="The run's text, if it has moved: the same bytes.", autocompletion=completion.texts),
+    ] = None,
     accept_code_change: Annotated[
         bool, typer.Option("--accept-code-change", help="Resume even if the code computes something else now.")
     ] = False,
@@ -362,13 +419,20 @@ def sample(
 def eval_(
     run: RunArgument,
     text: Annotated[
-        str | None, typer.Option(help="Another text to evaluate on, in full; or the run's own, if it has moved.")
+        str | None,
+        typer.Option(
+            help="Another text of any length to evaluate on; or the run's own, if it has moved.",
+            autocompletion=completion.texts,
+        ),
     ] = None,
+    string: Annotated[str | None, typer.Option(help="A text to evaluate on, such as a sentence.")] = None,
     step: StepOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a run on the full validation split."""
+    """Evaluate a run on the full validation split, or on another text."""
+    if string is not None and text is not None:
+        raise BadInputError("--text and --string exclude each other: --text takes a file, --string the text itself")
     with importing():
         from gptlab.tracking.run import find_run
 
@@ -379,7 +443,7 @@ def eval_(
         from gptlab.terminal.console import Console
 
     console = Console(stderr=as_json)
-    result = evaluate.evaluate_run(found, step=step, text=text, device=device, console=console)
+    result = evaluate.evaluate_run(found, step=step, text=text, device=device, console=console, string=string)
     evaluate.render(result, console)
     if as_json:
         _print_json(result.document())
@@ -389,7 +453,12 @@ def eval_(
 def diff(
     run: RunArgument,
     other: Annotated[
-        str | None, typer.Argument(metavar="OTHER", help="Another run. Default: the experiment in the working tree.")
+        str | None,
+        typer.Argument(
+            metavar="OTHER",
+            help="Another run. Default: the experiment in the working tree.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     patch: Annotated[bool, typer.Option("--patch", help="Also print the differences in code as a patch.")] = False,
     as_json: JsonOption = False,
@@ -410,13 +479,43 @@ def diff(
         (sys.stderr if as_json else sys.stdout).write(comparison.printable_patch())
 
 
-tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+@app.command("text")
+def text_(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Texts, .gz and .jsonl files, and folders of them.")
+    ],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The .txt to write.")],
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of files without a byte-order mark. Default: UTF-8.")
+    ] = None,
+    separator: Annotated[str, typer.Option(help="Put between two documents; for a blank line: '\\n\\n'.")] = "\\n",
+    text_key: Annotated[str, typer.Option(metavar="KEY", help="Key of the text in a .jsonl file's lines.")] = "text",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one .txt out of files and folders, in sorted order."""
+    with importing():
+        from gptlab.commands import make_text
+        from gptlab.terminal.console import Console
+
+    made = make_text.make(sources, out, encoding=encoding, separator=separator, text_key=text_key, replace=force)
+    make_text.render(made, Console(stderr=as_json))
+    if as_json:
+        _print_json(made.document())
+
+
+tokenizer_app = typer.Typer(cls=Commands, rich_markup_mode=None)
 app.add_typer(tokenizer_app, name="tokenizer", help="Make a tokenizer from a text.")
 
 
 @tokenizer_app.command("train")
 def train_tokenizer(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="A named text or the path of a .txt file.")],
+    text: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXT", help="A named text or the path of a .txt file.", autocompletion=completion.texts
+        ),
+    ],
     vocab_size: Annotated[int, typer.Option(min=257, max=65_536, help="Number of tokens.")],
     out: Annotated[
         str | None,
@@ -438,7 +537,10 @@ def train_tokenizer(
 @app.command()
 def sync(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN", help="Default: mirrored runs that are incomplete in W&B.")
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN", help="Default: mirrored runs that are incomplete in W&B.", autocompletion=completion.runs
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -463,7 +565,12 @@ def sync(
 
 @app.command()
 def dashboard(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Ids, unique prefixes of ids, or directories.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN", help="Ids, unique prefixes of ids, or directories.", autocompletion=completion.runs
+        ),
+    ],
 ) -> None:
     """Open W&B's terminal dashboard of one or more runs."""
     with importing():
@@ -589,16 +696,27 @@ def main() -> NoReturn:
 
 def _run_app() -> int:
     command = typer.main.get_command(app)
+    if completion.is_asked_for():
+        return completion.answer(command)
     try:
         with command.make_context("gptlab", sys.argv[1:]) as context:  # `app()` would swallow a KeyboardInterrupt
             command.invoke(context)
     except typer.Exit as exit_:
         return exit_.exit_code
     except typer.TyperException as error:
-        raise BadInputError(error.format_message()) from error
+        raise BadInputError(_explain(error)) from error
     except (typer.Abort, EOFError):  # Ctrl-C or Ctrl-D at a question
         raise KeyboardInterrupt from None
     return 0
+
+
+def _explain(error: typer.TyperException) -> str:
+    """Return the message of a usage error; for an unknown option, with a close one or the options that exist."""
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if option is None or context is None or not error.message.startswith("No such option"):
+        return error.format_message()
+    known = [name for parameter in context.command.get_params(context) for name in parameter.opts if name[:2] == "--"]
+    return f"{error.message}{suggest(option, known)}"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from gptlab import project
 from gptlab.errors import BadInputError
 from gptlab.experiment_files import importable, line_in, reason
 from gptlab.part_names import BUILT_IN, is_part
-from gptlab.validation import did_you_mean
+from gptlab.validation import suggest
 
 
 def resolve(field: str, name: str) -> Any:
@@ -92,12 +92,17 @@ def _import(root: Path, name: str) -> Any:
     if found is None or Path(found).resolve() != file.resolve():
         raise BadInputError(f"{module_name} is another file, {found}; rename {project.display_path(file)}")
     if not hasattr(module, attribute):
-        hint = did_you_mean(attribute, [known for known in vars(module) if not known.startswith("_")])
+        hint = suggest(attribute, [known for known, value in vars(module).items() if _is_defined_in(module, value)])
         raise BadInputError(f"{project.display_path(file)} defines no {attribute}{hint}")
     part = getattr(module, attribute)
     if not callable(part):
         raise BadInputError(f"{attribute} in {project.display_path(file)} is no function or class")
     return part
+
+
+def _is_defined_in(module: Any, value: Any) -> bool:
+    """Return whether a value is a function or class of the module, and not imported from another one."""
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
 
 
 def _where(file: Path, error: BaseException) -> str:

@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 
 from gptlab.errors import BadInputError
 from gptlab.part_names import BUILT_IN, is_part, one_of
-from gptlab.validation import did_you_mean, explain
+from gptlab.validation import explain, suggest
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 NOT_IDENTITY = "not part of the identity"
@@ -231,7 +231,7 @@ class TrainSpec(Section):
         decay = self.decay_length if schedule == "wsd" else 1
         if horizon is not None and warmup + decay > horizon:
             raise ValueError(
-                f"warmup_steps {warmup} and a decay of at least {decay} steps exceed horizon {horizon}; raise it"
+                f"warmup_steps {warmup} and decay_steps of at least {decay} exceed horizon {horizon}; raise it"
             )
         return self
 
@@ -375,8 +375,7 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 def unknown_field(key: str, known: Iterable[str]) -> BadInputError:
     """Return the error for a key that is no field of a spec."""
-    hint = did_you_mean(key, known) or "; `gptlab show NAME` lists the fields"
-    return BadInputError(f"there is no spec field '{key}'{hint}")
+    return BadInputError(f"there is no spec field '{key}'{suggest(key, known)}")
 
 
 def parse_conditions(conditions: list[str], option: str) -> dict[str, Any]:

@@ -2,15 +2,21 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+if TYPE_CHECKING:  # importing pydantic takes longer than the command line without it
+    from pydantic import ValidationError
 
 MAX_ERRORS = 5
+CLOSE = 0.75
+"""Similarity of a typing error: two letters of seven swapped, or one of four missing. With `difflib`'s 0.6 there are
+suggestions that have nothing to do with the word."""
+MAX_LISTED = 30
 MAX_LENGTH = 100
 """Characters of a key or value that a message quotes: an untrusted file can hold keys and values of any length."""
 
 
-def explain(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
+def explain(error: "ValidationError", known_keys: Iterable[str] = ()) -> str:
     """Describe a pydantic error in one line: the first invalid fields, what is wrong, and the value given.
 
     Args:
@@ -23,7 +29,7 @@ def explain(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
         where = ".".join(map(str, detail["loc"]))
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            message = f"there is no such field{did_you_mean(where, [key for key in known_keys if key != where])}"
+            message = f"there is no such field{suggest(where, [key for key in known_keys if key != where])}"
         elif detail["type"] == "missing":
             message = "is required"
         elif detail["type"] not in {"value_error", "json_invalid"}:
@@ -35,9 +41,10 @@ def explain(error: ValidationError, known_keys: Iterable[str] = ()) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the closest known word, or an empty string.
+    """Return `"; did you mean 'x'?"` for the closest known word, or an empty string if none is really close.
 
-    Of dotted keys only the last parts are compared: `train.step` is close to `train.steps`, and so is `step`.
+    Of dotted keys only the last parts are compared: `train.step` is close to `train.steps`, and so is `step`. A key
+    with a section that exists is close to keys of this section only, and to the same name in another section.
     """
     section, _, last = word[:MAX_LENGTH].rpartition(".")
     anywhere: dict[str, str] = {}
@@ -47,10 +54,34 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         anywhere.setdefault(key_last, key)
         if key_section == section:
             in_section[key_last] = key
-    for keys in (in_section, anywhere):
-        if nearest := difflib.get_close_matches(last, keys, n=1):
+    for keys, cutoff in ((in_section, CLOSE), (anywhere, 1.0 if section and in_section else CLOSE)):
+        if nearest := difflib.get_close_matches(last, keys, n=1, cutoff=cutoff):
             return f"; did you mean '{keys[nearest[0]]}'?"
     return ""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return `did_you_mean`; if nothing is close, say what exists instead: of dotted keys the section, or the sections.
+
+    The answer begins with "; " and is bounded, however many words are known.
+    """
+    keys = list(known)
+    section = word[:MAX_LENGTH].rpartition(".")[0]
+    sections = list(dict.fromkeys(key.rpartition(".")[0] for key in keys if "." in key))
+    if hint := did_you_mean(word, keys):
+        return hint
+    if section in sections:
+        return f"; {section} has {listed(key.rpartition('.')[2] for key in keys if key.rpartition('.')[0] == section)}"
+    if sections:
+        return f"; the sections are {listed(sections)}; `gptlab show NAME` lists the fields"
+    return f"; available: {listed(keys)}" if keys else ""
+
+
+def listed(words: Iterable[str]) -> str:
+    """Return the first words on one line, and how many more there are."""
+    every = list(words)
+    more = [f"and {len(every) - MAX_LISTED} more"] if len(every) > MAX_LISTED else []
+    return ", ".join([f"{word:.{MAX_LENGTH}}" for word in every[:MAX_LISTED]] + more)
 
 
 def _quoted(value: object) -> str:

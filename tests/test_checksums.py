@@ -156,5 +156,5 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
 
 
 def test_a_file_that_is_too_short_is_an_error(path: Path, own_cache: Path):
-    with pytest.raises(GptlabError, match=r"text\.txt has 20 bytes, fewer than the 21 that it should have"):
+    with pytest.raises(GptlabError, match=r"text\.txt has only 20 of its 21 bytes"):
         sha256(path, 21)

@@ -1,6 +1,7 @@
 """The commands as a user types them: their output and their errors."""
 
 import errno
+import importlib.metadata
 import json
 import os
 import re
@@ -10,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
-from gptlab import catalog, cli, untrusted
+from gptlab import catalog, cli, load, untrusted
 from gptlab.commands.list_runs import summarize
 from gptlab.data import text, tokens
 from gptlab.data.vocabularies import GPT2
@@ -58,6 +60,18 @@ def trained(gptlab, text_file):
     code, out, _ = gptlab("run", "tiny", *MICRO, "--text", text_file, "--steps", 12, "--wandb", "off", "--json")
     assert code == 0
     return json.loads(out)["run"]
+
+
+@pytest.mark.parametrize("group", [[], ["tokenizer"]])
+def test_a_group_of_commands_alone_prints_its_help(gptlab, group):
+    assert gptlab(*group) == gptlab(*group, "--help")
+    code, out, err = gptlab(*group)
+    assert (code, err) == (0, "")
+    assert "Commands:" in out
+
+
+def test_version_is_that_of_the_package(gptlab):
+    assert gptlab("--version") == (0, f"gptlab {importlib.metadata.version('gptlab')}\n", "")
 
 
 def test_list_shows_names_parameters_and_questions(gptlab):
@@ -220,6 +234,31 @@ def test_eval_on_another_text_has_another_yardstick(gptlab, trained, text_file):
     assert "bits/byte" in gptlab("eval", trained, "--text", text_file)[1]
 
 
+def test_eval_scores_a_short_text_as_one_window_and_stores_no_string(gptlab, trained, tmp_path):
+    (tmp_path / "short.txt").write_text("the model reads a token")
+    run = find_run(trained)
+    string = json.loads(gptlab("eval", trained, "--string", "the model reads a token", "--json")[1])
+    assert not (run.directory / "evaluations").exists()
+    file = json.loads(gptlab("eval", trained, "--text", tmp_path / "short.txt", "--json")[1])
+    assert string == file  # also the yardstick
+    assert (string["tokens"], string["bytes"], string["loss_se"]) == (4, len(" model reads a token"), None)
+    assert (run.directory / "evaluations" / f"step-00000012-{file['yardstick']}.safetensors").exists()
+    model, tokenizer = load(trained)
+    tokens = torch.tensor([tokenizer.encode("the model reads a token")])
+    assert string["loss"] == pytest.approx(model(tokens[:, :-1], tokens[:, 1:]).item(), abs=1e-6)
+
+
+def test_eval_says_how_many_tokens_it_scored(gptlab, trained):
+    code, out, _ = gptlab("eval", trained, "--string", "the model")
+    assert code == 0
+    assert "1 window · 1 token · 6 bytes" in out
+    assert "±" not in out
+    assert "not stored; put it into a file" in out
+    out = gptlab("eval", trained, "--string", "the model " * 20)[1]  # 40 tokens and a space, windows of 16
+    assert "2 windows · 32 tokens" in out
+    assert re.search(r"the last \d tokens of the text are not evaluated", out)
+
+
 def test_rm_moves_a_run_to_the_trash(gptlab, trained):
     code, out, _ = gptlab("rm", trained)
     assert code == 0
@@ -354,6 +393,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "eval",
         "diff",
         "sync",
+        "text",
         "tokenizer",
         "dashboard",
         "rm",

@@ -1,15 +1,30 @@
 """What `import gptlab` offers to notebooks."""
 
+import copy
 import subprocess
 import sys
 
 import pytest
 
 import gptlab
+from gptlab.commands import evaluate, sample
+from gptlab.data.vocabularies import GPT2
+from gptlab.errors import BadInputError
+from gptlab.model import gpt
+from gptlab.terminal.console import Console
 
 
 def test_every_exported_name_can_be_imported():
-    assert set(gptlab.__all__) >= {"Experiment", "ModelSpec", "load", "metrics", "runs", "samples"}
+    assert set(gptlab.__all__) >= {
+        "Experiment",
+        "ModelSpec",
+        "generate",
+        "load",
+        "metrics",
+        "perplexity",
+        "runs",
+        "samples",
+    }
     for name in gptlab.__all__:
         assert callable(getattr(gptlab, name))
 
@@ -33,6 +48,60 @@ def test_runs_and_metrics_are_tables(long_run, monkeypatch):
     runs = gptlab.runs(name="micro")
     assert runs["run"].tolist() == [long_run.id]
     assert gptlab.metrics(runs)["step"].tolist() == list(range(0, 41, 5))
+
+
+@pytest.fixture
+def model(long_run, monkeypatch):
+    """What `load` returns first."""
+    monkeypatch.setenv("GPTLAB_RUNS", str(long_run.directory.parent))
+    return gptlab.load("micro")[0]
+
+
+@pytest.mark.parametrize("text", ["the model", "the model reads a token " * 20])
+def test_perplexity_is_that_of_eval(model, long_run, text):
+    console = Console(stderr=True)
+    evaluated = evaluate.evaluate_run(long_run, step=None, text=None, device="cpu", console=console, string=text)
+    assert gptlab.perplexity(model, text) == evaluated.evaluation.perplexity
+    assert gptlab.perplexity(copy.deepcopy(model), text) == evaluated.evaluation.perplexity
+
+
+def test_generate_is_sample(model, long_run):
+    arguments = {"max_tokens": 5, "temperature": 1.5, "top_k": 7, "seed": 3}
+    sampled = sample.sample(long_run, None, "one", 1, **arguments)
+    assert gptlab.generate(model, "one", **arguments) == sampled.texts[0]
+    assert gptlab.generate(model) == sample.sample(
+        long_run, None, "The", 1, max_tokens=None, temperature=0.8, top_k=50, seed=0
+    ).texts[0]  # fmt: skip
+
+
+def test_a_model_of_ones_own_needs_its_tokenizer(model):
+    own = gpt.build(model.spec, seed=0)
+    for function in (gptlab.generate, gptlab.perplexity):
+        with pytest.raises(BadInputError, match="the model's tokenizer is unknown: pass tokenizer="):
+            function(own, "one two")
+        assert function(own, "one two", tokenizer=GPT2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"max_tokens": 0}, "max_tokens must be 1 or more, not 0"),
+        ({"max_tokens": 99}, "ask for at most 15"),
+        ({"temperature": float("nan")}, "temperature must be 0 or more, not nan"),
+        ({"top_k": -1}, "top_k must be 0 or more, not -1"),
+        ({"seed": -1}, "seed must be 0 or more, not -1"),
+    ],
+)
+def test_a_wrong_argument_of_generate_is_a_clear_error(model, arguments, answer):
+    with pytest.raises(BadInputError, match=answer):
+        gptlab.generate(model, **arguments)
+
+
+def test_a_text_without_a_token_to_predict_has_no_perplexity(model):
+    for text, answer in (("", "the text is empty"), ("a", "has only one token"), ("caf\udce9", "is not UTF-8")):
+        with pytest.raises(BadInputError, match=answer):
+            gptlab.perplexity(model, text)
 
 
 def test_a_missing_extra_is_a_one_line_error():

@@ -27,7 +27,7 @@ from gptlab.spec import (
     flatten,
     parse_settings,
 )
-from gptlab.validation import did_you_mean
+from gptlab.validation import did_you_mean, suggest
 
 SPECS = {"model": ModelSpec, "data": DataSpec, "train": TrainSpec}
 FIELDS = [f"{section}.{field}" for section, cls in SPECS.items() for field in cls.model_fields]
@@ -285,12 +285,43 @@ def test_setting_with_a_wrong_key_suggests_the_right_one(plain: Experiment):
         plain.with_changes(parse_settings(["batch_size=8"]))
 
 
+KNOWN = ["model.n_layer", "model.bias", "train.steps", "train.prompt"]
+
+
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("train.step", "; did you mean 'train.steps'?"), ("steps", "; did you mean 'train.steps'?"), ("qqq", "")],
+    [
+        ("train.step", "; did you mean 'train.steps'?"),
+        ("steps", "; did you mean 'train.steps'?"),
+        ("model.steps", "; did you mean 'train.steps'?"),  # the same name in another section
+        ("model.step", ""),
+        ("train.optimizer", ""),
+        ("train.stop", ""),  # `difflib`'s own cutoff suggests train.steps
+        ("train.layers", ""),
+        ("qqq", ""),
+    ],
 )
 def test_only_a_similar_word_is_suggested(word: str, hint: str):
-    assert did_you_mean(word, ["model.n_layer", "train.steps"]) == hint
+    assert did_you_mean(word, KNOWN) == hint
+
+
+def test_if_nothing_is_similar_the_answer_says_what_exists():
+    assert suggest("train.optimizer", KNOWN) == "; train has steps, prompt"
+    assert suggest("optimizer", KNOWN) == "; the sections are model, train; `gptlab show NAME` lists the fields"
+    assert suggest("qqq", ["online", "off"]) == "; available: online, off"
+    assert suggest("qqq", []) == ""
+    many = suggest("qqq", [f"{'name' * 100}{number}" for number in range(1000)])
+    assert many.endswith("and 970 more")
+    assert len(many) < 4000
+
+
+def test_an_unknown_field_of_a_section_names_its_fields(plain: Experiment):
+    with pytest.raises(BadInputError, match=r"no spec field 'data.optimizer'; did you mean 'train.optimizer'\?"):
+        plain.with_changes({"data.optimizer": 1})
+    with pytest.raises(
+        BadInputError, match=r"no spec field 'data.lr'; data has text, val_fraction, val_windows, token"
+    ):
+        plain.with_changes({"data.lr": 1})
 
 
 # --- Variants ---

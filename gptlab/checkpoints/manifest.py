@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, field
 from gptlab.digests import document_digest
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.spec import ModelSpec
+from gptlab.terminal.text import plural
 from gptlab.untrusted import Count, open_regular, read_document
 
 CHECKPOINTS, MANIFEST = "checkpoints", "manifest.json"
@@ -251,10 +252,10 @@ def open_tensors(
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if expected and size != expected.bytes:
-                raise GptlabError(f"{path} has {size:,} bytes, not {expected.bytes:,}")
+                raise GptlabError(f"{path} has {plural(size, 'byte')}, not {expected.bytes:,}")
             if not any_size and size not in plausible_sizes(model, path.name):
                 raise GptlabError(
-                    f"{path} belongs to another model: {size:,} bytes for {model.parameters:,} parameters"
+                    f"{path} belongs to another model: {plural(size, 'byte')} for {model.parameters:,} parameters"
                 )
             yield file, size
     except FileNotFoundError:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from gptlab.checkpoints.manifest import MIB, FileDigest, Shapes
 from gptlab.errors import GptlabError
+from gptlab.terminal.text import plural
 
 Tensors = dict[str, Tensor]
 
@@ -163,7 +164,7 @@ def _read_header(path: Path, file: BufferedReader, size: int, shapes: Shapes | N
     digest.update(memoryview(prefix))
     length = int.from_bytes(prefix, "little")
     if length > min(size - LENGTH_BYTES, MAX_HEADER if shapes is None else MIB + 1024 * len(shapes)):
-        raise GptlabError(f"{invalid}: its header cannot have {length:,} bytes")
+        raise GptlabError(f"{invalid}: its header cannot have {plural(length, 'byte')}")
     digest.update(memoryview(file.read(length)))
     try:
         # The library opens a path. This path is the open file, even if `path` now names another one.

@@ -15,6 +15,7 @@ from gptlab.data import tokens
 from gptlab.data.windows import validation_starts
 from gptlab.files import atomic_write
 from gptlab.terminal.console import Console
+from gptlab.terminal.text import plural
 from gptlab.tracking import evaluations
 from gptlab.tracking.run import EVALUATIONS, Run
 from gptlab.training.capacity import limit_threads
@@ -39,6 +40,10 @@ class RunEvaluation:
     """The file with the per-window losses."""
     not_stored: str | None = None
     """Why that file was not written; None if it was."""
+    unscored: int = 0
+    """Tokens at the end of another text that do not fill a window."""
+    string: str | None = None
+    """The string that was evaluated instead of a text."""
 
     def document(self) -> dict[str, Any]:
         """Return what `gptlab eval --json` prints."""
@@ -56,11 +61,18 @@ class RunEvaluation:
         }
 
 
-def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, console: Console) -> RunEvaluation:
+def evaluate_run(
+    run: Run, *, step: int | None, text: str | None, device: str, console: Console, string: str | None = None
+) -> RunEvaluation:
     """Evaluate a checkpoint on every window of the run's validation split, or of another text.
 
+    Windows are adjacent, so each token that is scored is scored once. Another text that is shorter than a window is one
+    window: all its tokens but the first are scored. Of a longer one the tokens at its end that do not fill a window are
+    not.
+
     The per-window losses are written to the run's `evaluations/`, in a file named by step and yardstick. If this fails,
-    as in a read-only run, or if the model's code computes something else now, the result says why not.
+    as in a read-only run, or if the model's code computes something else now, the result says why not. Losses on a
+    string are never stored.
 
     Args:
         run: The run.
@@ -70,6 +82,7 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
             remembered.
         device: `auto`, `cpu`, `cuda` or `mps`.
         console: Where to show progress.
+        string: A text to evaluate on, instead of `text`.
 
     Raises:
         BadInputError: There is no such checkpoint, text, tokenizer or device, or the text is too short or has changed.
@@ -79,12 +92,18 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
     spec = run.record.spec
     checkpoint = select_checkpoint(run.directory, step)
     settings = resolve_settings(device, run.record.precision, Available.here())
-    located = texts.locate(text) if text else stored_text(run)
-    if text and is_moved_text_of(run, located):
-        remember_place(run, located, console.notice)
-        text = None
-    held_out = tokens.prepare(located, 1.0 if text else spec.data.val_fraction, run_tokenizer(run)).val
-    starts = validation_starts(held_out, spec.train.sequence_length, None)
+    length = spec.train.sequence_length
+    if string is None:
+        located = texts.locate(text) if text else stored_text(run)
+        if text and is_moved_text_of(run, located):
+            remember_place(run, located, console.notice)
+            text = None
+        held_out = tokens.prepare(located, 1.0 if text else spec.data.val_fraction, run_tokenizer(run)).val
+    else:
+        held_out, text = tokens.encode_string(string, run_tokenizer(run)), "the string"
+    if text:
+        length = tokens.window_length(held_out, length)
+    starts = validation_starts(held_out, length, None)
     keep_freed_memory()
     keep_kernels()
     model = load_model(checkpoint, spec.model).to(settings.device)
@@ -95,13 +114,16 @@ def evaluate_run(run: Run, *, step: int | None, text: str | None, device: str, c
             model,
             held_out,
             starts,
-            sequence_length=spec.train.sequence_length,
+            sequence_length=length,
             settings=settings,
             advance=lambda windows: bar.update(task, advance=windows),
         )
     path = run.directory / EVALUATIONS / f"step-{checkpoint.step:08d}-{evaluation.yardstick}.safetensors"
-    not_stored = changed_model(run) or _store(path, evaluations.to_bytes(starts, evaluation.window_losses))
-    return RunEvaluation(run.id, checkpoint.step, text, evaluation, path, not_stored)
+    not_stored = changed_model(run)
+    if string is None and not not_stored:
+        not_stored = _store(path, evaluations.to_bytes(starts, evaluation.window_losses))
+    unscored = len(held_out.tokens) - 1 - evaluation.tokens if text else 0
+    return RunEvaluation(run.id, checkpoint.step, text, evaluation, path, not_stored, unscored, string)
 
 
 def render(result: RunEvaluation, console: Console) -> None:
@@ -109,11 +131,19 @@ def render(result: RunEvaluation, console: Console) -> None:
     evaluation = result.evaluation
     windows = len(evaluation.window_losses)
     console.print(f"{result.run} at step {result.step} on {result.text or 'its validation split'}", style="bold")
-    console.fact("loss", f"{evaluation.loss:.4f} ± {evaluation.loss_se:.4f} nats/token")
+    error = f" ± {evaluation.loss_se:.4f}" if windows > 1 else ""
+    console.fact("loss", f"{evaluation.loss:.4f}{error} nats/token")
     console.fact("bits/byte", f"{evaluation.bits_per_byte:.4f}")
     console.fact("perplexity", f"{evaluation.perplexity:.2f}")
-    console.fact("evaluated", f"{windows:,} windows · {evaluation.tokens:,} tokens · {evaluation.bytes:,} bytes")
-    if result.not_stored:
+    parts = plural(windows, "window"), plural(evaluation.tokens, "token"), plural(evaluation.bytes, "byte")
+    console.fact("evaluated", " · ".join(parts))
+    if result.unscored:
+        console.notice(
+            f"the last {plural(result.unscored, 'token')} of the text are not evaluated: no full window is left"
+        )
+    if result.string is not None and not result.not_stored:
+        console.notice("the losses of a string are not stored; put it into a file and use --text to store them")
+    elif result.not_stored:
         console.notice(f"the losses of the windows are not stored: {result.not_stored}")
     else:
         console.fact("per window", project.display_path(result.path))

@@ -11,7 +11,7 @@ from gptlab.errors import GptlabError
 from gptlab.identity import Fingerprint, Identity, identity_fields
 from gptlab.spec import Experiment, TrainSpec, flatten
 from gptlab.terminal.console import Console
-from gptlab.terminal.text import abbreviate_hash, format_duration, printable, shell_command
+from gptlab.terminal.text import abbreviate_hash, format_duration, plural, printable, shell_command
 from gptlab.tracking import provenance
 from gptlab.tracking.history import History
 from gptlab.tracking.metrics import Row
@@ -113,7 +113,7 @@ def already_complete(
     """Print that a complete run already has all requested steps, its results and, `with_next`, the next commands."""
     done = history.step
     more = f", more than the {steps} requested" if steps < done else ""
-    console.print(f"{run.id} is complete: {done} steps{more}; nothing changed", style="bold")
+    console.print(f"{run.id} is complete: {plural(done, 'step')}{more}; nothing changed", style="bold")
     now = provenance.working_tree()
     if now.unknown:
         console.notice(f"whether the code has changed since then is unknown: {now.unknown}")
@@ -148,7 +148,7 @@ def steps_to_horizon(run: Run, steps: int, console: Console) -> int:
 
 def fewer_steps(run: Run, history: History, steps: int, done: int, console: Console) -> None:
     """Print that an interrupted run already has more steps than requested."""
-    console.print(f"{run.id} already has {done} steps, more than the {steps} requested; nothing changed")
+    console.print(f"{run.id} already has {plural(done, 'step')}, more than the {steps} requested; nothing changed")
     console.fact("resume", shell_command("resume", run.reference, "--steps", str(history.target)))
 
 
@@ -166,7 +166,8 @@ def opening(
         console.fact("parent", describe_parent(parent))
     console.fact(
         "model",
-        f"{run.record.model_size.parameters:,} parameters · {model.n_layer} layers · {model.n_head} heads · "
+        f"{run.record.model_size.parameters:,} parameters · {plural(model.n_layer, 'layer')} · "
+        f"{plural(model.n_head, 'head')} · "
         f"width {model.n_embd} · "
         f"context {model.context_length}",
     )
@@ -192,7 +193,7 @@ def opening(
     epochs = windows.epochs(steps)
     console.fact(
         "training",
-        f"{steps:,} steps of {train.batch_size} × {train.sequence_length} tokens · {epochs:.2f} epochs · "
+        f"{plural(steps, 'step')} of {train.batch_size} × {train.sequence_length} tokens · {epochs:.2f} epochs · "
         f"{_optimizer(train)}",
     )
     console.fact("W&B", wandb)
@@ -272,7 +273,7 @@ def closing(run: Run, outcome: Outcome, url: str | None, console: Console, *, wi
         return
     elapsed_s = history.last("elapsed_s")
     took = f" in {format_duration(elapsed_s)} of training" if elapsed_s is not None and math.isfinite(elapsed_s) else ""
-    console.print(f"{run.id} is complete: {step} steps{took}", style="bold green")
+    console.print(f"{run.id} is complete: {plural(step, 'step')}{took}", style="bold green")
     _print_results(run, history, console)
     for line in run.samples()[-1:]:
         console.fact("sample", printable(line["prompt"] + line["text"]).replace("\n", "\n" + " " * 13))

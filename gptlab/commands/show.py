@@ -18,7 +18,7 @@ from gptlab.terminal.chart import Curve, chart
 from gptlab.terminal.console import Console
 from gptlab.terminal.sparkline import bars, resample
 from gptlab.terminal.tables import borderless
-from gptlab.terminal.text import printable
+from gptlab.terminal.text import plural, printable
 from gptlab.tracking.run import Run, find_run
 from gptlab.training.plan import plan
 from gptlab.training.schedule import learning_rates
@@ -150,7 +150,9 @@ def _schedule_lines(experiment: Experiment) -> list[str]:
     if min(rates) == max(rates):
         return []
     low, high = f"{min(rates):.3g}", f"{max(rates):.3g}"
-    return [f"learning rate            {bars(resample(rates, 48), 0.0)} {low} to {high} over {len(steps):,} steps"]
+    return [
+        f"learning rate            {bars(resample(rates, 48), 0.0)} {low} to {high} over {plural(len(steps), 'step')}"
+    ]
 
 
 def _spec_table(experiment: Experiment) -> Table:
@@ -168,7 +170,7 @@ def _spec_table(experiment: Experiment) -> Table:
 
 
 def _layer_table(experiment: Experiment) -> Table:
-    title = f"Architecture for {experiment.train.sequence_length} tokens (-1: batch size)"
+    title = f"Architecture for {plural(experiment.train.sequence_length, 'token')} (-1: batch size)"
     table = borderless("layer (type:depth-idx)", "output shape", "parameters", right=("parameters",), title=title)
     for layer in layers(experiment.model, experiment.train.sequence_length):
         table.add_row(layer.label, str(list(layer.output_shape)), f"{layer.parameters:,}")

@@ -219,7 +219,7 @@ def _count_characters(window: bytes) -> tuple[int, int]:
 
 def _guess_advice(path: Path, window: bytes) -> str:
     """Advice for a text in an unknown encoding, with the likely ones."""
-    guesses = _guesses(window)
+    guesses = guess_encodings(window)
     if not guesses:
         return "no known encoding fits, so it may not be a text; convert it to UTF-8 in the program that made it"
     first, *others = guesses
@@ -230,7 +230,7 @@ def _guess_advice(path: Path, window: bytes) -> str:
     )
 
 
-def _guesses(window: bytes) -> list[str]:
+def guess_encodings(window: bytes) -> list[str]:
     """The likely encodings, the likeliest first, by iconv's names."""
     import charset_normalizer
 

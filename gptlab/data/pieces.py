@@ -1,7 +1,7 @@
 """Where a text is cut: into a training and a validation part, and into pieces that tokenize independently."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gptlab.data.encoding import advice
@@ -38,23 +38,29 @@ def split_boundary(path: Path, target: int) -> int:
 def pieces(
     text: Text, start: int, end: int, longest: int = PIECE_CHARACTERS, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[str]:
-    """The text between two byte offsets, in pieces of at most `longest` characters.
-
-    The tokens of the pieces, joined, are the tokens of the whole text. The exception is a stretch of more than
-    `longest` characters without a safe cut: it is cut every `longest` characters from its beginning. The cuts depend
-    on the text and on `longest` only, not on `block_bytes`.
+    """The text between two byte offsets, in the pieces of `cut`.
 
     Raises:
         BadInputError: The text is not UTF-8 (the message has the offset of the first bad byte), or it was truncated.
     """
+    yield from cut(_decoded_blocks(text, start, end, block_bytes), longest)
+
+
+def cut(blocks: Iterable[str], longest: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """Cut a text into pieces of at most `longest` characters.
+
+    The tokens of the pieces, joined, are the tokens of the whole text. The exception is a stretch of more than
+    `longest` characters without a safe cut: it is cut every `longest` characters from its beginning. The cuts depend
+    on the text and on `longest` only, not on the blocks in which it comes.
+    """
     rest = ""
-    for block in _decoded_blocks(text, start, end, block_bytes):
+    for block in blocks:
         rest += block
         begin = 0
         while len(rest) - begin > longest:  # one character more than a piece: a cut depends on the character after it
-            cut = safe_cut(rest, begin, begin + longest) or begin + longest
-            yield rest[begin:cut]
-            begin = cut
+            end = safe_cut(rest, begin, begin + longest) or begin + longest
+            yield rest[begin:end]
+            begin = end
         rest = rest[begin:]
     if rest:
         yield rest

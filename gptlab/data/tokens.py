@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from gptlab import project
 from gptlab.checksums import file_digest, forget_digests
-from gptlab.data.pieces import PIECE_CHARACTERS, pieces, split_boundary
+from gptlab.data.pieces import PIECE_CHARACTERS, cut, pieces, split_boundary
 from gptlab.data.text import Text
 from gptlab.data.tokenizer import END_OF_TEXT
 from gptlab.data.vocabularies import GPT2, Tokenizer
@@ -224,6 +224,33 @@ def encode(text: Text, val_fraction: float, tokenizer: Tokenizer) -> tuple[Split
             _in_memory(encode_pieces(pieces(text, *part)), tokenizer) for part in _byte_ranges(text, val_fraction)
         )
     return train, val
+
+
+def encode_string(string: str, tokenizer: Tokenizer) -> Split:
+    """Return the tokens of a string, which are those of a file with the same text.
+
+    Raises:
+        BadInputError: It is empty or not UTF-8 text.
+    """
+    if not string:
+        raise BadInputError("the text is empty; give at least two tokens, such as a sentence")
+    if any("\ud800" <= character <= "\udfff" for character in string):  # such as an argument that is not UTF-8
+        raise BadInputError("the text is not UTF-8; check the terminal's encoding and the locale")
+    with _encoder(tokenizer) as encode_pieces:
+        return _in_memory(encode_pieces(cut([string])), tokenizer)
+
+
+def window_length(val: Split, sequence_length: int) -> int:
+    """Return the number of tokens that a window of a text predicts: of a text shorter than a window, all but the first.
+
+    Raises:
+        BadInputError: The text has no token that can be predicted.
+    """
+    if len(val.tokens) < 2:
+        raise BadInputError(
+            "the text has only one token, and the first one cannot be predicted: give at least two, such as a sentence"
+        )
+    return min(sequence_length, len(val.tokens) - 1)
 
 
 def _in_memory(encoded: Iterator[_EncodedPiece], tokenizer: Tokenizer) -> Split:

@@ -17,6 +17,7 @@ from gptlab.data.vocabularies import GPT2
 from gptlab.digests import canonical_json
 from gptlab.errors import BadInputError
 from gptlab.randomness import Purpose, random_bits
+from gptlab.terminal.text import plural
 
 FEISTEL_ROUNDS = 6
 STEPS_PER_BLOCK = 64
@@ -43,7 +44,7 @@ class Windows:
         if self.per_epoch < 1:
             longest = len(self.tokens) // 2
             raise BadInputError(
-                f"the training part of the text has {len(self.tokens):,} tokens, but sequence_length "
+                f"the training part of the text has {plural(len(self.tokens), 'token')}, but sequence_length "
                 f"{self.sequence_length} needs {2 * self.sequence_length:,}: use a longer text"
                 + (f", or --set train.sequence_length={longest}" if longest else "")
             )
@@ -101,8 +102,9 @@ def validation_starts(val: Split, sequence_length: int, windows: int | None) -> 
     available = (len(val.tokens) - 1) // sequence_length
     if available < 1:
         raise BadInputError(
-            f"the validation part of the text has {len(val.tokens):,} tokens, but sequence_length {sequence_length} "
-            f"needs {sequence_length + 1:,}: use a longer text, a larger data.val_fraction or a shorter sequence_length"
+            f"the validation part of the text has {plural(len(val.tokens), 'token')}, but sequence_length "
+            f"{sequence_length} needs {sequence_length + 1:,}: use a longer text, a larger data.val_fraction or a "
+            "shorter sequence_length"
         )
     count = min(windows or available, available)
     return np.arange(count) * available // count * sequence_length

@@ -4,7 +4,7 @@ import os
 from typing import Literal
 
 from gptlab.errors import BadInputError
-from gptlab.validation import did_you_mean
+from gptlab.validation import suggest
 
 Mode = Literal["online", "offline", "off"]
 
@@ -29,5 +29,4 @@ def check_wandb_mode() -> None:
     """
     value = os.environ.get("WANDB_MODE")
     if value and value not in WANDB_MODES:
-        hint = did_you_mean(value, WANDB_MODES) or f"; available: {', '.join(WANDB_MODES)}"
-        raise BadInputError(f"there is no WANDB_MODE '{value}'{hint}")
+        raise BadInputError(f"there is no WANDB_MODE '{value}'{suggest(value, WANDB_MODES)}")

@@ -12,6 +12,7 @@ from gptlab.errors import BadInputError, GptlabError
 from gptlab.model.cache import KeyValueCache
 from gptlab.model.gpt import GPT
 from gptlab.randomness import Purpose, random_bits
+from gptlab.terminal.text import plural
 
 BATCH = 16
 """Continuations that are generated together; their keys and values are in memory at the same time."""
@@ -59,13 +60,13 @@ def samples(
     room = trained_length - len(tokens)
     if room < 1:
         raise BadInputError(
-            f"the prompt has {len(tokens)} tokens; the model was trained on windows of {trained_length}, "
+            f"the prompt has {plural(len(tokens), 'token')}; the model was trained on windows of {trained_length}, "
             f"so use at most {trained_length - 1}"
         )
     if max_tokens is not None and max_tokens > room:
         raise BadInputError(
-            f"{len(tokens)} prompt tokens and {max_tokens} new ones exceed the {trained_length} positions that saw "
-            f"training; ask for at most {room}"
+            f"{plural(len(tokens), 'prompt token')} and {max_tokens} new exceed the "
+            f"{plural(trained_length, 'position')} that saw training; ask for at most {room}"
         )
     length = len(tokens) + (max_tokens if max_tokens is not None else room)
     was_training = model.training

@@ -32,6 +32,11 @@ def abbreviate_hash(value: Any) -> str:
     return f"{text[:8]}…" if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
 
 
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """Return a count with its noun: `1 thread`, `2 threads`, `10,000 threads`; `many` is an irregular plural."""
+    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
+
+
 def format_duration(seconds: float) -> str:
     """Format seconds as `6 min 12 s`."""
     minutes, rest = divmod(round(seconds), 60)

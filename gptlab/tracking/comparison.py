@@ -58,7 +58,8 @@ class MetricsComparison:
         if self.first_difference:
             step, columns = self.first_difference
             return [*notes, f"their metrics first differ at step {step}, in {', '.join(columns)}"]
-        return [*notes, f"their metrics are equal in all {self.common} common rows, up to step {self.last_step}"]
+        every = "the only common row" if self.common == 1 else f"all {self.common} common rows"
+        return [*notes, f"their metrics are equal in {every}, up to step {self.last_step}"]
 
 
 def compare_metrics(a: Path, b: Path, *, same_tokenizer: bool = True) -> MetricsComparison:

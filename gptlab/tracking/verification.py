@@ -100,7 +100,7 @@ def end_of_rows(directory: Path, step: int) -> int:
 def _find_change(file: BufferedReader, size: int, xxh3_128: str | None) -> str | None:
     found = os.fstat(file.fileno()).st_size
     if found < size:
-        return f"has lost rows: it has {found:,} bytes of {size:,}"
+        return f"has lost rows: it has {found:,} of {size:,} bytes"
     if xxh3_128 and file_digest(file, "xxh3_128", size) != xxh3_128:
         return "is damaged: its rows have changed since they were written"
     return None

@@ -10,6 +10,7 @@ from gptlab.checkpoints.saver import BackgroundSaver
 from gptlab.errors import DivergedError, GptlabError
 from gptlab.files import make_directory
 from gptlab.model.sample import samples
+from gptlab.terminal.text import plural
 from gptlab.tracking.lineage import needed_steps
 from gptlab.tracking.metrics import METRICS, MetricsFile
 from gptlab.tracking.provenance import Source
@@ -122,7 +123,9 @@ class Attempt:
         """Open the metrics without the rows that will be computed again."""
         directory, loop = self._run.directory, self.state.loop
         if torn := torn_bytes(directory / METRICS):
-            self._notice(f"the last row of metrics.jsonl was torn by a crash; its {torn} bytes are dropped")
+            self._notice(
+                f"the last row of metrics.jsonl was torn by a crash; {plural(torn, 'byte is', 'bytes are')} dropped"
+            )
         size, damaged_to = loop.metrics_bytes, loop.metrics_damaged_to
         if self._rows_problem:
             size, damaged_to = end_of_rows(directory, last_row_step(self.start_step, loop)), self.start_step

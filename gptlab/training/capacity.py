@@ -5,6 +5,7 @@ import os
 import torch
 
 from gptlab.limits import memory_limit, out_of_memory_kills, processors
+from gptlab.terminal.text import plural
 from gptlab.tracking.records import End, Start
 from gptlab.training.settings import Device
 
@@ -27,8 +28,8 @@ def limit_threads() -> None:
 
 def describe_threads() -> str:
     """Return the number of threads, and the quota if there is one."""
-    found, threads = processors(), f"{torch.get_num_threads()} threads"
-    cores = f"{found.cores} core{'s' if found.cores > 1 else ''}"
+    found, threads = processors(), plural(torch.get_num_threads(), "thread")
+    cores = plural(found.cores, "core")
     return threads if found.quota is None else f"{threads} (CPU quota {found.quota:.3g} of {cores})"
 
 

@@ -19,6 +19,7 @@ from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import Experiment, ModelSpec, TrainSpec, flatten
+from gptlab.terminal.text import plural
 from gptlab.tracking.lineage import places
 from gptlab.tracking.records import Branch, InitialWeights, ParentCheckpoint, RunRecord
 from gptlab.tracking.run import Run, find_run, run_directories
@@ -116,8 +117,8 @@ def check_steps(branch: Branch, steps: int) -> None:
     """
     if steps <= branch.step:
         raise BadInputError(
-            f"{steps} steps end before the branch begins: steps count from 0, and {branch.run} is at step "
-            f"{branch.step}; pass a larger number, such as --steps {2 * branch.step}"
+            f"{plural(steps, 'step ends', 'steps end')} before the branch begins: steps count from 0, and "
+            f"{branch.run} is at step {branch.step}; pass a larger number, such as --steps {2 * branch.step}"
         )
 
 

@@ -13,6 +13,7 @@ from gptlab.data import windows
 from gptlab.data.tokens import Split
 from gptlab.data.windows import Windows, permute, validation_starts, windows_at, yardstick
 from gptlab.errors import BadInputError
+from gptlab.terminal.text import plural
 
 round_keys = st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6)
 
@@ -197,7 +198,7 @@ def test_training_part_that_is_too_short_is_refused(count: int):
         Windows(numbered(count), 10, 4, 0)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"has {count} tokens, but sequence_length 10 needs 20" in message
+    assert f"has {plural(count, 'token')}, but sequence_length 10 needs 20" in message
     advised = re.search(r"--set train\.sequence_length=(\d+)", message)
     assert advised
     assert Windows(numbered(count), int(advised[1]), 4, 0).per_epoch >= 1, "the advice works"
@@ -224,7 +225,7 @@ def test_shortest_text_has_one_window_per_epoch():
 def test_validation_part_that_is_too_short_is_refused(count: int):
     with pytest.raises(BadInputError) as caught:
         validation_starts(split_of(count), 10, 4)
-    assert f"has {count} tokens, but sequence_length 10 needs 11" in str(caught.value)
+    assert f"has {plural(count, 'token')}, but sequence_length 10 needs 11" in str(caught.value)
     assert "data.val_fraction" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -30,6 +30,7 @@ COMMANDS: dict[str, list[str]] = {
     "rm": ["rm", "{micro 1}"],
     "gc": ["gc", "--yes"],
     "gc optimizer": ["gc", "--optimizer", "--snapshots", "--yes", "{micro 1}"],
+    "text": ["text", "{text}", "--out", "{folder}/joined.txt", "--force"],
     "tokenizer": ["tokenizer", "train", "{text}", "--vocab-size", "300", "--out", "{folder}/tokenizer.json"],
     "report": [REPORT],
     "run": ["run", "micro", "--seed", "2", "--steps", "21", *TRAIN],

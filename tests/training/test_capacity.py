@@ -50,9 +50,9 @@ def test_the_users_own_number_of_threads_holds(threads, monkeypatch, variable):
 def test_the_quota_is_printed(threads, monkeypatch):
     allow(monkeypatch, 2, 1.0)
     limit_threads()
-    assert describe_threads() == "1 threads (CPU quota 1 of 2 cores)"
+    assert describe_threads() == "1 thread (CPU quota 1 of 2 cores)"
     allow(monkeypatch, 2, None)
-    assert describe_threads() == "1 threads"
+    assert describe_threads() == "1 thread"
 
 
 def limit_memory(monkeypatch, gib, in_use=0.25, kills=None):
