@@ -361,7 +361,12 @@ def report(
         str | None, typer.Option(metavar="STEP", help="Compare at this step. Default: the largest common one.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Compare with this experiment or run. Default: the oldest one.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare with this experiment or run. Default: the oldest one.",
+            autocompletion=completion.experiments_and_runs,
+        ),
     ] = None,
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Write there. Default: the runs directory.")] = None,
     table: Annotated[
@@ -584,7 +589,12 @@ def dashboard(
 @app.command()
 def rm(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN", help="Ids, unique prefixes of ids, directories, or 'tiny-*-s*'.")
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Ids, unique prefixes of ids, directories, or 'tiny-*-s*'.",
+            autocompletion=completion.runs,
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
@@ -613,7 +623,11 @@ def rm(
 def gc(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="With --optimizer or --snapshots: only these runs, as for rm."),
+        typer.Argument(
+            metavar="RUN",
+            help="With --optimizer or --snapshots: only these runs, as for rm.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     optimizer: Annotated[
         bool,

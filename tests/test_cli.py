@@ -153,11 +153,11 @@ def test_run_prints_the_setup_first_and_the_results_last(gptlab, text_file):
     opening, closing = out.split("is complete")
     for fact in (
         "tiny-",
-        "1 layers",
+        "1 layer ·",
         "parameters",
         "training and",
         "validation tokens",
-        "cpu · 1 threads · float32",
+        "cpu · 1 thread · float32",
         "W&B",
     ):
         assert fact in opening

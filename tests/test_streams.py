@@ -58,6 +58,7 @@ COMMANDS = {
     "sync": "sync",
     "rm": "rm {run}",
     "gc": "gc --yes",
+    "text": "text {folder}/runs/{run}/log.txt --out {folder}/joined.txt --force",
     "report": "report",
     "runs --json": "runs --json",
     "resume --json": "resume {run} --steps 11 --wandb off --json",
@@ -73,7 +74,7 @@ def test_every_command_is_tried():
 
 @pytest.fixture(params=COMMANDS)
 def command(request, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], object]:
-    words = COMMANDS[request.param].format(run=run).split()
+    words = COMMANDS[request.param].format(run=run, folder=tmp_path).split()
     monkeypatch.setattr(sys, "argv", ["gptlab", *words])
     if words == ["report"]:
         monkeypatch.setenv("GPTLAB_RUNS", "no-runs")  # a report of runs takes a second

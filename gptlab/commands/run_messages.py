@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab import compiler, project
-from gptlab.checkpoints.manifest import list_checkpoints
+from gptlab.checkpoints.manifest import Checkpoint, list_checkpoints
 from gptlab.errors import GptlabError
 from gptlab.identity import Fingerprint, Identity, identity_fields
 from gptlab.spec import Experiment, TrainSpec, flatten
@@ -301,14 +301,23 @@ def _print_results(run: Run, history: History, console: Console) -> None:
     console.fact("train loss", f"{train} nats/token")
     console.fact("val loss", f"{val}{'' if se is None else f' ± {se:.4f}'} nats/token · {bpb} bits/byte")
     if se is not None:
-        console.fact("", "± is the standard error over the validation windows; seeds vary in addition")
+        console.fact("", "± is how far it could differ on another part of the text; seeds vary in addition")
     newest = list_checkpoints(run.directory)[-1:]
-    for progress in (checkpoint.manifest.progress for checkpoint in newest):
-        if progress.best_step and not history.damage:
-            console.fact("best", f"{_format_loss(progress.best_val_loss)} nats/token at step {progress.best_step}")
+    if best := _best(history, newest):
+        console.fact("best", f"{best[0]:.4f} nats/token at step {best[1]}")
     console.fact("directory", project.display_path(run.directory))
     for checkpoint in newest:
         console.fact("checkpoint", f"checkpoints/{checkpoint.directory.name}")
+
+
+def _best(history: History, newest: list[Checkpoint]) -> tuple[float, int] | None:
+    """Return the lowest validation loss of the whole run and its step: on the grid, or at the end."""
+    if history.damage:
+        return None
+    on_grid = [checkpoint.manifest.progress for checkpoint in newest]
+    found = [(progress.best_val_loss, progress.best_step) for progress in on_grid]
+    found.append((history.last("val/loss"), history.step))
+    return min(((loss, step) for loss, step in found if loss is not None and step is not None), default=None)
 
 
 def _format_loss(value: float | None) -> str:

@@ -51,7 +51,7 @@ def test_a_gpu_without_a_compiler_is_used_with_one_notice(capsys):
 
 def test_the_opening_lines_say_how_the_step_runs(train, micro, monkeypatch, capsys):
     train(micro, steps=1)
-    assert "threads · float32 (chosen by auto; part of the id)\n" in capsys.readouterr().err
+    assert "thread · float32 (chosen by auto; part of the id)\n" in capsys.readouterr().err
     settings = replace(CPU, compile=True, capture=True)
     run = train(micro, steps=2).run
     from gptlab.data import text
