@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from analysis import palette, replicates, stats
+from analysis import palette, stats
 from analysis.findings import Findings
+from analysis.page_data import difference_curves
 from gptlab import project
 from gptlab.terminal.text import printable
 
@@ -27,8 +28,6 @@ WIDTH, HEIGHT = 3.35, 2.4
 ROW_HEIGHT = 0.2
 MAX_EXPERIMENTS = 7
 """Maximum number of curves or intervals: more cannot be told apart in a column."""
-MAX_STEPS = 30
-"""Maximum number of steps at which a difference is computed."""
 INITIAL_FALL = 0.1
 """The loss axis begins after this fraction of the steps, in which the loss falls from that of a uniform guess."""
 
@@ -105,32 +104,18 @@ def differences(findings: Findings) -> Figure:
 def differences_over_steps(findings: Findings) -> Figure:
     """Each experiment's difference from the reference over steps, with its 95% interval as a band."""
     figure, axes = _figure("step", _difference_axis(findings))
-    courses = _courses(findings)
-    shown = [key for key in findings.summary["experiment"] if key in courses][:MAX_EXPERIMENTS]
-    for experiment in shown:
-        _add_curve(axes, findings.labels[experiment], _number(findings, experiment), courses[experiment])
+    curves = sorted(difference_curves(findings), key=lambda curve: int(curve["color"]))[:MAX_EXPERIMENTS]
+    for curve in curves:
+        points = zip(curve["step"], curve["mean"], curve["low"], curve["high"], strict=True)
+        _add_curve(axes, curve["experiment"], curve["color"], [point for point in points if point[1] is not None])
     axes.axhline(0, color="0.3", linewidth=0.6, linestyle=":")
-    if shown:
+    if curves:
         axes.legend()
     return figure
 
 
 Point = tuple[float, float, float, float]
-"""Step, mean, and the lower and upper end of the interval."""
-
-
-def _courses(findings: Findings) -> dict[str, list[Point]]:
-    """The difference of each experiment from the reference at the steps at which both were measured."""
-    measured = sorted(findings.metrics.dropna(subset=findings.measure.column)["step"].unique())
-    places = sorted({round(i) for i in np.linspace(0, len(measured) - 1, MAX_STEPS)}) if measured else []
-    courses: dict[str, list[Point]] = {}
-    for step in (measured[place] for place in places):
-        values = replicates.at_equal(findings.runs, findings.metrics, at=float(step))
-        table = replicates.differences(findings.runs, values, findings.reference)
-        for row in table.to_dict("records"):
-            if math.isfinite(row["mean"]):
-                courses.setdefault(row["experiment"], []).append((float(step), row["mean"], row["low"], row["high"]))
-    return courses
+"""Step, mean, and the lower and upper end of the interval; NaN or None if there is none."""
 
 
 def _means(findings: Findings, experiment: str) -> list[Point]:

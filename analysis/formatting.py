@@ -38,11 +38,6 @@ def signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def counted(number: int, noun: str) -> str:
-    """A number and a noun: `1 seed`, `3 seeds`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def count(value: float) -> str:
     """A whole number with thousands separators."""
     return MISSING if isna(value) else f"{value:,.0f}" if math.isfinite(value) else "∞"

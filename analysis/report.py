@@ -33,7 +33,7 @@ from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.failures import exit_code, print_line
 from gptlab.files import make_directory, write_durably
-from gptlab.terminal.text import one_line
+from gptlab.terminal.text import one_line, plural
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
 ONCE = ("analysis.cache", "gptlab.tracking.run")
@@ -129,7 +129,7 @@ def _reports(findings: Findings | None, progress: Progress) -> dict[str, str]:
     checkpoints = load.checkpoints(best)
     progress.stage("comparing the runs")
     runs = findings.runs
-    count = f"{len(runs)} runs of {len(findings.summary)} experiments" if len(runs) > 1 else "1 run"
+    count = f"{len(runs)} runs of {plural(len(findings.summary), 'experiment')}" if len(runs) > 1 else "1 run"
     heading = f"{count} in {project.display_path(project.runs_directory())}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return {
         "report.md": markdown.to_markdown(findings, heading),

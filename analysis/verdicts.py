@@ -8,6 +8,7 @@ from pandas import isna
 
 from analysis import advice, formatting, replicates
 from analysis.findings import Findings, mixed_seeds
+from gptlab.terminal.text import plural
 
 SIGNIFICANCE = 0.05
 BETTER, WORSE, CHANCE = "significantly better", "significantly worse", "could be chance"
@@ -34,7 +35,7 @@ def clearest(findings: Findings) -> list[str]:
     lines = [_verdict(findings, experiment) for experiment in order[:MAX_VERDICTS]]
     rest = [_meaning(_difference(findings, experiment)) for experiment in order[MAX_VERDICTS:]]
     kinds = [f"{rest.count(kind)} {kind}" for kind in dict.fromkeys(rest)]
-    return [*lines, f"{formatting.counted(len(rest), 'more comparison')}: {', '.join(kinds)}."] if rest else lines
+    return [*lines, f"{plural(len(rest), 'more comparison')}: {', '.join(kinds)}."] if rest else lines
 
 
 def mean(findings: Findings, row: Mapping[Any, Any]) -> str:
@@ -104,7 +105,7 @@ def _meaning(row: Mapping[Any, Any]) -> str:
 
 def _replicates(row: Mapping[Any, Any]) -> str:
     """How many seeds a difference is from, and the limits of the comparison."""
-    seeds = formatting.counted(int(row["n"]), "seed")
+    seeds = plural(int(row["n"]), "seed")
     how = f"{seeds} paired" if row["how"].startswith("paired") else f"at least {seeds} each, unpaired"
     return f"{how} ({row['why']})" if row["why"] else how
 

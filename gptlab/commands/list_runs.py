@@ -16,7 +16,7 @@ from gptlab.commands.run_settings import is_spec_field, setting, short_names, va
 from gptlab.terminal.console import Console
 from gptlab.terminal.sparkline import bars, resample
 from gptlab.terminal.tables import Column, fitting
-from gptlab.terminal.text import format_age, format_bytes, format_duration, printable
+from gptlab.terminal.text import format_age, format_bytes, format_duration, plural, printable
 from gptlab.tracking.lineage import Child, all_children, in_tree_order
 from gptlab.tracking.records import RunRecord
 from gptlab.tracking.run import TRASH, Run, all_runs, skip_unreadable
@@ -192,9 +192,10 @@ def render_space(summaries: list[RunSummary]) -> None:
         (0 if trash.is_symlink() else disk_usage(trash), "gptlab gc", "the trash"),
     )
     total = format_bytes(sum(summary.facts["disk_bytes"] for summary in summaries))
-    noun = "run takes" if len(summaries) == 1 else "runs take"
     free = [f"{format_bytes(size):>10}  {command:<21}  {what}" for size, command, what in ways if size]
-    console.print(f"\n{len(summaries)} {noun} {total}{'; what can be freed:' if free else ''}")
+    console.print(
+        f"\n{plural(len(summaries), 'run takes', 'runs take')} {total}{'; what can be freed:' if free else ''}"
+    )
     for line in free:
         console.print(line)
 

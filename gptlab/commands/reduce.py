@@ -7,7 +7,7 @@ from typing import Any
 from gptlab import project
 from gptlab.errors import GptlabError
 from gptlab.failures import describe
-from gptlab.terminal.text import format_bytes, printable
+from gptlab.terminal.text import format_bytes, plural, printable
 from gptlab.tracking import space
 from gptlab.tracking.lineage import all_children
 from gptlab.tracking.run import Run, skip_unreadable
@@ -70,7 +70,7 @@ def find(runs: Iterable[Run], kinds: Kinds) -> list[Reduction]:
 
 def question(reductions: Sequence[Reduction], kinds: Kinds) -> str:
     """Return the question to ask before."""
-    runs = "1 run" if len(reductions) == 1 else f"{len(reductions)} runs"
+    runs = plural(len(reductions), "run")
     effect = "; they cannot be extended afterwards" if kinds.optimizer_states else ""
     size = format_bytes(sum(reduction.bytes for reduction in reductions))
     return f"permanently remove the {kinds} of {runs}, {size}{effect}?"

@@ -13,7 +13,7 @@ from gptlab.errors import EXIT_SIGINT, BadInputError, GptlabError
 from gptlab.failures import describe, report
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
-from gptlab.terminal.text import shell_command
+from gptlab.terminal.text import plural, shell_command
 from gptlab.tracking.records import InitialWeights
 from gptlab.tracking.run import Run, load_run
 from gptlab.training.plan import plan
@@ -130,7 +130,7 @@ def render(outcome: SeedResults, experiment: Experiment, console: Console) -> No
     """Print one line per seed, the mean over seeds with its interval, and the next commands once."""
     console.print()
     count = len(outcome.results) + len(outcome.not_started)
-    console.print(f"{experiment.name}: {'1 seed' if count == 1 else f'{count} seeds'}", style="bold")
+    console.print(f"{experiment.name}: {plural(count, 'seed')}", style="bold")
     for result in outcome.results:
         facts = result.document()
         loss = facts.get("val_loss")

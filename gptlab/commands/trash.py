@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
-from gptlab.terminal.text import printable
+from gptlab.terminal.text import plural, printable
 from gptlab.tracking.lineage import children
 from gptlab.tracking.run import TRASH, Run, find_run, load_run, run_directories
 from gptlab.tracking.space import disk_usage
@@ -134,4 +134,4 @@ def remove(entries: list[TrashEntry]) -> tuple[list[str], list[str]]:
 def question(entries: list[TrashEntry]) -> str:
     """Return the question to ask before the entries are deleted."""
     total = sum(entry.bytes for entry in entries)
-    return f"permanently delete {len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {total / 2**20:,.1f} MiB?"
+    return f"permanently delete {plural(len(entries), 'entry', 'entries')}, {total / 2**20:,.1f} MiB?"
