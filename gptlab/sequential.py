@@ -48,12 +48,14 @@ class Design:
         return t_quantile(seeds - 1, 1 - self.level) * sd / math.sqrt(seeds)
 
 
-def design(margin: float, max_seeds: int = DEFAULT_SEEDS, comparisons: int = 1) -> Design:
-    """Return a design with its nominal level.
+def design(margin: float, max_seeds: int | None = None, comparisons: int | None = None) -> Design:
+    """Return a design with its nominal level; by default for 20 seeds and one comparison.
 
     Raises:
         BadInputError: A value is out of range.
     """
+    max_seeds = DEFAULT_SEEDS if max_seeds is None else max_seeds
+    comparisons = 1 if comparisons is None else comparisons
     if not (math.isfinite(margin) and margin > 0):
         raise BadInputError(
             f"--margin must be a positive number of nats/token, such as 0.02, not {margin:g}: differences below it are "
