@@ -1,7 +1,7 @@
 """The contents of a report, as tables of strings. `sentences` has its texts; `page` and `markdown` format both."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from analysis import attempts, columns, compare, formatting, replicates
 from analysis.formatting import MISSING
 from analysis.measures import LOSS, Measure, measure_of
 from gptlab.terminal.text import format_duration
+from gptlab.tracking.decisions import Decision
 
 MAX_EXPERIMENTS = 30
 """Maximum number of rows in the tables of experiments."""
@@ -41,6 +42,8 @@ class Findings:
     """The number of steps at which experiments are compared, if the user has chosen one."""
     against: str | None = None
     """The experiment that the others are compared with, if the user has chosen one."""
+    decisions: Sequence[Decision] = ()
+    """The stored decisions of `gptlab decide`."""
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -101,6 +104,18 @@ class Findings:
     def differences(self) -> DataFrame:
         """The difference of each other experiment from the reference, indexed by experiment."""
         return replicates.differences(self.runs, self.values, self.reference).set_index("experiment")
+
+    @cached_property
+    def decided(self) -> dict[str, Decision]:
+        """The decision between each other experiment and the reference at the budget, where there is one."""
+        seen = [
+            decision.seen_from(self.reference)
+            for decision in self.decisions
+            if self.reference in {decision.reference, decision.experiment} and decision.steps == self.budget
+        ]
+        compared = set(self.differences.index) if self.measure is LOSS else set()
+        ended = {"better", "worse", "equal", "undecided"}
+        return {each.experiment: each for each in seen if each.experiment in compared and each.verdict in ended}
 
     @cached_property
     def questions(self) -> dict[str, str]:

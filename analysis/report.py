@@ -34,6 +34,7 @@ from gptlab.errors import BadInputError, GptlabError
 from gptlab.failures import exit_code, print_line
 from gptlab.files import make_directory, write_durably
 from gptlab.terminal.text import one_line, plural
+from gptlab.tracking import decisions
 
 NO_RUNS = "There are no runs yet; make one with: make exp NAME=tiny"
 ONCE = ("analysis.cache", "gptlab.tracking.run")
@@ -111,7 +112,8 @@ def _find(options: Options) -> Findings | None:
     if runs.empty:
         return None
     against = None if options.against is None else find_experiment(runs, options.against, "--against")
-    return analyze(runs, metrics, load.samples(runs), copies=copies, at=step, against=against)
+    stored = decisions.all_decisions()
+    return analyze(runs, metrics, load.samples(runs), copies=copies, at=step, against=against, decisions=stored)
 
 
 def _table(findings: Findings | None, kind: str) -> str:

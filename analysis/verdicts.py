@@ -9,6 +9,7 @@ from pandas import isna
 from analysis import advice, formatting, replicates
 from analysis.findings import Findings, mixed_seeds
 from gptlab.terminal.text import plural
+from gptlab.tracking.decision_sentences import sentence
 
 SIGNIFICANCE = 0.05
 BETTER, WORSE, CHANCE = "significantly better", "significantly worse", "could be chance"
@@ -33,7 +34,7 @@ def clearest(findings: Findings) -> list[str]:
     """The sentences of the clearest differences, and one that counts the others."""
     order = _by_clarity(findings)
     lines = [_verdict(findings, experiment) for experiment in order[:MAX_VERDICTS]]
-    rest = [_meaning(_difference(findings, experiment)) for experiment in order[MAX_VERDICTS:]]
+    rest = [_kind(findings, experiment) for experiment in order[MAX_VERDICTS:]]
     kinds = [f"{rest.count(kind)} {kind}" for kind in dict.fromkeys(rest)]
     return [*lines, f"{plural(len(rest), 'more comparison')}: {', '.join(kinds)}."] if rest else lines
 
@@ -62,11 +63,14 @@ def add_seeds(findings: Findings, experiment: str, seeds: list[int]) -> str:
 
 
 def _by_clarity(findings: Findings) -> list[str]:
-    """The compared experiments by ascending p-value; those without one come last."""
-    return list(findings.differences.sort_values("p", kind="stable", na_position="last").index)
+    """The compared experiments: decided ones, then by ascending p-value; those without one come last."""
+    ordered = findings.differences.sort_values("p", kind="stable", na_position="last").index
+    return sorted(ordered, key=lambda experiment: experiment not in findings.decided)
 
 
 def _verdict(findings: Findings, experiment: str) -> str:
+    if experiment in findings.decided:
+        return _decided(findings, experiment)
     row = _difference(findings, experiment)
     pair = f"{findings.labels[experiment]} − {findings.labels[findings.reference]}"
     if row["how"] == "not compared":
@@ -87,6 +91,21 @@ def _verdict(findings: Findings, experiment: str) -> str:
         f"{value} ± {(row['high'] - row['low']) / 2:.4f} {findings.measure.unit} ({interval}), "
         f"{formatting.p_statement(row['p_holm'])}{corrected}, {_replicates(row)}: {_meaning(row)}."
     )
+
+
+def _decided(findings: Findings, experiment: str) -> str:
+    """The sentence of `gptlab decide`, and how many decisions there are if they do not share the error."""
+    decision, count = findings.decided[experiment], len(findings.decided)
+    labels = findings.labels
+    text = sentence(decision, labels[decision.reference], labels[decision.experiment])
+    shared = f" (as one of {decision.comparisons}, but there are {count} here)" if count > decision.comparisons else ""
+    return f"Decided by `gptlab decide`: {text}{shared}."
+
+
+def _kind(findings: Findings, experiment: str) -> str:
+    """What an experiment is counted as."""
+    decision = findings.decided.get(experiment)
+    return f"decided ({decision.verdict})" if decision else _meaning(_difference(findings, experiment))
 
 
 def _difference(findings: Findings, experiment: str) -> Mapping[Any, Any]:

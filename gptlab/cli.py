@@ -225,9 +225,7 @@ def run(
         from gptlab.commands.seeds import parse_seeds
         from gptlab.spec import parse_settings
 
-    for tag in tags or ():
-        if not (0 < len(tag) <= MAX_TAG_LENGTH and tag.isprintable()):
-            raise BadInputError(f"--tag must have 1 to {MAX_TAG_LENGTH} printable characters, not {tag!r}")
+    _check_tags(tags)
     if notes.encode(errors="replace") != notes.encode(errors="surrogateescape"):
         raise BadInputError(f"--notes must be UTF-8 text, not {notes!r}; check the terminal's encoding and the locale")
     if from_ is not None and branch is not None:
@@ -271,6 +269,75 @@ def run(
     if seed is None:
         seed = branch_point.seed if branch_point else 0
     _exit_with(run_experiment(experiment, seed, options, Console(stderr=as_json), parent), as_json)
+
+
+def _check_tags(tags: list[str] | None) -> None:
+    for tag in tags or ():
+        if not (0 < len(tag) <= MAX_TAG_LENGTH and tag.isprintable()):
+            raise BadInputError(f"--tag must have 1 to {MAX_TAG_LENGTH} printable characters, not {tag!r}")
+
+
+@app.command()
+def decide(
+    reference: Annotated[
+        str,
+        typer.Argument(metavar="A", help="The experiment to compare with.", autocompletion=completion.experiments),
+    ],
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="B", help="The experiment that is better, worse or equal.", autocompletion=completion.experiments
+        ),
+    ],
+    margin: Annotated[
+        float | None, typer.Option(help="Differences below it are of no interest, in nats/token. Required.")
+    ] = None,
+    max_seeds: Annotated[
+        int | None, typer.Option(help="Budget, fixed at the first look: 3 to 50 seeds. Default: 20.")
+    ] = None,
+    comparisons: Annotated[
+        int | None, typer.Option(help="Number of decisions under one headline, which share the error. Default: 1.")
+    ] = None,
+    steps: StepsOption = None,
+    text: Annotated[
+        str | None, typer.Option(help="A named text or the path of a .txt file.", autocompletion=completion.texts)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a field of both specs. Repeatable."),
+    ] = None,
+    device: DeviceOption = "auto",
+    wandb: WandbOption = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="Tag for W&B and reports. Repeatable.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add seeds to two experiments until it is decided which one is better, or that they are equal."""
+    with importing():
+        from gptlab import catalog
+        from gptlab.sequential import design
+        from gptlab.spec import parse_settings
+
+    if margin is None:
+        raise BadInputError(
+            "--margin is required: differences below it are of no interest, in nats/token, such as --margin 0.02"
+        )
+    design(margin, max_seeds, comparisons)  # checks them
+    _check_tags(tags)
+    changes: dict[str, Any] = parse_settings(settings or [])
+    changes |= {} if text is None else {"data.text": text}
+    changes |= {} if steps is None else {"train.steps": steps}
+    first, second = (catalog.find(name).with_changes(changes) for name in (reference, experiment))
+
+    with _heavy_imports():
+        from gptlab.commands import decide
+        from gptlab.commands.run import Options
+        from gptlab.terminal.console import Console
+
+    options = Options(device=device, wandb=wandb, tags=tuple(tags or ()), next_commands=False)
+    request = decide.Request(margin, max_seeds, comparisons)
+    outcome = decide.decide(first, second, request, options, stderr=as_json)
+    decide.render(outcome, Console(stderr=as_json))
+    _exit_with(outcome, as_json)
 
 
 @app.command()

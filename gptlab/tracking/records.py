@@ -115,6 +115,10 @@ def _check_timestamp(created: str) -> str:
     return created
 
 
+Timestamp = Annotated[str, AfterValidator(_check_timestamp)]
+"""UTC in ISO 8601 with milliseconds."""
+
+
 class RunRecord(BaseModel):
     """`run.json`: what the run computes. It is written once and never changed."""
 
@@ -122,7 +126,7 @@ class RunRecord(BaseModel):
 
     run: str
     seed: Count
-    created: Annotated[str, AfterValidator(_check_timestamp)]
+    created: Timestamp
     spec: Experiment
     precision: Precision
     identity: dict[str, Any]

@@ -18,6 +18,8 @@ from PIL import Image
 from analysis import desktop, figures, load, palette, progress, reference, report, tables
 from analysis.findings import Findings, analyze
 from gptlab import cli, project
+from gptlab.sequential import design
+from gptlab.tracking import decisions
 from gptlab.tracking.run import Run
 
 MakeRun = Callable[..., Run]
@@ -58,6 +60,22 @@ def test_the_command_the_module_and_make_have_the_same_options(monkeypatch: pyte
         assert os.environ["OPENBLAS_NUM_THREADS"] == "1", "its threads take CPU time while they wait"
     assert seen[::2] == seen[1::2]
     assert seen[0] == report.Options("n", "t", "5", "a", "o", None, "f", open_page=True)
+
+
+def test_the_report_shows_stored_decisions_and_skips_a_damaged_one(
+    compared: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    decision = decisions.new_decision(compared["base_1"], compared["tied"], 20, design(0.02))
+    for difference in (-0.5, -0.51, -0.49):
+        decision = decision.with_pair(6.0, 6.0 + difference)
+    path = decisions.store(decision)
+    assert report.main([]) == 0
+    text = (project.runs_directory() / "report.md").read_text()
+    assert "Decided by `gptlab decide`: tied is better than base_1 by 0.500 nats/token" in text.replace("\\", "")
+    path.write_text(path.read_text().replace("5.5", "5.6"))
+    assert report.main([]) == 0
+    assert capsys.readouterr().err == f"{path} is damaged: its digest does not match; this decision is skipped\n"
+    assert "Decided" not in (project.runs_directory() / "report.md").read_text()
 
 
 def test_the_reference_is_an_experiment_its_label_its_name_or_a_run(compared: dict[str, str]) -> None:

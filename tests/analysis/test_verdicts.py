@@ -9,6 +9,9 @@ import pytest
 from analysis import load, verdicts
 from analysis.findings import Findings, analyze
 from analysis.sentences import headlines
+from gptlab.sequential import design
+from gptlab.tracking import decisions
+from gptlab.tracking.decision_sentences import sentence
 from gptlab.tracking.run import Run
 
 MakeRun = Callable[..., Run]
@@ -132,6 +135,57 @@ def test_the_reference_can_be_chosen(make_run: MakeRun) -> None:
     found = findings(against=other)
     assert (found.reference, list(found.differences.index)) == (other, [base])
     assert headlines(found)[0].startswith("base − other = −0.1000")
+
+
+def decide(reference: str, experiment: str, *differences: float, steps: int = 20, comparisons: int = 1) -> str:
+    """Store a decision and return its sentence."""
+    plan = design(0.02, max_seeds=3, comparisons=comparisons)
+    decision = decisions.new_decision(reference, experiment, steps, plan)
+    for difference in differences:
+        decision = decision.with_pair(6.0, 6.0 + difference)
+    decisions.store(decision)
+    return sentence(decision)
+
+
+def test_a_stored_decision_is_the_headline_of_its_pair_and_comes_first(make_run: MakeRun) -> None:
+    base = experiment(make_run, "base", [6.0, 6.1, 6.2])
+    other = experiment(make_run, "other", [6.06, 6.1, 6.17], changes={"model.bias": False})
+    clear = experiment(make_run, "clear", [5.5, 5.6, 5.7], changes={"model.tied": True})
+    text = decide(other, base, -0.1, -0.101, -0.102)
+    found = findings(decisions=decisions.all_decisions())
+    answers = headlines(found)
+    assert answers[0].startswith("Decided by `gptlab decide`: other is worse than base by 0.101 nats/token, 95% interv")
+    assert answers[0].endswith(", 3 seeds.")
+    assert "base is better than other" in text
+    assert verdicts.verdicts(found)[other] == answers[0]
+    assert answers[1].startswith("clear − base = ")
+    assert clear in found.differences.index
+
+
+def test_decisions_that_do_not_share_the_error_are_counted(make_run: MakeRun) -> None:
+    base = experiment(make_run, "base", [6.0, 6.1, 6.2])
+    one = experiment(make_run, "one", [6.0, 6.1, 6.2], changes={"model.bias": False})
+    two = experiment(make_run, "two", [6.0, 6.1, 6.2], changes={"model.tied": True})
+    equal = decide(base, one, 0.001, -0.001, 0.0)
+    worse = decide(base, two, 0.1, 0.101, 0.102, comparisons=2)
+    answers = headlines(findings(decisions=decisions.all_decisions()))
+    assert f"Decided by `gptlab decide`: {equal} (as one of 1, but there are 2 here)." in answers
+    assert f"Decided by `gptlab decide`: {worse}." in answers
+
+
+@pytest.mark.parametrize(
+    ("differences", "steps"), [((0.1, 0.101, 0.102), 10), ((0.5, -0.5), 20), ((0.1, float("inf")), 20)]
+)
+def test_a_decision_at_another_step_or_without_an_end_is_no_headline(
+    make_run: MakeRun, differences: tuple[float, ...], steps: int
+) -> None:
+    base = experiment(make_run, "base", [6.0, 6.1, 6.2])
+    other = experiment(make_run, "other", [6.06, 6.1, 6.17], changes={"model.bias": False})
+    plan = decisions.new_decision(base, other, steps, design(0.02))
+    for difference in differences:
+        plan = plan.with_pair(6.0, 6.0 + difference if difference < 1 else None)
+    decisions.store(plan)
+    assert headlines(findings(decisions=decisions.all_decisions()))[0].startswith("other − base = ")
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.commands import run_seeds as command
 from gptlab.commands.run import Options
 from gptlab.commands.run_seeds import render, run_seeds
-from gptlab.commands.seeds import parse_seeds, summarize, t_quantile
+from gptlab.commands.seeds import parse_seeds, summarize
 from gptlab.errors import BadInputError, DivergedError, GptlabError
 from gptlab.spec import Experiment
+from gptlab.student_t import t_quantile
 from gptlab.terminal.console import Console
 from gptlab.tracking.run import all_runs
 
@@ -59,6 +60,7 @@ def test_other_seeds_are_an_error(text, answer):
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 10, 99, 998])
 def test_the_quantile_is_scipys(df):
     assert t_quantile(df) == pytest.approx(stdtrit(df, 0.975), rel=1e-9)
+    assert t_quantile(df, 1 - 0.0005) == pytest.approx(stdtrit(df, 1 - 0.0005 / 2), rel=1e-8)
 
 
 @pytest.mark.parametrize("losses", [[5.0, 5.5], [5.9, 5.7, 6.2], [1.0] * 4, [3.0 + i / 7 for i in range(20)]])
