@@ -21,9 +21,8 @@ from gptlab.errors import EXIT_FAILED, BadInputError
 from gptlab.failures import exit_code
 from gptlab.imports import importing
 from gptlab.terminal.text import printable
-from gptlab.validation import suggest
+from gptlab.validation import MAX_TAG_LENGTH, suggest
 
-MAX_TAG_LENGTH = 64  # W&B's limit
 MAX_COUNT = 10_000
 
 
