@@ -386,6 +386,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "show",
         "check",
         "run",
+        "sweep",
         "resume",
         "report",
         "runs",
