@@ -156,13 +156,21 @@ def test_jobs_take_no_less_than_a_share_each_and_no_more_than_one_after_the_othe
     assert total_seconds(durations, 1) == pytest.approx(sum(durations))
 
 
-def test_time_is_estimated_from_runs_of_the_same_shape_best_with_the_same_threads(define, micro, train):
-    define(of_micro("grid(micro, {'train.learning_rate': [1e-3, 1e-4]})"))
+def test_time_is_estimated_from_runs_of_the_same_shape_best_with_the_same_threads(define, micro, train, capfd):
+    define(of_micro("grid(micro, {'train.learning_rate': [1e-3, 1e-2]})"))
     assert DryRun(plan_sweep(["s"], None, {}), Options()).document()["seconds"] is None
     train(micro)
-    document = DryRun(plan_sweep(["s"], None, {}), Options()).document()
-    assert document["seconds"] == pytest.approx(2 * find_run("micro").history().last("elapsed_s"))
-    (job, _) = plan_sweep(["s"], None, {}).jobs
+    planned = plan_sweep(["s"], range(3), {})
+    document = DryRun(planned, Options()).document()
+    assert document["seconds"] == pytest.approx(5 * find_run("micro").history().last("elapsed_s"))
+    capfd.readouterr()
+    DryRun(planned, Options()).render(Console())
+    out = capfd.readouterr().out
+    assert f"{find_run('micro').id}  0.01              0  complete  40 of 40        –" in out
+    assert "5 of 6 runs would run, 1 at once; about " in out
+    assert "from 1 run of the same shape" in out
+    assert len(all_runs()) == 1, "nothing has run"
+    job = planned.jobs[0]
     shape = (micro.model, 2, 16, "adamw", "float32")
     speeds = [Speed(shape, "cpu", 1, 9.0), Speed(shape, "cpu", 2, 5.0), Speed((), "cpu", 2, 1.0)]
     assert seconds_per_step(job, 2, speeds) == 5.0
@@ -247,7 +255,7 @@ class Scripts:
 
 SAVES = "signal.signal(signal.SIGTERM, lambda n, f: sys.exit(143))\nprint('ready', flush=True)\ntime.sleep(60)"
 HANGS = "signal.signal(signal.SIGTERM, lambda n, f: signal.signal(n, signal.SIG_DFL))\nprint('ready', flush=True)\n"
-HANGS += "while True: time.sleep(60)"
+HANGS += "for _ in range(60): time.sleep(1)"
 
 
 def signal_once(*numbers: signal.Signals) -> Callable[[list[Child]], None]:
@@ -333,6 +341,7 @@ def test_a_sweep_skips_resumes_and_goes_on_after_a_diverged_run(define, micro, t
     again = run_sweep(plan_sweep(["rates"], None, {}), Options(wandb="off"), Console())
     assert sum(len(run.history().starts) for run in all_runs()) == 4, "nothing was started"
     assert again.exit_code == 3
+    assert " starts" not in capfd.readouterr().out
     assert "it diverged at step 1 before" in again.failures()[0].document()["error"]
 
 
@@ -342,10 +351,12 @@ def test_ctrl_c_saves_all_runs_of_a_sweep(define, micro):
     define()
     settings = ["--wandb", "off", "--json", "--steps", "100000", "--set", "train.log_every=1"]
     arguments = [sys.executable, "-m", "gptlab", "sweep", "micro", "--seeds", "0-2", "--jobs", "2", *settings]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while len(begun()) < 2 and process.poll() is None:
         time.sleep(0.1)  # there is no event for a row of metrics
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole process group
     out, err = process.communicate()
     assert process.returncode == 130, err
     assert "SIGINT: 2 runs saving, then stopping" in err
