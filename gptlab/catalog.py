@@ -107,6 +107,8 @@ def find(name: str) -> Experiment:
             `load`.
     """
     catalog = load()
+    if name in catalog.sweeps:
+        raise BadInputError(f"'{name}' is a sweep, not an experiment; start its runs with: gptlab sweep {name}")
     return _find([name], catalog, catalog.experiments, "experiment")[0]
 
 

@@ -119,7 +119,7 @@ def program(
 
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
-    """List the experiments."""
+    """List the experiments and the sweeps."""
     with importing():
         from gptlab.commands import list_experiments
 
@@ -127,7 +127,7 @@ def list_(as_json: JsonOption = False) -> None:
     if as_json:
         _print_json(experiments)
     else:
-        list_experiments.render(experiments)
+        list_experiments.render(experiments, list_experiments.list_sweeps())
 
 
 @app.command()

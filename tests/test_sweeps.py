@@ -162,6 +162,8 @@ def test_an_unknown_sweep_is_named_with_a_suggestion(write):
     write(sweeps=FILE)
     with pytest.raises(BadInputError, match="there is no sweep or experiment 'rate'; did you mean 'rates'"):
         catalog.find_all(["base", "rate"], catalog.load())
+    with pytest.raises(BadInputError, match="'rates' is a sweep, not an experiment; start its runs with: gptlab sweep"):
+        catalog.find("rates")
 
 
 def test_a_sweep_is_immutable():
