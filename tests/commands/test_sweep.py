@@ -21,7 +21,7 @@ from rich.console import Console as RichConsole
 from gptlab import cli
 from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.commands import sweep_plan
-from gptlab.commands.sweep import DryRun, Options, run_sweep
+from gptlab.commands.sweep import DryRun, Options, run_sweep, threads_per_job
 from gptlab.commands.sweep_plan import Job, SweepPlan, plan_sweep
 from gptlab.commands.sweep_processes import Child, Ended, run_jobs
 from gptlab.commands.sweep_time import Speed, seconds_per_step, total_seconds
@@ -176,6 +176,15 @@ def test_time_is_estimated_from_runs_of_the_same_shape_best_with_the_same_thread
     assert seconds_per_step(job, 2, speeds) == 5.0
     assert seconds_per_step(job, 4, speeds) == 7.0
     assert seconds_per_step(job, 4, [Speed(shape, "H100", 2, 5.0)]) is None
+
+
+@pytest.mark.parametrize(("jobs", "own", "expected"), [(1, "", 8), (3, "", 2), (99, "", 1), (3, "8", 8)])
+def test_jobs_share_the_threads_unless_the_environment_says_how_many(monkeypatch, jobs, own, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr("gptlab.commands.sweep.limit_threads", lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", own)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    assert threads_per_job(jobs) == expected
 
 
 # --- the table ---
