@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from gptlab.commands import sweep_view as view
+from gptlab.commands.sweep_live import View
 from gptlab.commands.sweep_plan import Job, SweepPlan
 from gptlab.commands.sweep_processes import Child, run_jobs, start_process
 from gptlab.commands.sweep_results import SweepResults, collect
@@ -69,7 +70,7 @@ def run_sweep(plan: SweepPlan, options: Options, console: Console) -> SweepResul
 
     left = [job for job in plan.jobs if not job.is_done]
     view.opening(plan, threads_per_job(options.jobs), options.jobs, console)
-    with console.surviving(), view.View(plan, threads, options.jobs, past_speeds(left), console) as shown:
+    with console.surviving(), View(plan, threads, options.jobs, past_speeds(left), console) as shown:
         ended, stopped_by = run_jobs(left, options.jobs, start, shown)
     return collect(plan, ended, stopped_by)
 

@@ -61,6 +61,17 @@ def seconds_per_step(job: Job, threads: int, speeds: Iterable[Speed]) -> float |
     return median(found) if found else None
 
 
+def seconds_of_jobs(jobs: list[tuple[Job, int, int]], speeds: list[Speed], at_once: int) -> float | None:
+    """Return how long jobs take that have done some steps with some threads; None if that is unknown."""
+    durations = []
+    for job, step, threads in jobs:
+        per_step = seconds_per_step(job, threads, speeds)
+        if per_step is None:
+            return None
+        durations.append(per_step * max(job.point.steps - step, 0))
+    return total_seconds(durations, at_once)
+
+
 def total_seconds(durations: Iterable[float], at_once: int) -> float:
     """Return how long jobs take if each starts as soon as one of `at_once` places is free."""
     places = [0.0] * at_once

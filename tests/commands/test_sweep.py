@@ -22,10 +22,11 @@ from gptlab import cli
 from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.commands import sweep_plan
 from gptlab.commands.sweep import DryRun, Options, run_sweep, threads_per_job
+from gptlab.commands.sweep_live import View
 from gptlab.commands.sweep_plan import Job, SweepPlan, plan_sweep
 from gptlab.commands.sweep_processes import Child, Ended, run_jobs
 from gptlab.commands.sweep_time import Speed, seconds_per_step, total_seconds
-from gptlab.commands.sweep_view import View, render
+from gptlab.commands.sweep_view import render
 from gptlab.errors import BadInputError
 from gptlab.terminal.console import Console
 from gptlab.tracking.run import all_runs, find_run
