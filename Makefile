@@ -9,13 +9,13 @@ quote = '$(subst ','\'',$(1))'
 option = $(if $(2),$(1) $(call quote,$(2)))
 
 # make would silently ignore a misspelled variable.
-VARIABLES := NAME SEED SEEDS STEPS TEXT SET RUN TAG AT AGAINST OUT TABLE FIGURES OPEN EXAMPLES MINUTES TRIAL PYTHON VENV
+VARIABLES := NAME SEED SEEDS JOBS STEPS TEXT SET RUN TAG AT AGAINST OUT TABLE FIGURES OPEN EXAMPLES MINUTES TRIAL PYTHON VENV
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(VARIABLES),$(given))
 $(if $(unknown),$(error there is no variable $(firstword $(unknown)); available: $(VARIABLES)))
 
 .DEFAULT_GOAL := help
-.PHONY: help exp test test-fast test-gpu fuzz torture bench audit lint report notebook dashboard sync
+.PHONY: help exp sweep test test-fast test-gpu fuzz torture bench audit lint report notebook dashboard sync
 
 help:
 	@echo 'start with: make exp NAME=tiny'
@@ -27,6 +27,8 @@ help:
 	@echo '         TEXT=my.txt       train on this text'
 	@echo '         SET="a.b=1 c.d=2" change fields of the spec'
 	@echo 'make exp                 list the experiments'
+	@echo 'make sweep NAME=...      start or resume all runs of a sweep'
+	@echo '         JOBS=2            so many at once; also SEEDS= STEPS= TEXT= SET='
 	@echo 'make report              compare the runs in runs/report.html and runs/report.md'
 	@echo '         NAME="tiny*"      only these experiments; also TAG='
 	@echo '         AT=100            compare them at this step instead of the largest common one'
@@ -67,6 +69,17 @@ ifeq ($(NAME),)
 	@echo 'run one with: make exp NAME=tiny'
 else
 	@$(GPTLAB) run $(call quote,$(NAME)) $(call option,--seed,$(SEED)) $(call option,--seeds,$(SEEDS)) \
+		$(call option,--steps,$(STEPS)) \
+		$(call option,--text,$(TEXT)) $(foreach setting,$(SET),--set $(call quote,$(setting)))
+endif
+
+sweep: $(READY)
+ifeq ($(NAME),)
+	@$(GPTLAB) list
+	@echo
+	@echo 'run one with: make sweep NAME=learning-rate'
+else
+	@$(GPTLAB) sweep $(call quote,$(NAME)) $(call option,--jobs,$(JOBS)) $(call option,--seeds,$(SEEDS)) \
 		$(call option,--steps,$(STEPS)) \
 		$(call option,--text,$(TEXT)) $(foreach setting,$(SET),--set $(call quote,$(setting)))
 endif

@@ -1,7 +1,7 @@
 """Named GPT pretraining experiments on one `.txt` file.
 
 For notebooks: `load` a trained model, `generate` text with it, measure its `perplexity`, read `runs`, `metrics` and
-`samples` into pandas, define an `Experiment`.
+`samples` into pandas, define an `Experiment`. For files of experiments: a `Sweep` over a `grid` or `random` points.
 """
 
 from __future__ import annotations
@@ -20,18 +20,25 @@ if TYPE_CHECKING:
     from gptlab.data.vocabularies import Tokenizer
     from gptlab.model.gpt import GPT
     from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
+    from gptlab.sweeps import Sweep, grid, log_space, log_uniform, random, uniform
 
 __all__ = [
     "DataSpec",
     "Experiment",
     "ModelSpec",
+    "Sweep",
     "TrainSpec",
     "generate",
+    "grid",
     "load",
+    "log_space",
+    "log_uniform",
     "metrics",
     "perplexity",
+    "random",
     "runs",
     "samples",
+    "uniform",
 ]
 
 
@@ -168,7 +175,7 @@ def __getattr__(name: str) -> Any:
             raise ImportError(f"gptlab.{name} needs {error.name}: pip install 'gptlab[analysis]'") from error
         return getattr(tables, name)
     if name in __all__:
-        from gptlab import spec
+        from gptlab import spec, sweeps
 
-        return getattr(spec, name)
+        return getattr(spec if hasattr(spec, name) else sweeps, name)
     raise AttributeError(f"module 'gptlab' has no attribute '{name}'")

@@ -21,9 +21,8 @@ from gptlab.errors import EXIT_FAILED, BadInputError
 from gptlab.failures import exit_code
 from gptlab.imports import importing
 from gptlab.terminal.text import printable
-from gptlab.validation import suggest
+from gptlab.validation import MAX_TAG_LENGTH, suggest
 
-MAX_TAG_LENGTH = 64  # W&B's limit
 MAX_COUNT = 10_000
 
 
@@ -76,6 +75,16 @@ StepsOption = Annotated[
         help="Total number of optimizer steps; more extends the run. Default: as in the spec.",
     ),
 ]
+TextOption = Annotated[
+    str | None, typer.Option(help="A named text or the path of a .txt file.", autocompletion=completion.texts)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a field of the spec; `gptlab show NAME` lists them. Repeatable."
+    ),
+]
+TagsOption = Annotated[list[str] | None, typer.Option("--tag", help="Tag for W&B and reports. Repeatable.")]
 DeterministicOption = Annotated[
     bool, typer.Option("--deterministic", help="Bitwise reproducible results on a GPU too; slower.")
 ]
@@ -110,7 +119,7 @@ def program(
 
 @app.command("list")
 def list_(as_json: JsonOption = False) -> None:
-    """List the experiments."""
+    """List the experiments and the sweeps."""
     with importing():
         from gptlab.commands import list_experiments
 
@@ -118,7 +127,7 @@ def list_(as_json: JsonOption = False) -> None:
     if as_json:
         _print_json(experiments)
     else:
-        list_experiments.render(experiments)
+        list_experiments.render(experiments, list_experiments.list_sweeps())
 
 
 @app.command()
@@ -181,21 +190,14 @@ def run(
         typer.Option(metavar="SEEDS", help="Several seeds, one run after the other: 0,1,2 or 0-4."),
     ] = None,
     steps: StepsOption = None,
-    text: Annotated[
-        str | None, typer.Option(help="A named text or the path of a .txt file.", autocompletion=completion.texts)
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a field of the spec; `gptlab show NAME` lists them. Repeatable."
-        ),
-    ] = None,
+    text: TextOption = None,
+    settings: SetOption = None,
     device: DeviceOption = "auto",
     deterministic: DeterministicOption = False,
     compile_: CompileOption = None,
     capture: CaptureOption = None,
     wandb: WandbOption = None,
-    tags: Annotated[list[str] | None, typer.Option("--tag", help="Tag for W&B and reports. Repeatable.")] = None,
+    tags: TagsOption = None,
     notes: Annotated[str, typer.Option(help="Note to store with this attempt.")] = "",
     from_: Annotated[
         str | None,
@@ -223,7 +225,6 @@ def run(
     with importing():
         from gptlab import catalog
         from gptlab.commands.seeds import parse_seeds
-        from gptlab.spec import parse_settings
 
     _check_tags(tags)
     if notes.encode(errors="replace") != notes.encode(errors="surrogateescape"):
@@ -235,10 +236,7 @@ def run(
     if seeds is not None and branch is not None:
         raise BadInputError("--seeds and --branch exclude each other: a branch has the seed of its parent")
     several = parse_seeds(seeds) if seeds is not None else []
-    changes: dict[str, Any] = parse_settings(settings or [])
-    changes |= {} if text is None else {"data.text": text}
-    changes |= {} if steps is None else {"train.steps": steps}
-    experiment = catalog.find(name).with_changes(changes)
+    experiment = catalog.find(name).with_changes(_changes(settings, text, steps))
 
     with _heavy_imports():
         from gptlab.commands.run import Options, run_experiment
@@ -299,23 +297,17 @@ def decide(
         int | None, typer.Option(help="Number of decisions under one headline, which share the error. Default: 1.")
     ] = None,
     steps: StepsOption = None,
-    text: Annotated[
-        str | None, typer.Option(help="A named text or the path of a .txt file.", autocompletion=completion.texts)
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a field of both specs. Repeatable."),
-    ] = None,
+    text: TextOption = None,
+    settings: SetOption = None,
     device: DeviceOption = "auto",
     wandb: WandbOption = None,
-    tags: Annotated[list[str] | None, typer.Option("--tag", help="Tag for W&B and reports. Repeatable.")] = None,
+    tags: TagsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add seeds to two experiments until it is decided which one is better, or that they are equal."""
     with importing():
         from gptlab import catalog
         from gptlab.sequential import design
-        from gptlab.spec import parse_settings
 
     if margin is None:
         raise BadInputError(
@@ -323,9 +315,7 @@ def decide(
         )
     design(margin, max_seeds, comparisons)  # checks them
     _check_tags(tags)
-    changes: dict[str, Any] = parse_settings(settings or [])
-    changes |= {} if text is None else {"data.text": text}
-    changes |= {} if steps is None else {"train.steps": steps}
+    changes = _changes(settings, text, steps)
     first, second = (catalog.find(name).with_changes(changes) for name in (reference, experiment))
 
     with _heavy_imports():
@@ -338,6 +328,74 @@ def decide(
     outcome = decide.decide(first, second, request, options, stderr=as_json)
     decide.render(outcome, Console(stderr=as_json))
     _exit_with(outcome, as_json)
+
+
+def _changes(settings: list[str] | None, text: str | None, steps: int | None) -> dict[str, Any]:
+    """Return the fields of the spec that the options change, by dotted key."""
+    from gptlab.spec import parse_settings
+
+    changes: dict[str, Any] = parse_settings(settings or [])
+    changes |= {} if text is None else {"data.text": text}
+    return changes | ({} if steps is None else {"train.steps": steps})
+
+
+@app.command()
+def sweep(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="A sweep in experiments/, or several experiments.",
+            autocompletion=completion.sweeps_and_experiments,
+        ),
+    ],
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="SEEDS", help="Seeds of each point: 0,1,2 or 0-4. Default: those of the sweep, or 0."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=MAX_COUNT, help="Processes at once, which share the cores or the GPU.")
+    ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would run, and how long it takes.")
+    ] = False,
+    steps: StepsOption = None,
+    text: TextOption = None,
+    settings: SetOption = None,
+    device: DeviceOption = "auto",
+    wandb: WandbOption = None,
+    tags: TagsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start or resume all runs of a sweep that are not complete."""
+    with importing():
+        from gptlab.commands.seeds import parse_seeds
+
+    _check_tags(tags)
+    several = parse_seeds(seeds) if seeds is not None else None
+    changes = _changes(settings, text, steps)
+
+    with _heavy_imports():
+        from gptlab.commands.sweep import DryRun, Options, run_sweep
+        from gptlab.commands.sweep_plan import plan_sweep
+        from gptlab.commands.sweep_view import render
+        from gptlab.mirror.modes import check_wandb_mode
+        from gptlab.terminal.console import Console
+
+    if wandb is None:
+        check_wandb_mode()
+    console = Console(stderr=as_json)
+    planned = plan_sweep(names, several, changes, device)
+    options = Options(jobs, device, wandb, tuple(tags or ()))
+    if dry_run:
+        would_run = DryRun(planned, options)
+        if not as_json:
+            would_run.render(console)
+        _exit_with(would_run, as_json)
+        return
+    results = run_sweep(planned, options, console)
+    render(results, console)
+    _exit_with(results, as_json)
 
 
 @app.command()

@@ -60,6 +60,11 @@ def experiments_and_runs(incomplete: str) -> list[str]:
     return experiments(incomplete) + runs(incomplete)
 
 
+def sweeps_and_experiments(incomplete: str) -> list[str]:
+    """Return the names of sweeps and experiments that begin like this."""
+    return _quietly(_sweep_and_experiment_names, incomplete)
+
+
 def texts(incomplete: str) -> list[str]:
     """Return the named texts that begin like this; the shell itself completes files if there is none."""
     return _quietly(_text_names, incomplete)
@@ -75,6 +80,13 @@ def _experiment_names() -> list[str]:
     from gptlab import catalog
 
     return list(catalog.load().experiments)
+
+
+def _sweep_and_experiment_names() -> list[str]:
+    from gptlab import catalog
+
+    found = catalog.load()
+    return [*found.sweeps, *found.experiments]
 
 
 def _text_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Read the experiments that one file in `experiments/` defines, whatever else the file does when it is imported.
+"""Read what one file in `experiments/` defines, experiments and sweeps, whatever else it does when it is imported.
 
 A file that only builds experiments is imported here. Any other file is imported in a child process, which sends its
 experiments back as JSON: it may exit, print, hang, crash or change the interpreter, and only its own experiments
@@ -14,16 +14,18 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gptlab import project
 from gptlab.errors import EXIT_SIGINT, BadInputError, GptlabError
 from gptlab.interrupts import interrupts
 from gptlab.spec import Experiment, explain_spec_error
+from gptlab.sweeps import Sweep
 
 IMPORT_LIMIT_S = 60.0
 MAX_REASON = 500
@@ -32,6 +34,7 @@ MAX_REASON = 500
 SPEC = "gptlab.spec"
 SPEC_CLASSES = frozenset({"Experiment", "ModelSpec", "DataSpec", "TrainSpec"})
 METHODS = frozenset({"vary", "with_changes"})
+ModelT = TypeVar("ModelT", bound=BaseModel)
 PLAIN_NODES = (
     ast.Module | ast.Expr | ast.Assign | ast.Call | ast.keyword | ast.Attribute | ast.Name | ast.Constant | ast.Dict
     | ast.List | ast.Tuple | ast.UnaryOp | ast.unaryop | ast.expr_context | ast.ImportFrom | ast.alias
@@ -52,7 +55,9 @@ class Definitions:
     experiments: list[Experiment]
     """In the order of definition."""
     problem: str = ""
-    """One line that names the file and says why it cannot be imported; then there are no experiments."""
+    """One line that names the file and says why it cannot be imported; then there is nothing else."""
+    sweeps: list[Sweep] = field(default_factory=list)
+    """In the order of definition."""
 
 
 def read_file(file: Path) -> Definitions:
@@ -72,7 +77,8 @@ def _import(file: Path) -> Definitions:
         tree = ast.parse(file.read_bytes(), str(file))
         with importable(file.parent):
             module = importlib.import_module(f"{file.parent.name}.{file.stem}")
-        return Definitions(list(_own_experiments(module, tree)))
+        experiments, sweeps = _own_values(module, tree, Experiment), _own_values(module, tree, Sweep)
+        return Definitions(list(experiments), sweeps=list(sweeps))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a user's file can raise anything, such as SystemExit
@@ -102,12 +108,12 @@ def importable(folder: Path) -> Iterator[None]:
             sys.path.remove(path)
 
 
-def _own_experiments(module: ModuleType, tree: ast.Module) -> Iterator[Experiment]:
-    """Yield a module's experiments once each, without those that it imports from other modules."""
+def _own_values(module: ModuleType, tree: ast.Module, kind: type[ModelT]) -> Iterator[ModelT]:
+    """Yield a module's values of a type once each, without those that it imports from other modules."""
     sources = [sys.modules.get(name) for name in _imported_names(tree, module.__name__.partition(".")[0])]
     known = {id(value) for source in sources if source for value in vars(source).values()}
     for value in vars(module).values():
-        if isinstance(value, Experiment) and id(value) not in known:
+        if isinstance(value, kind) and id(value) not in known:
             known.add(id(value))
             yield value
 
@@ -243,10 +249,12 @@ def _serve(file: Path, pipe: int) -> None:
     sys.stdout = sys.stderr
     try:
         found = _import(file)
-        dumped = [experiment.model_dump(mode="json") for experiment in found.experiments]
+        experiments = [experiment.model_dump(mode="json") for experiment in found.experiments]
+        sweeps = [sweep.model_dump(mode="json") for sweep in found.sweeps]
     except BaseException as error:  # the file raised KeyboardInterrupt, or its own subclass of Experiment anything
-        found, dumped = _failure(file, error), []
-    content = json.dumps({"problem": found.problem, "experiments": dumped}).encode() + b"\n"
+        found, experiments, sweeps = _failure(file, error), [], []
+    answer = {"problem": found.problem, "experiments": experiments, "sweeps": sweeps}
+    content = json.dumps(answer).encode() + b"\n"
     while content:
         content = content[os.write(pipe, content) :]
     with suppress(Exception):  # what the file printed
@@ -262,7 +270,8 @@ def _parse(file: Path, answer: bytes, exit_code: int) -> Definitions:
         return Definitions([], f"{name}: its import {how}")
     try:
         document = json.loads(answer)
-        found = [Experiment.model_validate(each) for each in document["experiments"]]
+        experiments = [Experiment.model_validate(each) for each in document["experiments"]]
+        sweeps = [Sweep.model_validate(each) for each in document["sweeps"]]
     except ValidationError as error:  # made without validation
         return Definitions([], f"{name}: {_one_line(explain_spec_error(error))}")
-    return Definitions(found, document["problem"])
+    return Definitions(experiments, document["problem"], sweeps)

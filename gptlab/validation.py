@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # importing pydantic takes longer than the command line without it
     from pydantic import ValidationError
 
+MAX_TAG_LENGTH = 64  # W&B's limit
 MAX_ERRORS = 5
 CLOSE = 0.75
 """Similarity of a typing error: two letters of seven swapped, or one of four missing. With `difflib`'s 0.6 there are

@@ -78,6 +78,7 @@ def test_list_shows_names_parameters_and_questions(gptlab):
     code, out, err = gptlab("list")
     assert (code, err) == (0, "")
     assert out.splitlines()[0].split()[:6] == ["baseline", "163,037,184", "What", "does", "the", "reference"]
+    assert out.splitlines()[-1].split()[:4] == ["learning-rate", "21", "runs", "Which"]
     experiments = {e["name"]: e for e in json.loads(gptlab("list", "--json")[1])}
     assert experiments["baseline"]["parameters"] == 163_037_184
     assert experiments["tiny"]["why"].endswith("?")
@@ -387,6 +388,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "check",
         "run",
         "decide",
+        "sweep",
         "resume",
         "report",
         "runs",

@@ -49,7 +49,11 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number in INSISTENT:
             if self._insisted:
-                os._exit(128 + number)  # the next attempt removes what this leaves unfinished
+                self.insist(number)
             self._insisted = True
         if self.received is None:
             self.received = signal.Signals(number)
+
+    def insist(self, number: int) -> None:
+        """Answer a second signal: end the process at once. The next attempt removes what this leaves unfinished."""
+        os._exit(128 + number)

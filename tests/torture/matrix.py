@@ -39,7 +39,8 @@ COMMANDS: dict[str, list[str]] = {
     "resume json": ["resume", "{other}", *TRAIN, "--json"],
     "fresh": ["run", "micro", "--fresh", "--steps", "11", *TRAIN],
 }
-"""Not among them: `dashboard`, which needs a terminal and W&B's file, and `decide`, which trains as `run` does."""
+"""Not among them: `dashboard`, which needs a terminal and W&B's file, and `decide` and `sweep`, which train as `run`
+does."""
 
 READ_ONLY = {
     "list",
