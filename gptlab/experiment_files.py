@@ -31,15 +31,19 @@ IMPORT_LIMIT_S = 60.0
 MAX_REASON = 500
 """Characters of an error message that quote a file's exception."""
 
-SPEC = "gptlab.spec"
-SPEC_CLASSES = frozenset({"Experiment", "ModelSpec", "DataSpec", "TrainSpec"})
+MODULES = {
+    "gptlab.spec": frozenset({"Experiment", "ModelSpec", "DataSpec", "TrainSpec"}),
+    "gptlab.sweeps": frozenset({"Sweep", "grid", "log_space", "log_uniform", "random", "uniform"}),
+}
+"""What a file that only builds experiments and sweeps may import and call, besides the values of such files."""
+CALLABLE = frozenset({"range"}).union(*MODULES.values())
 METHODS = frozenset({"vary", "with_changes"})
 ModelT = TypeVar("ModelT", bound=BaseModel)
 PLAIN_NODES = (
     ast.Module | ast.Expr | ast.Assign | ast.Call | ast.keyword | ast.Attribute | ast.Name | ast.Constant | ast.Dict
     | ast.List | ast.Tuple | ast.UnaryOp | ast.unaryop | ast.expr_context | ast.ImportFrom | ast.alias
 )  # fmt: skip
-"""Syntax of a file that only builds experiments."""
+"""Syntax of a file that only builds experiments and sweeps."""
 
 
 class FileInterruptedError(GptlabError):
@@ -165,11 +169,11 @@ def _is_plain(file: Path, above: frozenset[Path]) -> bool:
         package = file.parent / "__init__.py"
         if file in above or (not above and package.exists() and ast.parse(package.read_bytes()).body):
             return False
-        known: set[str] = set()
+        known = {"range"}
         for statement in tree.body:
             if isinstance(statement, ast.ImportFrom):
                 names = {alias.name for alias in statement.names}
-                if statement.module == SPEC and names <= SPEC_CLASSES:
+                if names <= MODULES.get(statement.module or "", frozenset()):
                     pass
                 elif not (imported := _sibling(file, statement)) or not _is_plain(imported, above | {file}):
                     return False
@@ -199,7 +203,7 @@ def _is_plain_node(node: ast.AST, known: set[str]) -> bool:
         case ast.Assign(targets):
             return all(isinstance(target, ast.Name) and not target.id.startswith("__") for target in targets)
         case ast.Call(ast.Name(name)):
-            return name in SPEC_CLASSES & known
+            return name in CALLABLE & known
         case ast.Call(ast.Attribute(_, name)):
             return name in METHODS
         case ast.Call():

@@ -413,3 +413,12 @@ def test_tiny_is_a_small_version_of_the_reference_model(monkeypatch: pytest.Monk
     assert tiny.data.text == "pandas-docs"
     assert not tiny.train.snapshots, "they would take most of the disk space of its runs"
     assert (tiny.model.bias, tiny.model.tied, tiny.model.dropout) == (True, False, 0.0)
+
+
+def test_the_files_of_this_project_need_no_child_process(monkeypatch):
+    monkeypatch.setattr(experiment_files, "_import_in_child", lambda file: pytest.fail(f"{file} starts a process"))
+    monkeypatch.chdir(ROOT)
+    found = catalog.load()
+    assert not found.problems
+    assert {"tiny", "baseline"} <= found.experiments.keys()
+    assert "learning-rate" in found.sweeps
