@@ -163,7 +163,7 @@ OURS = (".trash", "report.md", "report.html")
 def companies() -> list[list[Attack]]:
     """The attacks that meet the commands together, in one child process; similar ones are in different companies."""
     found = []
-    for listed, count in ((True, 9), (False, 8)):
+    for listed, count in ((True, 6), (False, 5)):
         some = [attack for attack in attacks() if attack.listed == listed]
         found += [some[first::count] for first in range(count)]
     return found

@@ -435,7 +435,7 @@ def two_runs(make_run: MakeRun) -> tuple[Run, Run]:
     return make_run("odd"), make_run("whole")
 
 
-@settings(max_examples=settings.default.max_examples // 10)
+@settings(max_examples=settings.default.max_examples // 20)
 @given(rows=st.lists(ROWS, max_size=6), odd=st.lists(oddly({"step": 1, "val/loss": 2.0}), max_size=1))
 def test_the_report_is_written_for_any_numbers(two_runs: tuple[Run, Run], rows: list[Any], odd: list[Any]) -> None:
     run, whole = two_runs
