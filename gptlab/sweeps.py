@@ -9,7 +9,7 @@ Numbers are rounded to four significant digits: they are readable, and the same 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, islice, product
+from itertools import islice, product
 from random import Random
 from typing import Annotated, Any
 
@@ -165,9 +165,9 @@ def random(
 
 def _draws(values: Mapping[str, Sequence[Any] | Distribution], seed: int) -> Iterator[dict[str, Any]]:
     """Yield random points without end. Each key has its own random numbers."""
-    # Python guarantees the same `Random.random()` from the same seed in all versions; no secret depends on it.
-    streams = {key: Random(f"{seed} {key}") for key in values}  # noqa: S311
-    for _ in count():
+    # Python guarantees the same `Random.random()` from the same seed in all versions.
+    streams = {key: Random(f"{seed} {key}") for key in values}  # noqa: S311 - no secret depends on it
+    while True:
         yield {key: _at(values[key], stream.random()) for key, stream in streams.items()}
 
 
