@@ -477,6 +477,33 @@ def runs(
 
 
 @app.command()
+def watch(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Ids, unique prefixes of ids, directories, or 'tiny-*-s*'. Default: all runs in training.",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Time between two looks at the runs.")
+    ] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch runs while they train: step, loss curve, tokens/s, ETA and newest sample. Without a terminal, once."""
+    with importing():
+        from gptlab.commands import watch
+        from gptlab.terminal.console import Console
+
+    watched = watch.Watch(runs or [])
+    if as_json:
+        _print_json(watched.document())
+    else:
+        watch.show(watched, interval, Console())
+
+
+@app.command()
 def report(
     name: Annotated[
         str | None, typer.Option(help="Only runs of this experiment; * and ? match any characters, as in 'tiny*'.")
@@ -726,10 +753,10 @@ def rm(
     """Move runs to the trash (runs/.trash)."""
     with importing():
         from gptlab import project
-        from gptlab.commands import trash
+        from gptlab.commands import run_selection, trash
 
     selected = trash.select_runs(runs)  # all of them, before one is moved
-    has_pattern = any(map(trash.is_pattern, runs))
+    has_pattern = any(map(run_selection.is_pattern, runs))
     if len(selected) > 1:
         for run in selected:
             _print_line(trash.entry_of(run).line())

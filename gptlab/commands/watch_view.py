@@ -1,0 +1,114 @@
+"""How `gptlab watch` fills a terminal: one run with its curve and sample, or a table of several with their curves."""
+
+from collections.abc import Sequence
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gptlab.commands.run_progress import format_loss, progress_columns, status_text, those_that_fit
+from gptlab.commands.run_settings import short_names, varied_settings
+from gptlab.commands.watch_block import AXIS_LINES, SEPARATOR, block, crop, curves, with_error
+from gptlab.commands.watched_run import WatchedRun
+from gptlab.terminal.sparkline import bars, resample
+from gptlab.terminal.tables import Column, fitting
+from gptlab.terminal.text import format_duration, plural, printable
+
+SPARKLINE_WIDTH = 16
+MIN_CELL = 5 + AXIS_LINES
+"""Lines that a curve below the table needs, with its title and an empty line."""
+CELL_WIDTH = 48
+"""Columns that a curve below the table needs for another one to stand beside it."""
+GAP = 2
+HINT = "Ctrl-C ends only this view"
+
+
+def screen(runs: Sequence[WatchedRun], now: float, width: int, height: int, footer: str) -> Group:
+    """Return what fills a terminal.
+
+    Args:
+        runs: The runs; where there is no space for all, those in training come first.
+        now: Unix time.
+        width: Columns.
+        height: Lines.
+        footer: What the last line begins with.
+    """
+    space = max(height - 1, 1)
+    heading: list[Table] = []
+    if not runs:
+        lines = [Text("no run is running; waiting for one to start")]
+    elif len(runs) == 1:
+        lines = block(runs[0], now, width, space)
+    else:
+        shown = those_that_fit(runs, max(space - 2, 1))
+        heading = [_table(shown, now, width)]
+        space -= len(shown) + 1
+        lines = [Text(f"{plural(len(runs) - len(shown), 'run')} not shown", "dim")] * (len(shown) < len(runs))
+        lines += _grid(runs, width, space - len(lines))
+    lines = [*lines, *[Text()] * space][:space]
+    last = Text(f"{footer}{SEPARATOR}{HINT}", "dim")
+    return Group(*heading, *crop([*lines, *[last] * (height > 1)], width))
+
+
+def summary(run: WatchedRun) -> Text:
+    """Return a run as one line."""
+    facts = [f"step {run.step:,} of {run.steps:,}"]
+    facts += [f"train loss {format_loss(run.loss)}"] * (run.loss is not None)
+    facts += [f"val loss {with_error(run)}"] * (run.val_loss is not None)
+    return Text.assemble((run.name, "bold"), "  ", status_text(run.status), "  ", SEPARATOR.join(facts))
+
+
+def _table(runs: Sequence[WatchedRun], now: float, width: int) -> Table:
+    varied = varied_settings([run.run.record for run in runs])
+    columns = [
+        Column("run", [run.name for run in runs]),
+        *(
+            Column(name, [printable(value) for value in values], rank=4)
+            for name, values in zip(short_names(list(varied)), varied.values(), strict=True)
+        ),
+        *progress_columns(runs),
+        Column("val loss", ["–" if run.val_loss is None else with_error(run) for run in runs], right=True, rank=2),
+        Column("tokens/s", [_speed(run.tokens_per_s) for run in runs], right=True, rank=5),
+        Column("ETA", [_duration(run.eta_s(now)) for run in runs], right=True, rank=3),
+        Column("loss", [Text(_sparkline(run), "cyan") for run in runs], rank=6),
+    ]
+    return fitting(columns, width)[0]
+
+
+def _grid(runs: Sequence[WatchedRun], width: int, height: int) -> list[Text]:
+    """As many curves as there is space for, beside and below each other, each under an empty line and a title."""
+    across = min(max((width + GAP) // (CELL_WIDTH + GAP), 1), len(runs))
+    down = min(height // MIN_CELL, -(-len(runs) // across))
+    if down < 1:
+        return []
+    columns, lines = (width + GAP) // across - GAP, height // down
+    drawn = [run for run in those_that_fit(runs, len(runs)) if run.train or run.val]
+    cells = [_cell(run, columns, lines) for run in those_that_fit(drawn, across * down)]
+    rows = [cells[start : start + across] for start in range(0, len(cells), across)]
+    return [_beside(parts, columns) for row in rows for parts in zip(*row, strict=True)]
+
+
+def _cell(run: WatchedRun, width: int, height: int) -> list[Text]:
+    lines = [Text(), Text.assemble((run.name, "bold"), "  ", status_text(run.status))]
+    lines += curves(run, width, height - len(lines) - AXIS_LINES)
+    return crop([*lines, *[Text()] * height][:height], width)
+
+
+def _beside(parts: Sequence[Text], width: int) -> Text:
+    line = Text()
+    for part in parts:
+        line.pad_right(-line.cell_len % (width + GAP) if line else 0)
+        line.append_text(part)
+    return line
+
+
+def _sparkline(run: WatchedRun) -> str:
+    return bars(resample([loss for _, loss in run.train], SPARKLINE_WIDTH))
+
+
+def _speed(tokens_per_s: float | None) -> str:
+    return "–" if tokens_per_s is None else f"{tokens_per_s:,.0f}"
+
+
+def _duration(seconds: float | None) -> str:
+    return "–" if seconds is None else format_duration(seconds)
