@@ -48,7 +48,7 @@ def progress_columns(runs: Sequence[InTraining]) -> list[Column]:
     """Return the columns status, step and train loss."""
     return [
         Column("status", [status_text(run.status) for run in runs]),
-        Column("step", [f"{run.step} of {run.steps}" for run in runs], right=True),
+        Column("step", [f"{run.step} of {run.steps}" for run in runs], right=True, rank=1),
         Column("train loss", [format_loss(run.loss) for run in runs], right=True, rank=1),
     ]
 

@@ -1,13 +1,14 @@
 """`gptlab watch`: a live view of runs from their directories, which it only reads."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gptlab.commands.run_selection import find_runs
-from gptlab.commands.watch_block import block
-from gptlab.commands.watch_view import screen, summary
+from gptlab.commands.watch_block import SEPARATOR, block
+from gptlab.commands.watch_view import result, screen, table
 from gptlab.commands.watched_run import WatchedRun
 from gptlab.errors import GptlabError
 from gptlab.interrupts import exiting_on_termination, on_interrupt
@@ -63,6 +64,14 @@ class Watch:
         """Whether no run that was named is in training any more."""
         return not self.all_in_training and not any(run.is_open for run in self.runs)
 
+    def footer(self) -> str:
+        """Return the time of day, and how the runs are doing."""
+        counts = Counter(run.status for run in self.runs)
+        facts = [f"{count} {status}" for status, count in counts.items()] if len(self.runs) > 1 else []
+        if self.runs and not counts["running"]:
+            facts.append("waiting for more")
+        return SEPARATOR.join([time.strftime("%H:%M:%S"), *facts])
+
     def document(self) -> list[dict[str, Any]]:
         """Return what `gptlab watch --json` prints."""
         now = time.time()
@@ -82,10 +91,9 @@ def show(watch: Watch, interval_s: float, console: Console) -> None:
     if _can_draw(console):
         if not watch.is_over:
             _follow(watch, interval_s, console)
-        for run in watch.runs:
-            in_short = watch.all_in_training or run.is_open
-            lines = [summary(run)] if in_short else block(run, time.time(), console.rich.width)
-            console.rich.print(*lines, sep="\n")
+        if watch.runs:
+            draw = result if watch.is_over else table
+            console.rich.print(draw(watch.runs, time.time(), console.rich.width), soft_wrap=False)
     else:
         _print(watch, console)
     for problem in watch.unreadable.values():
@@ -116,6 +124,5 @@ def _follow(watch: Watch, interval_s: float, console: Console) -> None:
         while not interrupted and not watch.is_over:
             if display.is_due:
                 watch.read()
-                clock = time.strftime("%H:%M:%S")
-                display.draw(screen(watch.runs, time.time(), *console.rich.size, clock))
+                display.draw(screen(watch.runs, time.time(), *console.rich.size, watch.footer()))
             time.sleep(PAUSE_S)  # files and terminals do not say when they change

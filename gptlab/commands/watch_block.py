@@ -19,7 +19,9 @@ MIN_BAR, MAX_BAR = 8, 50
 AXIS_LINES = 2
 CHART_LINES = 10
 """Lines of a curve where nothing limits them; the axis takes more."""
-MIN_CHART, MAX_CHART = 3, 24
+MIN_CHART, MAX_CHART = 3, 30
+ROOMY = 10
+"""Lines of a curve from which there are empty lines above and below it."""
 SAMPLE_LINES = 4
 
 
@@ -32,7 +34,7 @@ def block(run: WatchedRun, now: float, width: int, height: int | None = None) ->
         width: Columns.
         height: How many lines there may be; None if nothing limits them.
     """
-    head = [*title(run, now, width), *_progress(run, now, width), *_flow(_losses(run), width)]
+    head = [*title(run, now, width), *_progress(run, now, width), *_losses(run, width)]
     if run.problem:
         head += [Text(line, "red") for line in textwrap.wrap(printable(run.problem), width)]
     sample = _sample(run, width)
@@ -40,7 +42,10 @@ def block(run: WatchedRun, now: float, width: int, height: int | None = None) ->
         return crop([*head, *curves(run, width, CHART_LINES), *sample], width)
     left = height - len(head) - AXIS_LINES
     sample = sample[: max(left - MIN_CHART, 0)]
-    return crop([*head, *curves(run, width, min(left - len(sample), MAX_CHART)), *sample], width)[:height]
+    chart_lines = min(left - len(sample), MAX_CHART)
+    if chart_lines >= ROOMY:
+        chart_lines, head, sample = chart_lines - 2, [*head, Text()], [Text(), *sample]
+    return crop([*head, *curves(run, width, chart_lines), *sample], width)[:height]
 
 
 def title(run: WatchedRun, now: float, width: int) -> list[Text]:
@@ -51,6 +56,8 @@ def title(run: WatchedRun, now: float, width: int) -> list[Text]:
         return [first]
     if first.cell_len + 2 + note.cell_len <= width:
         return [Text.assemble(first, "  ", note)]
+    if run.is_open and not run.is_silent(now):
+        return [first]
     return [first, *(Text(line, note.style) for line in textwrap.wrap(note.plain, width))]
 
 
@@ -89,15 +96,15 @@ def _progress(run: WatchedRun, now: float, width: int) -> list[Text]:
     return [Text.assemble(start, " ", bar, " ", end)]
 
 
-def _losses(run: WatchedRun) -> list[Text]:
-    parts = []
+def _losses(run: WatchedRun, width: int) -> list[Text]:
+    train, val, speed = [], [], []
     if run.loss is not None:
-        parts.append(Text.assemble((LINE, TRAIN), f" train loss {format_loss(run.loss)}"))
+        train.append(Text.assemble((LINE, TRAIN), f" train loss {format_loss(run.loss)}"))
     if run.val:
-        parts.append(Text.assemble((POINT, VAL), f" val loss {with_error(run)} at step {run.val[-1][0]:,}"))
+        val.append(Text.assemble((POINT, VAL), f" val loss {with_error(run)} at step {run.val[-1][0]:,}"))
     if run.tokens_per_s is not None:
-        parts.append(Text(f"{run.tokens_per_s:,.0f} tokens/s"))
-    return parts
+        speed.append(Text(f"{run.tokens_per_s:,.0f} tokens/s"))
+    return min(_flow([*train, *val, *speed], width), _flow([*train, *speed, *val], width), key=len)
 
 
 def _flow(parts: Sequence[Text], width: int) -> list[Text]:

@@ -6,20 +6,22 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gptlab.commands.run_progress import format_loss, progress_columns, status_text, those_that_fit
+from gptlab.commands.run_progress import progress_columns, status_text, those_that_fit
 from gptlab.commands.run_settings import short_names, varied_settings
-from gptlab.commands.watch_block import AXIS_LINES, SEPARATOR, block, crop, curves, with_error
+from gptlab.commands.watch_block import AXIS_LINES, CHART_LINES, MAX_CHART, SEPARATOR, block, crop, curves, with_error
 from gptlab.commands.watched_run import WatchedRun
 from gptlab.terminal.sparkline import bars, resample
 from gptlab.terminal.tables import Column, fitting
 from gptlab.terminal.text import format_duration, plural, printable
 
 SPARKLINE_WIDTH = 16
-MIN_CELL = 5 + AXIS_LINES
+MIN_CELL = 6 + AXIS_LINES
 """Lines that a curve below the table needs, with its title and an empty line."""
 CELL_WIDTH = 48
 """Columns that a curve below the table needs for another one to stand beside it."""
 GAP = 2
+ALWAYS_VARIED = 2
+"""How many of the settings that differ stay in a narrow terminal."""
 HINT = "Ctrl-C ends only this view"
 
 
@@ -41,30 +43,30 @@ def screen(runs: Sequence[WatchedRun], now: float, width: int, height: int, foot
         lines = block(runs[0], now, width, space)
     else:
         shown = those_that_fit(runs, max(space - 2, 1))
-        heading = [_table(shown, now, width)]
+        heading = [table(shown, now, width)]
         space -= len(shown) + 1
         lines = [Text(f"{plural(len(runs) - len(shown), 'run')} not shown", "dim")] * (len(shown) < len(runs))
-        lines += _grid(runs, width, space - len(lines))
+        lines += _grid(runs, width, space - len(lines), MAX_CHART)
     lines = [*lines, *[Text()] * space][:space]
     last = Text(f"{footer}{SEPARATOR}{HINT}", "dim")
     return Group(*heading, *crop([*lines, *[last] * (height > 1)], width))
 
 
-def summary(run: WatchedRun) -> Text:
-    """Return a run as one line."""
-    facts = [f"step {run.step:,} of {run.steps:,}"]
-    facts += [f"train loss {format_loss(run.loss)}"] * (run.loss is not None)
-    facts += [f"val loss {with_error(run)}"] * (run.val_loss is not None)
-    return Text.assemble((run.name, "bold"), "  ", status_text(run.status), "  ", SEPARATOR.join(facts))
+def result(runs: Sequence[WatchedRun], now: float, width: int) -> Group:
+    """Return the runs as they are printed when the view ends, in as many lines as that takes."""
+    if len(runs) == 1:
+        return Group(*block(runs[0], now, width))
+    return Group(table(runs, now, width), *_grid(runs, width, len(runs) * MIN_CELL, CHART_LINES))
 
 
-def _table(runs: Sequence[WatchedRun], now: float, width: int) -> Table:
+def table(runs: Sequence[WatchedRun], now: float, width: int) -> Table:
+    """Return one line per run, without the columns that do not fit into the width."""
     varied = varied_settings([run.run.record for run in runs])
     columns = [
         Column("run", [run.name for run in runs]),
         *(
-            Column(name, [printable(value) for value in values], rank=4)
-            for name, values in zip(short_names(list(varied)), varied.values(), strict=True)
+            Column(name, [printable(value) for value in varied[key]], rank=1 if i < ALWAYS_VARIED else 4)
+            for i, (key, name) in enumerate(zip(varied, short_names(list(varied)), strict=True))
         ),
         *progress_columns(runs),
         Column("val loss", ["–" if run.val_loss is None else with_error(run) for run in runs], right=True, rank=2),
@@ -72,17 +74,26 @@ def _table(runs: Sequence[WatchedRun], now: float, width: int) -> Table:
         Column("ETA", [_duration(run.eta_s(now)) for run in runs], right=True, rank=3),
         Column("loss", [Text(_sparkline(run), "cyan") for run in runs], rank=6),
     ]
+    if any(notes := [run.problem or ("" if run.is_open else run.note(now)) or "" for run in runs]):
+        columns.append(Column("note", [printable(note) for note in notes], rank=7))
     return fitting(columns, width)[0]
 
 
-def _grid(runs: Sequence[WatchedRun], width: int, height: int) -> list[Text]:
-    """As many curves as there is space for, beside and below each other, each under an empty line and a title."""
-    across = min(max((width + GAP) // (CELL_WIDTH + GAP), 1), len(runs))
-    down = min(height // MIN_CELL, -(-len(runs) // across))
+def _grid(runs: Sequence[WatchedRun], width: int, height: int, chart_lines: int) -> list[Text]:
+    """Curves beside and below each other, each under an empty line and a title; as many as the height allows.
+
+    Args:
+        runs: The runs; those without losses are left out.
+        width: Columns.
+        height: Lines for all.
+        chart_lines: Lines of one curve at most.
+    """
+    drawn = [run for run in runs if run.train or run.val]
+    across = max(min((width + GAP) // (CELL_WIDTH + GAP), len(drawn)), 1)
+    down = min(height // MIN_CELL, -(-len(drawn) // across))
     if down < 1:
         return []
-    columns, lines = (width + GAP) // across - GAP, height // down
-    drawn = [run for run in those_that_fit(runs, len(runs)) if run.train or run.val]
+    columns, lines = (width + GAP) // across - GAP, min(height // down, chart_lines + AXIS_LINES + 2)
     cells = [_cell(run, columns, lines) for run in those_that_fit(drawn, across * down)]
     rows = [cells[start : start + across] for start in range(0, len(cells), across)]
     return [_beside(parts, columns) for row in rows for parts in zip(*row, strict=True)]
