@@ -487,7 +487,7 @@ def watch(
         ),
     ] = None,
     interval: Annotated[
-        float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Time between two looks at the runs.")
+        float, typer.Option(metavar="SECONDS", help="Time between two looks at the runs.")
     ] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -496,6 +496,7 @@ def watch(
         from gptlab.commands import watch
         from gptlab.terminal.console import Console
 
+    watch.check_interval(interval)
     watched = watch.Watch(runs or [])
     if as_json:
         _print_json(watched.document())

@@ -10,7 +10,7 @@ from gptlab.commands.run_selection import find_runs
 from gptlab.commands.watch_block import SEPARATOR, block
 from gptlab.commands.watch_view import result, screen, table
 from gptlab.commands.watched_run import WatchedRun
-from gptlab.errors import GptlabError
+from gptlab.errors import BadInputError, GptlabError
 from gptlab.interrupts import exiting_on_termination, on_interrupt
 from gptlab.terminal.console import PIPED_CHART_WIDTH, Console
 from gptlab.terminal.live import LiveDisplay
@@ -19,6 +19,17 @@ from gptlab.tracking.run import load_run, run_directories
 
 PAUSE_S = 0.1
 """How soon Ctrl-C and another size of the terminal are noticed."""
+MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600
+
+
+def check_interval(seconds: float) -> None:
+    """Check what `--interval` is given.
+
+    Raises:
+        BadInputError: It is too short or too long, or no number.
+    """
+    if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
+        raise BadInputError(f"--interval must be {MIN_INTERVAL_S} to {MAX_INTERVAL_S} seconds, not {seconds:g}")
 
 
 class Watch:
