@@ -1,9 +1,13 @@
 """`gptlab watch`: a live view of runs from their directories, which it only reads."""
 
+import os
+import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from gptlab.commands.run_selection import find_runs
@@ -125,15 +129,30 @@ def _can_draw(console: Console) -> bool:
 
 
 def _follow(watch: Watch, interval_s: float, console: Console) -> None:
-    """Draw the runs again and again. No signal leaves the terminal without its cursor."""
-    interrupted: list[int] = []
+    """Draw the runs again and again. Signals, those of Ctrl-C and Ctrl-Z included, leave the terminal as it was."""
+    received: list[int] = []
     with (
-        on_interrupt(lambda number, frame: interrupted.append(number)),
+        on_interrupt(lambda number, frame: received.append(number)),
+        _on_suspension(lambda number, frame: received.append(number)),
         exiting_on_termination(),
         LiveDisplay(console, interval_s, whole_screen=True) as display,
     ):
-        while not interrupted and not watch.is_over:
+        while signal.SIGINT not in received and not watch.is_over:
+            if received:
+                received.clear()
+                with display.hidden():
+                    os.kill(os.getpid(), signal.SIGSTOP)  # until `fg`
             if display.is_due:
                 watch.read()
                 display.draw(screen(watch.runs, time.time(), *console.rich.size, watch.footer()))
             time.sleep(PAUSE_S)  # files and terminals do not say when they change
+
+
+@contextmanager
+def _on_suspension(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within this context, Ctrl-Z calls the handler instead of stopping the process."""
+    before = signal.signal(signal.SIGTSTP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)

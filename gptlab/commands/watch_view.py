@@ -35,21 +35,21 @@ def screen(runs: Sequence[WatchedRun], now: float, width: int, height: int, foot
         height: Lines.
         footer: What the last line begins with.
     """
-    space = max(height - 1, 1)
+    last = [Text(f"{footer}{SEPARATOR}{HINT}", "dim")] * (height > 2)
+    space = height - len(last)
     heading: list[Table] = []
     if not runs:
         lines = [Text("no run is running; waiting for one to start")]
     elif len(runs) == 1:
         lines = block(runs[0], now, width, space)
     else:
-        shown = those_that_fit(runs, max(space - 2, 1))
+        shown = those_that_fit(runs, max(space - (1 if len(runs) < space else 2), 1))
         heading = [table(shown, now, width)]
         space -= len(shown) + 1
         lines = [Text(f"{plural(len(runs) - len(shown), 'run')} not shown", "dim")] * (len(shown) < len(runs))
         lines += _grid(runs, width, space - len(lines), MAX_CHART)
-    lines = [*lines, *[Text()] * space][:space]
-    last = Text(f"{footer}{SEPARATOR}{HINT}", "dim")
-    return Group(*heading, *crop([*lines, *[last] * (height > 1)], width))
+    lines = [*lines, *[Text()] * space][: max(space, 0)]
+    return Group(*heading, *crop([*lines, *last], width))
 
 
 def result(runs: Sequence[WatchedRun], now: float, width: int) -> Group:

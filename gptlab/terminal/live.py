@@ -1,6 +1,8 @@
 """What is drawn again and again on a terminal, as long as something runs."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -24,7 +26,7 @@ class LiveDisplay:
         """
         self._rich, self._interval_s = console.rich, interval_s
         self._live = Live(console=self._rich, auto_refresh=False, transient=True, screen=whole_screen)
-        self._drawn = -interval_s
+        self._drawn = -interval_s  # at once
         self._size = self._rich.size
 
     @property
@@ -41,6 +43,16 @@ class LiveDisplay:
         """Replace what is shown."""
         self._drawn, self._size = time.monotonic(), self._rich.size
         self._live.update(content, refresh=True)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Within this context, the terminal is as it was before."""
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.start()
+            self._drawn = -self._interval_s
 
     def __enter__(self) -> Self:
         if self.is_shown:

@@ -12,24 +12,22 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import MakeRun
 from faults import in_child
 from rich.console import Console as RichConsole
 from support import PATIENCE_S, eventually, run_attempt
 
-from gptlab.commands import watch, watched_metrics
+from gptlab.commands import watched_metrics
 from gptlab.commands.watch import Watch, show
 from gptlab.commands.watch_view import screen
 from gptlab.commands.watched_metrics import WatchedMetrics
 from gptlab.commands.watched_run import WatchedRun
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
+from gptlab.terminal.look_alikes import ERRORS
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.metrics import METRICS, MetricsFile, Row
 from gptlab.tracking.run import Run
@@ -57,7 +55,7 @@ def write(run: Run, rows: list[Row]) -> None:
 
 
 @pytest.fixture
-def in_training(make_run: MakeRun) -> Iterator[Callable[..., Run]]:
+def in_training(make_run: Callable[..., Run]) -> Iterator[Callable[..., Run]]:
     """`in_training(seed, rows)` makes a run that this process trains; it is asked for 100 steps."""
     locks = []
 
@@ -77,7 +75,7 @@ def in_training(make_run: MakeRun) -> Iterator[Callable[..., Run]]:
 def drawn(runs: list[WatchedRun], width: int, height: int, encoding: str = "utf-8") -> list[str]:
     """What a terminal of this size shows, line by line."""
     raw = io.BytesIO()
-    file = io.TextIOWrapper(raw, encoding=encoding, errors="strict", write_through=True)
+    file = io.TextIOWrapper(raw, encoding=encoding, errors=ERRORS, write_through=True)
     console = RichConsole(file=file, width=width, height=height, color_system=None)
     console.print(screen(runs, NOW, width, height, "12:00:00"))
     return raw.getvalue().decode(encoding).splitlines()
@@ -275,13 +273,170 @@ def test_watching_changes_nothing_and_takes_no_lock(in_training, make_run, tmp_p
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in tmp_path.rglob("*")} == before
     with RunLock(ended.directory):
         watched.read()
-    assert watched.runs[1].status == "complete"
+    assert [each.status for each in watched.runs] == ["running", "running"]
 
 
 # --- how they are drawn ---
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
-@pytest.mark.parametrize("size", [(120, 40), (80, 24), (40, 12), (30, 6), (20, 3), (8, 2), (1, 1), (300, 100)])
+SIZES = [(120, 40), (80, 24), (40, 12), (30, 6), (20, 3), (8, 2), (1, 1), (300, 100)]
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 9])
-def test_every_terminal_is_filled_and_no_line_is_too_long(in_training, encoding, size, count): ...
+def test_every_terminal_is_filled_and_no_line_is_too_long(in_training, count):
+    runs = [WatchedRun(in_training(seed, **{"model.n_layer": 1 + seed % 2})) for seed in range(count)]
+    for encoding in ("utf-8", "ascii"):
+        for width, height in SIZES:
+            lines = drawn(runs, width, height, encoding)
+            assert len(lines) == max(height, min(count, 2)), (width, height)
+            assert all(len(line) <= width for line in lines), (width, height)
+            if width >= 80 and height > 20 and count:
+                text = "\n".join(lines)
+                assert re.search("[\u2801-\u28ff]" if encoding == "utf-8" else "['.:]{3}", text), "a curve"
+                assert ("± " if encoding == "utf-8" else "~ ") + "0.0123" in text
+                assert "?" not in text
+
+
+def test_one_run_fills_the_terminal_with_its_curve(in_training):
+    run = in_training()
+    lines = drawn([WatchedRun(run)], 80, 24)
+    assert re.sub(" +", " ", "\n".join(lines[:3])) == (
+        f"{run.id} running process {os.getpid()} on {os.uname().nodename}\n"
+        f"step 20 of 100 {'━' * 9}{'─' * 35} 20% · ETA 1 min 20 s\n"
+        "⠒ train loss 3.0000 · ● val loss 3.5000 ± 0.0123 at step 20 · 1,234 tokens/s"
+    )
+    assert [line[:6] for line in lines[4:20]] == ["  5.5 ┤", *["      ┤"] * 14, "    3 ┤"] or lines[4].startswith(
+        "5.5 ┤"
+    )
+    assert lines[-1] == "12:00:00 · Ctrl-C ends only this view"
+
+
+def test_runs_stand_in_a_table_with_what_differs_between_them(in_training):
+    for seed in range(3):
+        in_training(seed, **{"train.learning_rate": 10.0**-seed})
+    lines = drawn(Watch().runs, 120, 40)
+    assert lines[0].split()[:7] == ["run", "learning_rate", "status", "step", "train", "loss", "val"]
+    assert sorted(line.split()[1] for line in lines[1:4]) == ["0.01", "0.1", "1"]
+    assert sum("└" in line for line in lines) == 2, "curves below, beside each other"
+    assert sum(line.count("└") for line in lines) == 3
+    short = drawn(Watch().runs, 40, 4)
+    assert [line.split()[1] for line in short[1:2]] == ["running"]
+    assert short[2] == "2 runs not shown"
+
+
+def test_without_a_terminal_each_run_is_printed_once_as_plain_text(in_training, make_run, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    run = in_training()
+    make_run(1)
+    run.add_sample(20, "Once ", "upon a \x1b[31mtime")
+    show(Watch(), 1.0, Console())
+    show(Watch(["micro-*"]), 1.0, Console())
+    out = capfd.readouterr().out
+    assert "\x1b" not in out
+    assert out.count(f"{run.id}  running") == 2
+    assert "sample at step 20\nOnce upon a �[31mtime\n" in out
+    assert out.count("└") == 2
+
+
+def test_no_run_in_training_is_said(capfd):
+    show(Watch(), 1.0, Console())
+    assert capfd.readouterr().out.startswith("no run is running; ")
+    assert Watch().document() == []
+
+
+# --- in a real terminal ---
+
+
+class Terminal:
+    """A pseudo terminal with `gptlab watch` in it."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self._master, slave = os.openpty()
+        self.resize(100, 30)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gptlab", "watch", "--interval", "0.1", *arguments],
+            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env={**os.environ, "TERM": "xterm", **environment},
+        )  # fmt: skip
+        os.close(slave)
+        self.raw = ""
+
+    def resize(self, width: int, height: int) -> None:
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+    def shows(self, pattern: str) -> list[str]:
+        """Wait until the newest frame matches; return its lines."""
+        found: list[str] = []
+
+        def matches() -> bool:
+            self._read()
+            frames = self.raw.split("\x1b[H")[2:-1]  # the last one may be incomplete
+            found[:] = re.sub("\x1b[^a-zA-Z]*[a-zA-Z]", "", frames[-1]).split("\r\n") if frames else []
+            return bool(re.search(pattern, "\n".join(found)))
+
+        eventually(matches)
+        return found
+
+    def _read(self) -> None:
+        while select.select([self._master], [], [], 0)[0]:
+            try:
+                data = os.read(self._master, 1 << 16)
+            except OSError:  # the process has ended
+                return
+            if not data:
+                return
+            self.raw += data.decode(errors="replace")
+
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal, and return the exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(PATIENCE_S)
+        self._read()
+        os.close(self._master)
+        return code
+
+
+def test_a_real_run_is_watched_from_its_start_to_its_end(micro: Experiment, tmp_path: Path):
+    """In a terminal that becomes smaller meanwhile. Ctrl-C ends the view, and leaves the terminal as it was."""
+    terminal = Terminal()
+    terminal.shows("no run is running; waiting for one to start")
+    go_on = tmp_path / "go-on"
+
+    def wait(step: int, loss: float | None) -> None:
+        if step == 25:
+            eventually(go_on.exists)
+
+    def observe(child: int) -> None:
+        lines = terminal.shows("step 20 of 40")
+        text = "\n".join(lines)
+        assert re.search(r"micro-[0-9a-f]{8}-s0  running  process " + str(child), text)
+        assert re.search(r"train loss \d\.\d{4} · ● val loss \d\.\d{4} ± \d\.\d{4} at step 20", text)
+        assert "tokens/s" in text
+        assert re.search("[\u2801-\u28ff]", text)
+        terminal.resize(40, 12)
+        lines = terminal.shows(r"^micro-\S+  running *\n")
+        assert (len(lines), max(map(len, lines))) == (12, 40)
+        terminal.resize(100, 30)
+        go_on.touch()
+
+    trained = in_child(lambda: run_attempt(micro, hooks=Hooks(on_step=[wait])) and None, tmp_path, meanwhile=observe)
+    assert trained.code == 0, trained.err
+    text = "\n".join(terminal.shows("step 40 of 40"))
+    assert re.search(r"micro-\S+  complete  \d+ s of training", text)
+    assert "sample at step 40" in text
+    assert "waiting for more" in text
+    assert terminal.end(signal.SIGINT) == 0
+    assert "Traceback" not in terminal.raw
+    left = terminal.raw[terminal.raw.index("\x1b[?1049l") :]
+    assert "\x1b[?25h" in terminal.raw[terminal.raw.rindex("\x1b[?25l") :], "the cursor is back"
+    assert re.search(r"micro-\S+  .*complete", left), "a line of each run stays"
+
+
+def test_a_signal_that_ends_the_view_leaves_the_terminal_as_it_was(in_training):
+    terminal = Terminal(in_training().id, NO_COLOR="1", PYTHONIOENCODING="ascii")
+    lines = terminal.shows("step 20 of 100")
+    assert "\n".join(lines).isascii()
+    assert "\x1b[3" not in terminal.raw.replace("\x1b[?", ""), "no color"
+    assert terminal.end(signal.SIGTERM) == 128 + signal.SIGTERM
+    assert terminal.raw.rindex("\x1b[?1049l") > terminal.raw.rindex("\x1b[?1049h")
+    assert "\x1b[?25h" in terminal.raw[terminal.raw.rindex("\x1b[?25l") :]
