@@ -138,8 +138,8 @@ def _follow(watch: Watch, interval_s: float, console: Console) -> None:
         LiveDisplay(console, interval_s, whole_screen=True) as display,
     ):
         while signal.SIGINT not in received and not watch.is_over:
-            if received:
-                received.clear()
+            if signal.SIGTSTP in received:
+                received.remove(signal.SIGTSTP)
                 with display.hidden():
                     os.kill(os.getpid(), signal.SIGSTOP)  # until `fg`
             if display.is_due:

@@ -1,5 +1,6 @@
 """A run as lines of text: its state, its loss curve and its newest sample."""
 
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from gptlab.commands.run_progress import format_loss, status_text
+from gptlab.commands.watched_metrics import Points
 from gptlab.commands.watched_run import WatchedRun
 from gptlab.terminal.chart import Curve, chart
 from gptlab.terminal.text import format_duration, printable
@@ -22,6 +24,8 @@ CHART_LINES = 10
 MIN_CHART, MAX_CHART = 3, 30
 ROOMY = 10
 """Lines of a curve from which there are empty lines above and below it."""
+LONG_CURVE, START = 40, 0.05
+"""Of so many points, those in this share of the steps are not drawn if they are higher than all later ones."""
 SAMPLE_LINES = 4
 
 
@@ -65,7 +69,8 @@ def curves(run: WatchedRun, width: int, height: int) -> list[Text]:
     """Return the loss curve in `height` lines and its axis; nothing if there is no space or there are no points."""
     if height < MIN_CHART:
         return []
-    lines = chart([_curve("", run.train), _curve(POINT, run.val)], width, height)
+    limit = _highest_after_start(run)
+    lines = chart([_curve("", run.train, limit), _curve(POINT, run.val, limit)], width, height)
     return [_colored(line) for line in lines]
 
 
@@ -132,8 +137,18 @@ def _sample(run: WatchedRun, width: int) -> list[Text]:
     return [Text(f"sample at step {run.sample['step']:,}", "dim"), *map(Text, wrapped)]
 
 
-def _curve(mark: str, points: Sequence[tuple[int, float]]) -> Curve:
-    return Curve(mark, [step for step, _ in points], [loss for _, loss in points])
+def _highest_after_start(run: WatchedRun) -> float:
+    """The highest loss after the steep start, which would leave few lines for the rest; no limit for a short curve."""
+    if len(run.train) < LONG_CURVE:
+        return math.inf
+    first, last = run.train[0][0], run.train[-1][0]
+    after = first + START * (last - first)
+    return max(loss for step, loss in [*run.train, *run.val] if step >= after)
+
+
+def _curve(mark: str, points: Points, limit: float) -> Curve:
+    drawn = [(step, loss) for step, loss in points if loss <= limit]
+    return Curve(mark, [step for step, _ in drawn], [loss for _, loss in drawn])
 
 
 def _colored(line: str) -> Text:

@@ -10,7 +10,7 @@ from gptlab.tracking.history import REPORTED
 from gptlab.tracking.metrics import METRICS, SAMPLE_BYTES, NewRows, Row, newest_values, sample_metrics
 from gptlab.untrusted import complete_bytes, open_regular
 
-MAX_POINTS = 20_000
+MAX_POINTS = 5_000
 """A curve with more points loses every other one. No terminal has so many columns."""
 RATE_S = 60.0
 """The speed is that of the last rows within so many seconds."""

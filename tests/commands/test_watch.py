@@ -311,6 +311,13 @@ def test_one_run_fills_the_terminal_with_its_curve(in_training):
     assert lines[-1] == "12:00:00 · Ctrl-C ends only this view"
 
 
+def test_the_steep_start_of_a_long_curve_leaves_the_lines_to_the_rest(in_training):
+    rows = [row(step, **{"train/loss": 11.0 if step < 5 else 4 - step / 100}) for step in range(100)]
+    long, short = (WatchedRun(in_training(seed, rows[:count])) for seed, count in enumerate((100, 30)))
+    tops = [next(line.split()[0] for line in drawn([each], 80, 24) if "┤" in line) for each in (long, short)]
+    assert tops == ["4.5", "11"]
+
+
 def test_runs_stand_in_a_table_with_what_differs_between_them(in_training):
     for seed in range(3):
         in_training(seed, **{"train.learning_rate": 10.0**-seed})
@@ -432,11 +439,21 @@ def test_a_real_run_is_watched_from_its_start_to_its_end(micro: Experiment, tmp_
     assert re.search(r"micro-\S+  .*complete", left), "a line of each run stays"
 
 
-def test_a_signal_that_ends_the_view_leaves_the_terminal_as_it_was(in_training):
+def state(process: int) -> str:
+    """`T` if the process is stopped."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_signal_that_ends_or_stops_the_view_leaves_the_terminal_as_it_was(in_training):
     terminal = Terminal(in_training().id, NO_COLOR="1", PYTHONIOENCODING="ascii")
     lines = terminal.shows("step 20 of 100")
     assert "\n".join(lines).isascii()
     assert "\x1b[3" not in terminal.raw.replace("\x1b[?", ""), "no color"
+    terminal.process.send_signal(signal.SIGTSTP)
+    eventually(lambda: state(terminal.process.pid) == "T")
+    terminal.process.send_signal(signal.SIGCONT)
+    eventually(lambda: terminal.shows("step 20") and terminal.raw.count("\x1b[?1049h") == 2)
+    assert terminal.raw.count("\x1b[?1049l") == 1, "Ctrl-Z shows the shell, fg the view again"
     assert terminal.end(signal.SIGTERM) == 128 + signal.SIGTERM
     assert terminal.raw.rindex("\x1b[?1049l") > terminal.raw.rindex("\x1b[?1049h")
     assert "\x1b[?25h" in terminal.raw[terminal.raw.rindex("\x1b[?25l") :]
