@@ -137,7 +137,7 @@ def _follow(watch: Watch, interval_s: float, console: Console) -> None:
         exiting_on_termination(),
         LiveDisplay(console, interval_s, whole_screen=True) as display,
     ):
-        while signal.SIGINT not in received and not watch.is_over:
+        while signal.SIGINT not in received and not watch.is_over and _can_draw(console):  # until it is closed
             if signal.SIGTSTP in received:
                 received.remove(signal.SIGTSTP)
                 with display.hidden():

@@ -25,14 +25,11 @@ class LiveDisplay:
                 lines below what has been printed.
         """
         self._rich, self._interval_s = console.rich, interval_s
+        self.is_shown = self._rich.is_terminal
+        """Whether there is a terminal to draw on."""
         self._live = Live(console=self._rich, auto_refresh=False, transient=True, screen=whole_screen)
         self._drawn = -interval_s  # at once
         self._size = self._rich.size
-
-    @property
-    def is_shown(self) -> bool:
-        """Whether there is a terminal to draw on."""
-        return self._rich.is_terminal
 
     @property
     def is_due(self) -> bool:

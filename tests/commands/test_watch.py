@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -394,6 +395,11 @@ class Terminal:
                 return
             self.raw += data.decode(errors="replace")
 
+    def close(self) -> int:
+        """Close the terminal, and return the exit code."""
+        os.close(self._master)
+        return self.process.wait(PATIENCE_S)
+
     def end(self, number: signal.Signals) -> int:
         """Send a signal, and return the exit code."""
         self.process.send_signal(number)
@@ -403,9 +409,23 @@ class Terminal:
         return code
 
 
-def test_a_real_run_is_watched_from_its_start_to_its_end(micro: Experiment, tmp_path: Path):
+@pytest.fixture
+def open_terminal() -> Iterator[Callable[..., Terminal]]:
+    """`open_terminal(arguments, environment)` starts `gptlab watch`, which ends with the test."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str, **environment: str) -> Terminal:
+            terminal = Terminal(*arguments, **environment)
+            stack.enter_context(terminal.process)
+            stack.callback(terminal.process.kill)
+            return terminal
+
+        yield start
+
+
+def test_a_real_run_is_watched_from_its_start_to_its_end(open_terminal, micro: Experiment, tmp_path: Path):
     """In a terminal that becomes smaller meanwhile. Ctrl-C ends the view, and leaves the terminal as it was."""
-    terminal = Terminal()
+    terminal = open_terminal()
     terminal.shows("no run is running; waiting for one to start")
     go_on = tmp_path / "go-on"
 
@@ -428,7 +448,8 @@ def test_a_real_run_is_watched_from_its_start_to_its_end(micro: Experiment, tmp_
 
     trained = in_child(lambda: run_attempt(micro, hooks=Hooks(on_step=[wait])) and None, tmp_path, meanwhile=observe)
     assert trained.code == 0, trained.err
-    text = "\n".join(terminal.shows("step 40 of 40"))
+    text = "\n".join(terminal.shows("  complete  "))
+    assert "step 40 of 40" in text
     assert re.search(r"micro-\S+  complete  \d+ s of training", text)
     assert "sample at step 40" in text
     assert "waiting for more" in text
@@ -439,13 +460,20 @@ def test_a_real_run_is_watched_from_its_start_to_its_end(micro: Experiment, tmp_
     assert re.search(r"micro-\S+  .*complete", left), "a line of each run stays"
 
 
+def test_a_terminal_that_is_closed_ends_the_view(open_terminal):
+    """Without a SIGHUP, as after `setsid`."""
+    terminal = open_terminal()
+    terminal.shows("no run is running")
+    assert terminal.close() == 1
+
+
 def state(process: int) -> str:
     """`T` if the process is stopped."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_a_signal_that_ends_or_stops_the_view_leaves_the_terminal_as_it_was(in_training):
-    terminal = Terminal(in_training().id, NO_COLOR="1", PYTHONIOENCODING="ascii")
+def test_a_signal_that_ends_or_stops_the_view_leaves_the_terminal_as_it_was(open_terminal, in_training):
+    terminal = open_terminal(in_training().id, NO_COLOR="1", PYTHONIOENCODING="ascii")
     lines = terminal.shows("step 20 of 100")
     assert "\n".join(lines).isascii()
     assert "\x1b[3" not in terminal.raw.replace("\x1b[?", ""), "no color"
