@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gptlab import project
 from gptlab.commands.run_filters import Filters, check_sort_key, natural_order, sort_value
+from gptlab.commands.run_progress import status_text
 from gptlab.commands.run_settings import is_spec_field, setting, short_names, varied_settings
 from gptlab.terminal.console import Console
 from gptlab.terminal.sparkline import bars, resample
@@ -24,7 +25,6 @@ from gptlab.tracking.space import disk_usage, find_removable
 
 logger = logging.getLogger(__name__)
 
-STYLES = {"running": "cyan", "complete": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
 DAMAGED = Text("damaged", "red")
 SPARKLINE_WIDTH = 16
 MAX_INDENT = 8
@@ -168,7 +168,7 @@ def _columns(lines: list[tuple[RunSummary, int]]) -> list[Column]:
     return [
         Column("run", [printable(_label(summary.facts, depth)) for summary, depth in lines]),
         *settings,
-        Column("status", [Text(each["status"], STYLES[each["status"]]) for each in facts]),
+        Column("status", [status_text(each["status"]) for each in facts]),
         Column("step", [_steps(each) for each in facts], right=True),
         Column("val loss", [_loss(each, each["val_loss"]) for each in facts], right=True),
         *([Column("bits/byte", [_loss(s.facts, s.bits_per_byte) for s in summaries], right=True)] if bits else []),

@@ -1,4 +1,4 @@
-"""Commands that read runs: runs, report, diff, eval, sample."""
+"""Commands that read runs: runs, watch, report, diff, eval, sample."""
 
 import os
 import sys
@@ -45,6 +45,31 @@ def runs(
     else:
         list_runs.render(summaries, tree=sort is None, filtered=filters.active)
         list_runs.render_space(summaries)
+
+
+def watch(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Ids, unique prefixes of ids, directories, or 'tiny-*-s*'. Default: all runs in training.",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    interval: Annotated[float, typer.Option(metavar="SECONDS", help="Time between two looks at the runs.")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch runs in training: loss curve, tokens/s, ETA and newest sample. Without a terminal, print them once."""
+    with importing():
+        from gptlab.commands import watch
+        from gptlab.terminal.console import Console
+
+    watch.check_interval(interval)
+    watched = watch.Watch(runs or [])
+    if as_json:
+        print_json(watched.document())
+    else:
+        watch.show(watched, interval, Console())
 
 
 def report(
