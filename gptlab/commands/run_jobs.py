@@ -7,7 +7,7 @@ from rich.text import Text
 from gptlab import project
 from gptlab.commands.run_filters import Filters
 from gptlab.slurm.queue import JobState, states
-from gptlab.slurm.records import recorded_jobs
+from gptlab.slurm.records import Job, recorded_jobs
 from gptlab.terminal.console import Console
 from gptlab.terminal.tables import Column, fitting
 from gptlab.terminal.text import one_line, printable
@@ -19,7 +19,7 @@ LISTED = timedelta(days=1)
 
 def newest_jobs() -> list[JobState]:
     """Return the state of the newest job of each run. Slurm is not asked if every job has a recorded end."""
-    newest = {}
+    newest: dict[str, Job] = {}
     for job in recorded_jobs():
         newest.pop(job.record.key, None)  # so that it comes last
         newest[job.record.key] = job
