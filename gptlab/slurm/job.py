@@ -64,7 +64,8 @@ class RunJob:
             if code == 0 or signals.received is None or 0 < code < 128:
                 self._end(job, code)
             if not _wants_the_node_back(signals.received):
-                self._end(job, code, f"{signals.received.name}: saved and stopped")
+                add_event(self.folder, job, "stop", reason=f"{signals.received.name}: saved and stopped")
+                sys.exit(_exit_code(code))
             if self._is_stuck(job):
                 self._end(job, code, f"no step in {MAX_REQUEUES} attempts: the time limit does not suffice to start")
             self._requeue(job, code)

@@ -21,8 +21,21 @@ PATIENCE_S = 3
 MAX_LOG_BYTES = 16_384
 """Bytes at the end of a log to search for the reason of a failure."""
 FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "RestartCnt")
-OPEN = frozenset({"pending", "running", "completing", "suspended", "requeued", "unknown"})
-WORDS = {"COMPLETED": "complete", "TIMEOUT": "time limit", "CONFIGURING": "running", "RUNNING": "running"}
+ENDED = {
+    "COMPLETED": "complete",
+    "FAILED": "failed",
+    "CANCELLED": "cancelled",
+    "TIMEOUT": "time limit",
+    "DEADLINE": "time limit",
+    "OUT_OF_MEMORY": "out of memory",
+    "PREEMPTED": "preempted",
+    "NODE_FAIL": "node failed",
+    "BOOT_FAIL": "node failed",
+    "REVOKED": "cancelled",
+}
+"""Slurm's states of jobs that have ended, and the words for them. All others are those of open jobs."""
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+OPEN = frozenset({"pending", "requeued", "running", "suspended", "unknown"})
 OUT_OF_MEMORY = re.compile(r"exceeded (?:job |step )?memory limit|oom[-_ ]kill|out of memory", re.IGNORECASE)
 ERROR = re.compile(r"^(?:[\w.-]+: )?error: (?P<text>.+)$", re.MULTILINE)
 
@@ -120,21 +133,21 @@ def _state(job: Job, answers: dict[str, Answer] | None, past: dict[str, Answer])
         return _said_by_job(job)
     if answers is None:
         return JobState(job, "unknown", "squeue does not answer")
-    return _kept(JobState(job, "gone", _last_error(job) or "Slurm does not know it any more"))
+    return _kept(JobState(job, "gone", _own_reason(job) or _last_error(job) or "Slurm does not know it any more"))
 
 
 def _said_by_slurm(job: Job, answer: Answer) -> JobState:
-    word = WORDS.get(answer.state, answer.state.lower().replace("_", " "))
-    if answer.state == "PENDING":
-        return JobState(job, "requeued" if answer.restarts else "pending", answer.reason)
-    if word in OPEN:
-        return JobState(job, word)
+    word = ENDED.get(answer.state)
+    if word is None:
+        if answer.state in WAITING:
+            return JobState(job, "requeued" if answer.restarts else "pending", answer.reason)
+        return JobState(job, "suspended" if answer.state == "SUSPENDED" else "running")
     if _recorded_end(job) and word in {"complete", "failed"}:
         return _said_by_job(job)
-    reason = "" if word == "complete" else _last_error(job) or answer.reason.replace("None", "")
+    reason = _own_reason(job) or (_last_error(job) if word in {"failed", "out of memory"} else "")
     if OUT_OF_MEMORY.search(reason):
         word = "out of memory"  # not every cluster says so in the state
-    return _kept(JobState(job, word, reason))
+    return _kept(JobState(job, word, reason or ("" if answer.reason == "None" else answer.reason)))
 
 
 def _said_by_job(job: Job) -> JobState:
@@ -144,11 +157,18 @@ def _said_by_job(job: Job) -> JobState:
     return JobState(job, "complete" if last.exit_code == 0 else "failed", last.reason or "")
 
 
+def _own_reason(job: Job) -> str:
+    """Return what the job itself said about its end; empty if it was killed."""
+    last = next((event for event in reversed(job.events) if event.event != "final"), None)
+    return (last.reason or "") if last else ""
+
+
 def _kept(state: JobState) -> JobState:
     """Record what Slurm said about an ended job, because Slurm forgets it."""
-    with suppress(OSError, GptlabError):  # it is somebody else's folder; then it is only shown
-        job = state.job
-        add_event(job.folder, job.record.job, "final", state=state.word, reason=state.reason)
+    job, last = state.job, state.job.events[-1:]
+    if [(each.event, each.state, each.reason) for each in last] != [("final", state.word, state.reason)]:
+        with suppress(OSError, GptlabError):  # it is somebody else's folder; then it is only shown
+            add_event(job.folder, job.record.job, "final", state=state.word, reason=state.reason)
     return state
 
 

@@ -48,8 +48,8 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    event: Literal["start", "run", "requeue", "end", "final"]
-    """`final` is what Slurm said about a job that could not say `end` itself."""
+    event: Literal["start", "run", "requeue", "stop", "end", "final"]
+    """After `stop`, Slurm decides what becomes of the job; `final` is what Slurm said about one that has no `end`."""
     time: datetime
     run: str | None = None
     """The run's id."""

@@ -11,6 +11,7 @@ import pytest
 from support import eventually
 
 from gptlab import cli
+from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.commands.run_jobs import newest_jobs
 from gptlab.slurm.queue import JobState
 from gptlab.tracking.run import all_runs, find_run
@@ -24,7 +25,7 @@ hot = {"train.learning_rate": 1e30, "train.grad_clip": 0}
 short = {"train.steps": 5, "train.checkpoint_every": 5}
 ends = Sweep("ends", why="?", runs=[micro.with_changes(short), micro.with_changes(hot | short)])
 long = {"train.steps": 10**8, "train.log_every": 50, "train.eval_every": 10**8, "train.checkpoint_every": 10**8}
-lasting = Sweep("lasting", why="?", runs=[micro.with_changes(long)], seeds=range(4))
+lasting = Sweep("lasting", why="?", runs=[micro.with_changes(long)], seeds=range(5))
 """
 
 Gptlab = Callable[..., Any]
@@ -67,6 +68,11 @@ def steps_of(state: JobState) -> int:
     return find_run(state.job.run).history().step if state.job.run else 0
 
 
+def has_saved(state: JobState) -> bool:
+    run = find_run(state.job.run)
+    return [each.step for each in list_checkpoints(run.directory)] == [run.history().step]
+
+
 def test_jobs_train_the_runs_of_a_sweep_and_say_why_they_failed(gptlab):
     first = gptlab("sweep", "ends", "--slurm", "--wandb", "off", "--time", "5")
     assert re.search(r"submitted +2 runs as job \d+_\[0-1\]", first)
@@ -104,21 +110,25 @@ def test_a_job_resumes_after_requeue_preemption_and_its_time_limit(gptlab, slurm
     settings = "[tool.gptlab.slurm]\ntime = 5\ncpus = 1\n"
     (project / "pyproject.toml").write_text(settings)
     gptlab("sweep", "lasting", "--slurm", "--wandb", "off")
-    eventually(lambda: all(steps_of(job(task)) > 0 for task in range(4)))
-    assert words() == dict.fromkeys("0123", "running")
+    eventually(lambda: all(steps_of(job(task)) > 0 for task in range(5)))
+    assert words() == dict.fromkeys("01234", "running")
 
     slurm("scancel", job(3).job.record.job)
     slurm("scontrol", "requeue", job(0).job.record.job)
     eventually(lambda: job(3).word == "cancelled" and job(0).word == "requeued")
     assert " requeued (BeginTime)" in gptlab("runs")
-    left = find_run(job(3).job.run).history()
-    assert (left.status, left.step > 0) == ("interrupted", True), "it saved before it ended"
+    assert has_saved(job(3))
     slurm("scontrol", "update", f"JobId={job(1).job.record.job}", "TimeLimit=2")  # 90 s before the end is soon
+    slurm("scontrol", "update", f"JobId={job(4).job.record.job}", "EndTime=now")
 
     eventually(lambda: any(event.event == "requeue" for event in job(1).job.events))
     slurm("sbatch", "--partition=urgent", "--ntasks=8", "--wrap=sleep 1", "--output=/dev/null")
     eventually(lambda: any(event.event == "requeue" for event in job(2).job.events))
-    eventually(lambda: set(words().values()) == {"cancelled", "requeued"})
+    eventually(lambda: set(words().values()) == {"cancelled", "requeued", "time limit"})
+    listed = gptlab("runs")
+    assert re.search(r"job \d+_4 time limit: SIG\w+: saved and stopped; log: .*/slurm-\d+_4.log", listed)
+    assert re.search(r"job \d+_3 cancelled: SIGTERM: saved and stopped", listed)
+    assert has_saved(job(4))
     slurm("scontrol", "update", f"JobId={job(1).job.record.job}", "TimeLimit=5")
     for task in range(3):
         slurm("scontrol", "update", f"JobId={job(task).job.record.job}", "StartTime=now")  # not in two minutes
@@ -152,8 +162,6 @@ def test_jobs_that_are_cancelled_in_the_queue_are_listed_without_a_run(gptlab, s
     gptlab("sweep", "micro", "--slurm", "--wandb", "off", "--seeds", "0,1", "--partition", "main", "--memory", "7G")
     slurm("scancel", job().job.record.job.partition("_")[0])
     eventually(lambda: set(words().values()) == {"cancelled"})
-    listed = gptlab("runs")
-    assert re.search(r"\d+_1 cancelled +micro +micro +seed 1", listed)
-    assert gptlab("sweep", "micro", "--slurm", "--seeds", "0,1", "--dry-run").endswith(
-        "2 of 2 runs would be submitted\n"
-    )
+    assert re.search(r"\d+_1 cancelled +micro +micro +seed 1", gptlab("runs"))
+    planned = gptlab("sweep", "micro", "--slurm", "--seeds", "0,1", "--dry-run")
+    assert "2 of 2 runs would be submitted" in planned
