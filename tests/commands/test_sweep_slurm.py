@@ -23,7 +23,7 @@ QUEUED = "12|0|PENDING|Priority|0|\n12|1|RUNNING|None|0|"
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """`fake("squeue", "output")` puts a program on PATH that logs its calls in the file that is returned. The others fail."""
+    """`fake("squeue", "output")` puts a program on PATH, and returns the log of its calls. All others fail."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -35,10 +35,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         calls = tmp_path / f"{name}.calls"
         (tmp_path / f"{name}.out").write_text(f"{output}\n" if output else "")
         (tmp_path / f"{name}.err").write_text(f"{error}\n" if error else "")
-        script = (
-            f'#!/bin/sh\necho "$@" >> {calls}\ncat {tmp_path}/{name}.out\ncat {tmp_path}/{name}.err >&2\nexit {code}\n'
-        )
-        (folder / name).write_text(script)
+        answer = f"cat {tmp_path}/{name}.out; cat {tmp_path}/{name}.err >&2; exit {code}"
+        (folder / name).write_text(f'#!/bin/sh\necho "$@" >> {calls}\n{answer}\n')
         return calls
 
     return make
@@ -103,7 +101,7 @@ def test_one_array_asks_for_what_the_site_and_the_user_say(gptlab, fake, project
     expected = ["array=0-1%1", "partition=mine", "cpus-per-task=4", "time=02:00:00", "mem=2G", "nodelist=n1"]
     assert {f"#SBATCH --{each}" for each in expected} <= set(lines)
     assert {"#SBATCH --exclusive", "#SBATCH --requeue", "#SBATCH --signal=USR2@90", "module load cuda"} <= set(lines)
-    assert "--cpus-per-task=4" in lines[-2], "since Slurm 22.05, srun must be told, too"
+    assert "--cpus-per-task=4" in lines[-1], "since Slurm 22.05, srun must be told, too"
     assert [state.job.record.tags for state in newest_jobs()] == [("sweep:micro", "t")] * 2
 
 
@@ -150,12 +148,8 @@ def test_a_run_is_complete_if_it_is_the_one_that_the_node_trained(gptlab, fake, 
 @pytest.mark.parametrize(
     ("error", "answer"),
     [
-        (
-            "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid",
-            "x; Batch",
-        ),
+        ("sbatch: error: invalid partition: x\nsbatch: error: Batch job submission failed", "x; Batch job"),
         ("sbatch: error: Batch job submission failed: Invalid job array specification", "MaxArraySize may be smaller"),
-        ("sbatch: error: Unable to contact slurm controller", "Slurm refuses the jobs: Unable to contact slurm"),
     ],
 )
 def test_what_sbatch_says_is_one_line_and_leaves_nothing(gptlab, fake, project, error, answer):
@@ -184,9 +178,8 @@ def test_a_wrong_site_default_is_one_line(gptlab, project, table, answer):
     assert (err.count("\n"), answer in err, "pyproject.toml" in err) == (1, True, True), err
 
 
-def test_a_machine_without_slurm_is_named_and_can_still_list_runs(gptlab, fake, tmp_path, a_job):
-    for name in ("sbatch", "srun", "squeue", "sacct", "scontrol"):
-        (tmp_path / "bin" / name).unlink()
+def test_a_machine_without_slurm_is_named_and_can_still_list_runs(gptlab, tmp_path, monkeypatch, a_job):
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert "there is no sbatch on this machine" in gptlab("sweep", "micro", "--slurm", code=2)
     a_job()
     assert "12_0 unknown" in gptlab("runs")
@@ -241,7 +234,8 @@ def test_the_reason_of_a_kill_is_found_in_the_log(fake, a_job, gptlab):
     fake("squeue", "12|0|FAILED|NonZeroExitCode|0|")
     job = a_job("start")
     job.log.write_text(
-        "slurmstepd-n1: error: StepId=5.0 exceeded memory limit (313 > 104), being killed\nsrun: error: n1: task 0: Killed\n"
+        "slurmstepd-n1: error: StepId=5.0 exceeded memory limit (313 > 104), being killed\n"
+        "srun: error: n1: task 0: Killed\n"
     )
     out = gptlab("runs")
     assert re.search(
