@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptlab.errors import BadInputError
+from gptlab.interface.options import MAX_COUNT
 
 if TYPE_CHECKING:
     from gptlab.slurm.settings import SlurmSettings
@@ -16,15 +17,19 @@ PartitionOption = Annotated[str | None, typer.Option(help="With --slurm: the par
 AccountOption = Annotated[str | None, typer.Option(help="With --slurm: the account to charge.")]
 QosOption = Annotated[str | None, typer.Option(help="With --slurm: the quality of service.")]
 ConstraintOption = Annotated[str | None, typer.Option(help="With --slurm: features that the node must have.")]
-GpusOption = Annotated[int | None, typer.Option(help="With --slurm: GPUs of each job.")]
-CpusOption = Annotated[int | None, typer.Option(help="With --slurm: processors of each job, and threads of a run.")]
+GpusOption = Annotated[int | None, typer.Option(min=0, max=MAX_COUNT, help="With --slurm: GPUs of each job.")]
+CpusOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_COUNT, help="With --slurm: processors of each job, and threads of a new run."),
+]
 TimeOption = Annotated[
     str | None,
     typer.Option(help="With --slurm: time limit of each job, such as 4:00:00; shortly before, it saves and requeues."),
 ]
 MemoryOption = Annotated[str | None, typer.Option(help="With --slurm: memory of each job, such as 16G.")]
 ArrayParallelismOption = Annotated[
-    int | None, typer.Option(help="With --slurm: how many jobs run at once at most. Default: all.")
+    int | None,
+    typer.Option(min=1, max=MAX_COUNT, help="With --slurm: how many jobs run at once at most. Default: all."),
 ]
 
 

@@ -1,9 +1,10 @@
 """What jobs ask Slurm for: site defaults in `[tool.gptlab.slurm]`, and options of the command line."""
 
+import re
 from datetime import time
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gptlab import project
 from gptlab.errors import BadInputError
@@ -19,7 +20,13 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, time) or type(value) is int else value
 
 
-Word = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^[^\s'\"\\]+$", max_length=1000)]
+def _is_one_word(value: str) -> str:
+    if not re.fullmatch(r"[^\s'\"\\]{1,1000}", value):  # it becomes part of a line of the script
+        raise ValueError(f"must be one word without spaces and quotes, not {value!r:.100}")
+    return value
+
+
+Word = Annotated[str, BeforeValidator(_as_text), AfterValidator(_is_one_word)]
 Number = Annotated[int, Field(ge=1, le=10**6)]
 
 
@@ -72,18 +79,16 @@ def read_settings(options: dict[str, Any]) -> SlurmSettings:
         BadInputError: A key is unknown, or a value has the wrong type or is out of range.
     """
     site = project.tool_table("slurm")
-    where = f"[{TABLE}] in {project.display_path(project.root() / project.MARKER)}"
-    _validated(site, where)
+    defaults = _validated(site, f"[{TABLE}] in {project.display_path(project.root() / project.MARKER)}: ")
     given = {name: value for name, value in options.items() if value is not None}
-    _validated(given, "--slurm")
-    return _validated(site | given, where)
+    return defaults.model_copy(update=_validated(given, "--").model_dump(include=set(given)))
 
 
 def _validated(values: dict[str, Any], where: str) -> SlurmSettings:
     try:
         settings = SlurmSettings.model_validate(values)
     except ValidationError as error:
-        raise BadInputError(f"{where}: {explain(error, SlurmSettings.model_fields)}") from None
+        raise BadInputError(f"{where}{explain(error, SlurmSettings.model_fields)}") from None
     if reserved := [name for name in settings.options if name in RESERVED]:
-        raise BadInputError(f"{where}: options.{reserved[0]} is set by gptlab itself; leave it out")
+        raise BadInputError(f"{where}options.{reserved[0]} is set by gptlab itself; leave it out")
     return settings

@@ -11,9 +11,6 @@ from gptlab.errors import BadInputError
 from gptlab.slurm.job import RunJob
 from gptlab.slurm.settings import SlurmSettings
 
-MAX_ARRAY = 1_000
-"""Jobs of an array that every cluster accepts by default."""
-
 
 def check_sbatch() -> None:
     """Check that this machine can submit jobs.
@@ -38,6 +35,8 @@ def submit(jobs: Sequence[RunJob], name: str, folder: Path, settings: SlurmSetti
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     check_sbatch()
+    if "%" in str(folder):
+        raise BadInputError(f"Slurm would replace the % in {folder}; set GPTLAB_RUNS to a path without it")
     executor = SlurmExecutor(folder)
     executor.update_parameters(
         job_name=name,

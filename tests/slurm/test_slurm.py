@@ -36,6 +36,7 @@ def sweeps(project: Path, monkeypatch: pytest.MonkeyPatch, cluster: None) -> Non
     """A project with sweeps whose runs end after some steps, or never."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("GPTLAB_RUNS", str(project.parent / "my runs"))
     (project / "experiments" / "sweeps.py").write_text(SWEEPS)
 
 
@@ -155,7 +156,7 @@ def test_what_slurm_refuses_is_one_line_with_its_reason(gptlab, project, options
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert reason in err
-    assert not list((project.parent / "runs").glob(".slurm/*")), "nothing is left of it"
+    assert not list((project.parent / "my runs").glob(".slurm/*")), "nothing is left of it"
 
 
 def test_jobs_that_are_cancelled_in_the_queue_are_listed_without_a_run(gptlab, slurm):
