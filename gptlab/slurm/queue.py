@@ -90,18 +90,18 @@ def ask_squeue(arrays: Sequence[str]) -> dict[str, Answer] | None:
     output = _ask("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(arrays)}", f"--Format={form}")
     if output is None:
         return None
-    rows = (line.strip().split("|") for line in output.splitlines())
+    rows = [line.strip().split("|") for line in output.splitlines()]
     return {
-        array if task == "N/A" else f"{array}_{task}": Answer(state, reason, int(restarts))
-        for array, task, state, reason, restarts, *_ in rows
+        array if task == "N/A" else f"{array}_{task}": Answer(state, reason, int(restarts) if restarts.isdigit() else 0)
+        for array, task, state, reason, restarts, *_ in (row for row in rows if len(row) > len(FIELDS))
     }
 
 
 def ask_sacct(arrays: Sequence[str]) -> dict[str, Answer]:
     """Ask Slurm's accounting, if there is one, for jobs that ended some time ago."""
     output = _ask("sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={','.join(arrays)}", "-oJobID,State")
-    rows = (line.split("|") for line in (output or "").splitlines())
-    return {job: Answer(state.split()[0]) for job, state in rows if state}  # such as `CANCELLED by 1000`
+    rows = [line.split("|") for line in (output or "").splitlines()]
+    return {row[0]: Answer(row[1].split()[0]) for row in rows if len(row) > 1 and row[1]}  # `CANCELLED by 1000`
 
 
 def _ask(*command: str) -> str | None:

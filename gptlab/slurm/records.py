@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from gptlab import project
 from gptlab.errors import GptlabError
@@ -30,7 +30,7 @@ class JobRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    job: str
+    job: Annotated[str, Field(pattern=r"^\d+(_\d+)?$")]
     """Slurm's id: `12`, or `12_0` in an array."""
     key: str
     """Equal for jobs that train the same run, whatever its id is on the node."""
@@ -51,7 +51,7 @@ class Event(BaseModel):
     event: Literal["start", "run", "requeue", "stop", "end", "final"]
     """After `stop`, Slurm decides what becomes of the job; `final` is what Slurm said about one that has no `end`."""
     time: datetime
-    run: str | None = None
+    run: Annotated[str, Field(pattern=r"^[\w.-]+-s\d+$")] | None = None
     """The run's id."""
     step: Count | None = None
     """The step from which it is requeued."""
@@ -115,9 +115,16 @@ def write_records(folder: Path, records: Sequence[JobRecord]) -> None:
 
 
 def add_event(folder: Path, job: str, event: str, **facts: Any) -> None:
-    """Record that something happened to a job."""
+    """Record that something happened to a job.
+
+    Raises:
+        GptlabError: The file is a link, which somebody else has put there.
+    """
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
-    append_json_line(folder / f"{job}.jsonl", {"event": event, "time": time, **facts})
+    path = folder / f"{job}.jsonl"
+    if path.is_symlink():
+        raise GptlabError(f"{path} is a symbolic link; remove it")
+    append_json_line(path, {"event": event, "time": time, **facts})
 
 
 def read_events(folder: Path, job: str) -> list[Event]:
