@@ -61,11 +61,12 @@ class RunJob:
             add_event(self.folder, job, "start")
             process = subprocess.Popen(self.command(), cwd=self.working_directory, env=self.environment())
             code = process.wait()
+            if code == -signal.SIGKILL:
+                self._stop(job, code, "SIGKILL ended the run's process, probably for its memory")
             if code == 0 or signals.received is None or 0 < code < 128:
                 self._end(job, code)
             if not _wants_the_node_back(signals.received):
-                add_event(self.folder, job, "stop", reason=f"{signals.received.name}: saved and stopped")
-                sys.exit(_exit_code(code))
+                self._stop(job, code, f"{signals.received.name}: saved and stopped")
             if self._is_stuck(job):
                 self._end(job, code, f"no step in {MAX_REQUEUES} attempts: the time limit does not suffice to start")
             self._requeue(job, code)
@@ -86,6 +87,11 @@ class RunJob:
         with suppress(GptlabError):  # it is damaged; the next attempt says so
             return load_run(self.runs / run).history().step if run else None
         return None
+
+    def _stop(self, job: str, code: int, reason: str) -> NoReturn:
+        """Leave it to Slurm what becomes of the job: cancelled, requeued by hand, out of memory."""
+        add_event(self.folder, job, "stop", exit_code=_exit_code(code), reason=reason)
+        sys.exit(_exit_code(code))
 
     def _end(self, job: str, code: int, reason: str | None = None) -> NoReturn:
         """Record the end of the job, and exit with the code of the run's process, without a traceback of submitit."""

@@ -144,10 +144,10 @@ def _said_by_slurm(job: Job, answer: Answer) -> JobState:
         return JobState(job, "suspended" if answer.state == "SUSPENDED" else "running")
     if _recorded_end(job) and word in {"complete", "failed"}:
         return _said_by_job(job)
-    reason = _own_reason(job) or (_last_error(job) if word in {"failed", "out of memory"} else "")
-    if OUT_OF_MEMORY.search(reason):
-        word = "out of memory"  # not every cluster says so in the state
-    return _kept(JobState(job, word, reason or ("" if answer.reason == "None" else answer.reason)))
+    error = _last_error(job) if word in {"failed", "out of memory"} else ""
+    if OUT_OF_MEMORY.search(error):  # not every cluster says so in the state
+        return _kept(JobState(job, "out of memory", error))
+    return _kept(JobState(job, word, _own_reason(job) or error or ("" if answer.reason == "None" else answer.reason)))
 
 
 def _said_by_job(job: Job) -> JobState:
