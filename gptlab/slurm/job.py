@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gptlab.errors import GptlabError
 from gptlab.limits import THREAD_VARIABLES
@@ -58,7 +58,7 @@ class RunJob:
         """Train the run. The exit code of the job is that of the run's process."""
         job = this_job() or ""
         with _Signals() as signals:
-            add_event(self.folder, job, "start")
+            self._record(job, "start")
             process = subprocess.Popen(self.command(), cwd=self.working_directory, env=self.environment())
             code = process.wait()
             if code == -signal.SIGKILL:
@@ -72,7 +72,7 @@ class RunJob:
             self._requeue(job, code)
 
     def _requeue(self, job: str, code: int) -> NoReturn:
-        add_event(self.folder, job, "requeue", step=self._step(job))
+        self._record(job, "requeue", step=self._step(job))
         done = subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True)
         if done.returncode:
             self._end(job, code, f"saved, but it cannot be requeued: {' '.join(done.stderr.split())}")
@@ -90,16 +90,19 @@ class RunJob:
 
     def _stop(self, job: str, code: int, reason: str) -> NoReturn:
         """Leave it to Slurm what becomes of the job: cancelled, requeued by hand, out of memory."""
-        add_event(self.folder, job, "stop", exit_code=_exit_code(code), reason=reason)
+        self._record(job, "stop", exit_code=_exit_code(code), reason=reason)
         sys.exit(_exit_code(code))
 
     def _end(self, job: str, code: int, reason: str | None = None) -> NoReturn:
         """Record the end of the job, and exit with the code of the run's process, without a traceback of submitit."""
         if code and reason is None:
             reason = self._reason(job) or f"exit code {_exit_code(code)}"
-        with suppress(OSError):  # the disk is full; then Slurm knows it at least
-            add_event(self.folder, job, "end", exit_code=_exit_code(code), reason=reason)
+        self._record(job, "end", exit_code=_exit_code(code), reason=reason)
         sys.exit(_exit_code(code))
+
+    def _record(self, job: str, event: str, **facts: Any) -> None:
+        with suppress(OSError, GptlabError):  # the disk is full: the job goes on, and Slurm knows its state
+            add_event(self.folder, job, event, **facts)
 
     def _reason(self, job: str) -> str:
         run = next((each.run for each in reversed(read_events(self.folder, job)) if each.run), None)

@@ -223,6 +223,24 @@ def test_the_words_of_slurm_are_those_of_the_list(fake, a_job, state, word):
     assert len(read_events(job.folder, "12_0")) == 2
 
 
+def test_a_run_shows_its_job_where_that_says_more(fake, a_job, gptlab, make_run):
+    fake("squeue", "12|0|RUNNING|None|0|")
+    run, job = make_run(outcome="interrupted"), a_job("start")
+    assert "jobs of Slurm without a run so far" in gptlab("runs")
+    assert "jobs of Slurm" not in gptlab("runs", "--name", "other*")
+    add_event(job.folder, "12_0", "run", run=run.id)
+    listed = gptlab("runs")
+    assert re.search(rf"{run.id} +interrupted +12_0 running", listed)
+    assert "jobs of Slurm" not in listed
+    assert json.loads(gptlab("runs", "--json"))[0]["slurm"] == {"job": "12_0", "state": "running", "reason": ""}
+    add_event(job.folder, "12_0", "end", exit_code=1, reason="the disk is full")
+    fake("squeue")
+    assert "job 12_0 failed: the disk is full; log: " in gptlab("runs")
+    number = run.start_attempt(steps=10)
+    run.end_attempt(number, 10, "complete")
+    assert "12_0" not in gptlab("runs"), "the run was completed without the job"
+
+
 def test_accounting_knows_what_the_queue_has_forgotten(fake, a_job):
     fake("squeue", error="slurm_load_jobs error: Invalid job id specified", code=1)
     fake("sacct", "12_0|CANCELLED by 1000\n12_0.0|CANCELLED")
