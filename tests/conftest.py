@@ -45,6 +45,7 @@ SENTENCE = "the a model learns to read one token after another and so it writes 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu", action="store_true", help="run the tests in tests/gpu on a CUDA device")
+    parser.addoption("--slurm", action="store_true", help="start a Slurm, and run the tests in tests/slurm with it")
 
 
 def pytest_configure(config: pytest.Config) -> None:

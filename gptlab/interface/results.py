@@ -34,16 +34,18 @@ def runs(
 ) -> None:
     """List the runs: what differs between them, status, loss, age and disk space."""
     with importing():
-        from gptlab.commands import list_runs
+        from gptlab.commands import list_runs, run_jobs
         from gptlab.commands.run_filters import Filters
         from gptlab.spec import parse_conditions
 
     filters = Filters(name, status, tuple(tags or ()), parse_conditions(where or [], "--where"))
-    summaries = list_runs.list_runs(filters, sort)
+    jobs = run_jobs.newest_jobs()
+    summaries = list_runs.list_runs(filters, sort, jobs)
     if as_json:
         print_json([summary.facts for summary in summaries])
     else:
         list_runs.render(summaries, tree=sort is None, filtered=filters.active)
+        run_jobs.render_without_run(run_jobs.without_run(jobs, filters))
         list_runs.render_space(summaries)
 
 
