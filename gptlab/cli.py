@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import NoReturn
+from functools import cache
+from typing import Any, NoReturn
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all packages for plugins slows each start
 
@@ -55,8 +56,13 @@ def main() -> NoReturn:
     sys.exit(exit_code(_run_app))
 
 
+@cache
+def _program() -> Any:
+    return typer.main.get_command(app)
+
+
 def _run_app() -> int:
-    command = typer.main.get_command(app)
+    command = _program()
     if completion.is_asked_for():
         return completion.answer(command)
     try:
