@@ -105,6 +105,12 @@ def test_one_array_asks_for_what_the_site_and_the_user_say(gptlab, fake, project
     assert [state.job.record.tags for state in newest_jobs()] == [("sweep:micro", "t")] * 2
 
 
+def test_a_machine_without_a_gpu_submits_runs_for_one(gptlab, fake, project):
+    out = submit(gptlab, fake, "--device", "cuda", "--gpus", "1")
+    assert "options     --gpus-per-node=1" in out
+    assert [state.job.run for state in newest_jobs()] == [None, None], "the node resolves their ids"
+
+
 def test_without_a_time_the_partition_has_its_own(gptlab, fake, project):
     submit(gptlab, fake)
     (script,) = (project.parent / "runs").glob(".slurm/*/12_submission.sh")
