@@ -71,6 +71,7 @@ COMMANDS = [
     ("sweep tiny --device cuda", "PyTorch finds no cuda device on this machine"),
     ("sweep tiny --wandb on", "'on' is not one of 'online', 'offline', 'off'"),
     ("sweep tiny --tag=", "--tag must have 1 to 64 printable characters, not ''"),
+    ("sweep tiny --slurm --device tpu", "there is no device 'tpu'; choose auto, cpu, cuda or mps"),
     ("sweep tiny --slurm --jobs 2", "--jobs is for processes on this machine; with --slurm, use --array-parallelism"),
     ("sweep tiny --partition gpu", "--partition is for jobs of Slurm; add --slurm, or leave it out"),
     ("sweep tiny --array-parallelism 2", "--array-parallelism is for jobs of Slurm; add --slurm"),

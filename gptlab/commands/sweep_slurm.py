@@ -31,6 +31,7 @@ from gptlab.terminal.tables import Column, fitting
 from gptlab.terminal.text import plural, shell_command
 from gptlab.tracking.run import load_run
 from gptlab.training.plan import plan
+from gptlab.training.settings import Available, resolve_settings
 
 SUBMIT = "to submit"
 
@@ -73,7 +74,11 @@ class Submission:
             plan: The sweep, resolved for a CPU.
             options: How to run it.
             settings: What the jobs ask for.
+
+        Raises:
+            BadInputError: There is no such device on any node.
         """
+        resolve_settings(options.device, "float32", Available(cuda=True, mps=True, bfloat16=True))
         self.plan, self.settings = plan, settings
         self._options = options
         self.entries = _entries(plan, options.device)

@@ -14,6 +14,7 @@ from gptlab import cli
 from gptlab.commands.run_jobs import newest_jobs
 from gptlab.slurm import job as slurm_job
 from gptlab.slurm.job import MAX_REQUEUES, RunJob
+from gptlab.slurm.queue import states
 from gptlab.slurm.records import Job, JobRecord, add_event, new_folder, read_events, write_records
 
 Fake = Callable[..., Path]
@@ -103,6 +104,12 @@ def test_one_array_asks_for_what_the_site_and_the_user_say(gptlab, fake, project
     assert {"#SBATCH --exclusive", "#SBATCH --requeue", "#SBATCH --signal=USR2@90", "module load cuda"} <= set(lines)
     assert "--cpus-per-task=4" in lines[-1], "since Slurm 22.05, srun must be told, too"
     assert [state.job.record.tags for state in newest_jobs()] == [("sweep:micro", "t")] * 2
+
+
+def test_a_machine_without_a_gpu_submits_runs_for_one(gptlab, fake, project):
+    out = submit(gptlab, fake, "--device", "cuda", "--gpus", "1")
+    assert "options     --gpus-per-node=1" in out
+    assert [state.job.run for state in newest_jobs()] == [None, None], "the node resolves their ids"
 
 
 def test_without_a_time_the_partition_has_its_own(gptlab, fake, project):
@@ -239,6 +246,15 @@ def test_a_run_shows_its_job_where_that_says_more(fake, a_job, gptlab, make_run)
     number = run.start_attempt(steps=10)
     run.end_attempt(number, 10, "complete")
     assert "12_0" not in gptlab("runs"), "the run was completed without the job"
+
+
+def test_what_slurm_says_about_an_end_is_recorded_once(fake, a_job):
+    fake("squeue", "12|0|TIMEOUT|TimeLimit|0|\n13|0|RUNNING|None|0|")
+    ended, running = a_job("start"), a_job("start", name="13_0")
+    for _ in range(3):
+        found = states([Job(each.folder, each.record) for each in (ended, running)])
+        assert [each.word for each in found] == ["time limit", "running"]
+    assert [event.event for event in read_events(ended.folder, "12_0")] == ["start", "final"]
 
 
 def test_accounting_knows_what_the_queue_has_forgotten(fake, a_job):
