@@ -382,7 +382,10 @@ class Terminal:
             found[:] = re.sub("\x1b[^a-zA-Z]*[a-zA-Z]", "", frames[-1]).split("\r\n") if frames else []
             return bool(re.search(pattern, "\n".join(found)))
 
-        eventually(matches)
+        try:
+            eventually(matches)
+        except AssertionError:
+            pytest.fail(f"not shown: {pattern}\nexit code {self.process.poll()}\n" + "\n".join(found) + self.raw[-500:])
         return found
 
     def _read(self) -> None:
