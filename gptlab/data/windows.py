@@ -58,9 +58,9 @@ class Windows:
         """Passes over the text in `step` steps."""
         return (self.offset + step * self.batch_size) / self.per_epoch
 
-    def batch(self, step: int) -> NDArray[np.int64]:
-        """The tokens of a step's windows, shape `(batch_size, sequence_length + 1)`."""
-        return windows_at(self.tokens, self.starts(step), self.sequence_length)
+    def batch(self, step: int, rows: slice = slice(None)) -> NDArray[np.int64]:
+        """The tokens of a step's windows, shape `(batch_size, sequence_length + 1)`, or of some of its rows."""
+        return windows_at(self.tokens, self.starts(step)[rows], self.sequence_length)
 
     def starts(self, step: int) -> NDArray[np.int64]:
         """Start positions of a step's windows, shape `(batch_size,)`."""

@@ -1,0 +1,89 @@
+"""Notices of process 0 to the others: what to do, and that it has ended.
+
+They are in torchrun's key-value store and not sent as collectives, because process 0 may need minutes before it knows
+what to do, such as for tokenizing a text. The others wait without a time limit meanwhile: torchrun ends them if
+process 0 dies.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from gptlab.errors import EXIT_FAILED, GptlabError
+
+POLL = timedelta(seconds=1)
+"""How long to wait at a time. Python handles signals in between."""
+READY = "ready"
+END = "end"
+
+
+class Board:
+    """The notices of one start of the processes; a restart by torchrun has others."""
+
+    def __init__(self) -> None:
+        """Connect to torchrun's store."""
+        store, self.rank, self.size = next(rendezvous("env://"))
+        self.store: dist.Store = store
+        self._count = 0
+
+    def post(self, notice: dict[str, Any]) -> None:
+        """Post the next notice."""
+        self.store.set(f"notice/{self._count}", json.dumps(notice))
+        self._count += 1
+
+    def read(self, *, give_up: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
+        """Wait for the next notice and return it; None after `give_up()`, which is asked every second."""
+        key = f"notice/{self._count}"
+        while not self._wait(key):
+            if give_up():
+                return None
+        self._count += 1
+        notice: dict[str, Any] = json.loads(self.store.get(key))
+        return notice
+
+    def report_ready(self) -> None:
+        """Tell process 0 that this process is ready to train."""
+        if self.store.add(READY, 1) == self.size - 1:
+            self.store.set(f"all {READY}", "")
+
+    def wait_until_ready(self, *, give_up: Callable[[], bool]) -> None:
+        """Wait until all other processes are ready.
+
+        Raises:
+            GptlabError: `give_up()`, which is asked every second.
+        """
+        while not self._wait(f"all {READY}"):
+            if give_up():
+                raise GptlabError("training did not begin: a signal asked to stop, or another process failed")
+
+    def _wait(self, key: str) -> bool:
+        try:
+            self.store.wait([key], POLL)
+        except dist.DistStoreError:
+            return False
+        return True
+
+
+@cache
+def board() -> Board:
+    """Return the board of this process, which it connects to once."""
+    return Board()
+
+
+def post_end(code: int) -> None:
+    """Tell the other processes that process 0 has ended, with this exit code."""
+    board().post({END: code})
+
+
+def read_end(*, give_up: Callable[[], bool] = lambda: False) -> int | None:
+    """Wait until process 0 has ended and return its exit code; None after `give_up()`."""
+    try:
+        notice = board().read(give_up=give_up)
+    except dist.DistError:  # the store is gone, and with it torchrun or process 0
+        return EXIT_FAILED
+    return None if notice is None else int(notice.get(END, EXIT_FAILED))
