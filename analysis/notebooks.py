@@ -10,7 +10,7 @@ if __name__ == "__main__":  # before the other imports, which take a second
 
     from gptlab.entry import start
 
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in `gptlab.cli.report`
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in `gptlab.interface.results.report`
     start("analysis.notebooks")
 
 import argparse

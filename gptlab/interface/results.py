@@ -1,0 +1,176 @@
+"""Commands that read runs: runs, report, diff, eval, sample."""
+
+import os
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from gptlab import completion
+from gptlab.errors import BadInputError
+from gptlab.imports import importing
+from gptlab.interface.options import MAX_COUNT, DeviceOption, JsonOption, RunArgument, StepOption
+from gptlab.interface.output import heavy_imports, print_json
+
+
+def runs(
+    name: Annotated[
+        str | None, typer.Option(help="Only runs of this experiment; * and ? match any characters, as in 'tiny*'.")
+    ] = None,
+    status: Annotated[
+        Literal["running", "complete", "interrupted", "diverged", "failed"] | None,
+        typer.Option(help="Only runs with this status."),
+    ] = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="Only runs with this tag. Repeatable.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only runs with this value of a field of the spec. Repeatable."),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Sort by a column, such as val_loss, or by a field. Default: by name."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs: what differs between them, status, loss, age and disk space."""
+    with importing():
+        from gptlab.commands import list_runs
+        from gptlab.commands.run_filters import Filters
+        from gptlab.spec import parse_conditions
+
+    filters = Filters(name, status, tuple(tags or ()), parse_conditions(where or [], "--where"))
+    summaries = list_runs.list_runs(filters, sort)
+    if as_json:
+        print_json([summary.facts for summary in summaries])
+    else:
+        list_runs.render(summaries, tree=sort is None, filtered=filters.active)
+        list_runs.render_space(summaries)
+
+
+def report(
+    name: Annotated[
+        str | None, typer.Option(help="Only runs of this experiment; * and ? match any characters, as in 'tiny*'.")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="STEP", help="Compare at this step. Default: the largest common one.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare with this experiment or run. Default: the oldest one.",
+            autocompletion=completion.experiments_and_runs,
+        ),
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Write there. Default: the runs directory.")] = None,
+    table: Annotated[
+        str | None, typer.Option(metavar="markdown|latex", help="Only print the comparison as a table.")
+    ] = None,
+    figures: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Also write figures for papers there, as SVG and PNG.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Compare the runs: which experiment is best, and whether that could be chance."""
+    # BLAS's threads wait in a loop: on a busy machine, reading weights took seven times the CPU time with two of them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with importing("pandas"):
+        from analysis import report
+
+    report.write(
+        report.Options(
+            name=name, tag=tag, at=at, against=against, out=out, table=table, figures=figures, open_page=open_page
+        )
+    )
+
+
+def diff(
+    run: RunArgument,
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="OTHER",
+            help="Another run. Default: the experiment in the working tree.",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    patch: Annotated[bool, typer.Option("--patch", help="Also print the differences in code as a patch.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two runs."""
+    with importing():
+        from gptlab.commands import diff
+        from gptlab.tracking.run import find_run
+
+    found = find_run(run)
+    other_side = diff.recorded_side(find_run(other)) if other else diff.current_side(found)
+    comparison = diff.compare(diff.recorded_side(found), other_side)
+    if as_json:
+        print_json(comparison.document())
+    else:
+        diff.render(comparison)
+    if patch:
+        (sys.stderr if as_json else sys.stdout).write(comparison.printable_patch())
+
+
+def eval_(
+    run: RunArgument,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Another text of any length to evaluate on; or the run's own, if it has moved.",
+            autocompletion=completion.texts,
+        ),
+    ] = None,
+    string: Annotated[str | None, typer.Option(help="A text to evaluate on, such as a sentence.")] = None,
+    step: StepOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a run on the full validation split, or on another text."""
+    if string is not None and text is not None:
+        raise BadInputError("--text and --string exclude each other: --text takes a file, --string the text itself")
+    with importing():
+        from gptlab.tracking.run import find_run
+
+    found = find_run(run)
+
+    with heavy_imports():
+        from gptlab.commands import evaluate
+        from gptlab.terminal.console import Console
+
+    console = Console(stderr=as_json)
+    result = evaluate.evaluate_run(found, step=step, text=text, device=device, console=console, string=string)
+    evaluate.render(result, console)
+    if as_json:
+        print_json(result.document())
+
+
+def sample(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "The",
+    count: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Number of different continuations.")] = 1,
+    tokens: Annotated[int | None, typer.Option(min=1, help="New tokens per text. Default: as many as fit.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Divides the logits; 0 takes the most likely token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k most likely tokens; 0 for all.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for sampling.")] = 0,
+    step: StepOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a prompt with a run's model."""
+    with importing():
+        from gptlab.tracking.run import find_run
+
+    found = find_run(run)
+
+    with heavy_imports():
+        from gptlab.commands import sample
+
+    result = sample.sample(
+        found, step, prompt, count, max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
+    )
+    if as_json:
+        print_json(result.document())
+    else:
+        sample.render(result)
