@@ -9,10 +9,12 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all pa
 import typer
 
 from gptlab import completion
-from gptlab.errors import BadInputError
+from gptlab.distributed.place import place
+from gptlab.errors import EXIT_FAILED, BadInputError
 from gptlab.failures import exit_code
 from gptlab.interface import experiments, results, space, texts, training, wandb
 from gptlab.interface.group import Commands, program
+from gptlab.interface.output import heavy_imports
 from gptlab.validation import suggest
 
 # Heavy modules are imported inside the commands, so that `--help` and `list` start fast.
@@ -50,8 +52,26 @@ app.add_typer(tokenizer_app, name="tokenizer", help="Make a tokenizer from a tex
 
 
 def main() -> NoReturn:
-    """Run the command line and exit."""
-    sys.exit(exit_code(_run_app))
+    """Run the command line and exit. Of several processes that torchrun has started, the others follow the first."""
+    at = place()
+    if at.is_follower:
+        sys.exit(exit_code(_follow))
+    code = EXIT_FAILED
+    try:
+        code = exit_code(_run_app)
+    finally:
+        if at.has_followers:
+            from gptlab.distributed.board import post_end
+
+            post_end(code)
+    sys.exit(code)
+
+
+def _follow() -> int:
+    with heavy_imports():
+        from gptlab.commands import follow
+
+    return follow.main()
 
 
 def _run_app() -> int:

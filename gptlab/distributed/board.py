@@ -6,8 +6,9 @@ process 0 dies.
 """
 
 import json
+import time
 from collections.abc import Callable
-from datetime import timedelta
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from gptlab.errors import EXIT_FAILED, GptlabError
 
-POLL = timedelta(seconds=1)
-"""How long to wait at a time. Python handles signals in between."""
+POLL_S = 0.1
+"""Seconds between two looks at the store."""
 READY = "ready"
 END = "end"
 
@@ -37,11 +38,10 @@ class Board:
         self._count += 1
 
     def read(self, *, give_up: Callable[[], bool] = lambda: False) -> dict[str, Any] | None:
-        """Wait for the next notice and return it; None after `give_up()`, which is asked every second."""
+        """Wait for the next notice and return it; None after `give_up()`, which is asked meanwhile."""
         key = f"notice/{self._count}"
-        while not self._wait(key):
-            if give_up():
-                return None
+        if not self._wait(key, give_up):
+            return None
         self._count += 1
         notice: dict[str, Any] = json.loads(self.store.get(key))
         return notice
@@ -55,17 +55,16 @@ class Board:
         """Wait until all other processes are ready.
 
         Raises:
-            GptlabError: `give_up()`, which is asked every second.
+            GptlabError: `give_up()`, which is asked meanwhile.
         """
-        while not self._wait(f"all {READY}"):
-            if give_up():
-                raise GptlabError("training did not begin: a signal asked to stop, or another process failed")
+        if not self._wait(f"all {READY}", give_up):
+            raise GptlabError("training did not begin: a signal asked to stop, or another process failed")
 
-    def _wait(self, key: str) -> bool:
-        try:
-            self.store.wait([key], POLL)
-        except dist.DistStoreError:
-            return False
+    def _wait(self, key: str, give_up: Callable[[], bool]) -> bool:
+        while not self.store.check([key]):
+            if give_up():
+                return False
+            time.sleep(POLL_S)  # the store's own wait would keep Python from handling signals
         return True
 
 
@@ -77,7 +76,8 @@ def board() -> Board:
 
 def post_end(code: int) -> None:
     """Tell the other processes that process 0 has ended, with this exit code."""
-    board().post({END: code})
+    with suppress(dist.DistError):  # torchrun is gone, and the others notice that
+        board().post({END: code})
 
 
 def read_end(*, give_up: Callable[[], bool] = lambda: False) -> int | None:

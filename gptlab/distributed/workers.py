@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ class Workers:
     def total(self, values: Tensor) -> Tensor:
         """Return the sum over all processes."""
         return values
+
+    def close(self) -> None:
+        """Disconnect the processes, when nothing more is sent."""
 
 
 SINGLE = Workers()
@@ -104,32 +107,30 @@ class Group(Workers):
         dist.all_reduce(total)
         return total
 
+    def tell(self, document: Any) -> Any:
+        """Return a JSON document of process 0 in each process. The other processes pass None."""
+        content = json.dumps(document).encode() if self.rank == 0 else b""
+        data = torch.empty(int(self.total(torch.tensor(len(content)))), dtype=torch.uint8)
+        if self.rank == 0:
+            data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        dist.broadcast(data, src=0)
+        return json.loads(data.numpy().tobytes())
+
     def spread(self, tensors: Mapping[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of process 0 with their names in each process, one after the other on the device.
+        """Yield the tensors of process 0 with their names in each process, one after the other, on the CPU.
 
         Args:
-            tensors: The tensors in process 0, None elsewhere.
+            tensors: The tensors in process 0, on the CPU; None elsewhere.
         """
-        shapes = None
-        if tensors is not None:
-            shapes = {name: (list(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()}
-        for name, (shape, dtype) in self._tell(shapes).items():
-            if tensors is not None:
-                tensor = tensors[name].detach().to(self.device).contiguous()
-            else:
-                tensor = torch.empty(shape, dtype=DTYPES[dtype], device=self.device)
+        shapes = self.tell(tensors and {name: (tensor.shape, str(tensor.dtype)) for name, tensor in tensors.items()})
+        for name, (shape, dtype) in (shapes or {}).items():
+            tensor = tensors[name].detach().contiguous() if tensors else torch.empty(shape, dtype=DTYPES[dtype])
             dist.broadcast(tensor, src=0)
             yield name, tensor
 
-    def _tell(self, document: dict[str, tuple[list[int], str]] | None) -> dict[str, tuple[list[int], str]]:
-        """Return a document of process 0 in each process."""
-        content = json.dumps(document).encode() if document is not None else b""
-        data = torch.empty(int(self.total(torch.tensor(len(content)))), dtype=torch.uint8)
-        if document is not None:
-            data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        dist.broadcast(data, src=0)
-        found: dict[str, tuple[list[int], str]] = json.loads(data.numpy().tobytes())
-        return found
+    def close(self) -> None:
+        """See `Workers`."""
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -57,6 +57,19 @@ CaptureOption = Annotated[
     bool | None,
     typer.Option("--capture/--no-capture", help="Capture the step as a CUDA graph. Default: on CUDA."),
 ]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option("--nproc", min=1, max=MAX_COUNT, help="Processes that train the run together on this machine."),
+]
+ShardOption = Annotated[
+    bool, typer.Option("--shard", help="Divide weights, gradients and moments among the processes (FSDP2).")
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout", min=1, max=10**6, metavar="SECONDS", help="How long a process waits for the others. Default: 600."
+    ),
+]
 StepOption = Annotated[int | None, typer.Option(min=0, help="Step of a checkpoint. Default: the newest.")]
 
 

@@ -79,9 +79,10 @@ class JointStep:
         self._stops = [*self._stops[-1:], (stop, copied)] if copied else [(stop, None)]
         return mean.to(loss.dtype), squared_norm.sqrt().to(loss.dtype)
 
-    def _check_parts(self, random_state: Tensor | None, versions: dict[str, int]) -> None:
+    def _check_parts(self, random_state: Tensor | None, versions: dict[str, tuple[int, int]]) -> None:
         """Check that parts drew no random numbers and changed no buffers: both depend on how the batch is divided."""
-        if random_state is not None and not torch.equal(random_state, _states(self._step)):
+        after = _random_state(self._step)
+        if random_state is not None and after is not None and not torch.equal(random_state, after):
             raise GptlabError(
                 "a part of the model draws random numbers, which several processes cannot divide among them; train "
                 "with one process"
@@ -96,13 +97,11 @@ class JointStep:
 
 def _random_state(step: TrainingStep) -> Tensor | None:
     """The state of the generator that parts draw from; None without parts."""
-    return _states(step) if step.experiment.model.has_parts else None
-
-
-def _states(step: TrainingStep) -> Tensor:
+    if not step.experiment.model.has_parts:
+        return None
     return torch.cuda.get_rng_state() if step.settings.device == "cuda" else torch.get_rng_state()
 
 
-def _versions(model: nn.Module) -> dict[str, int]:
-    """How often each buffer was changed in place, or replaced."""
-    return {name: buffer._version + (id(buffer) << 32) for name, buffer in model.named_buffers()}
+def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Each buffer's identity, and how often it was changed in place."""
+    return {name: (id(buffer), buffer._version) for name, buffer in model.named_buffers()}

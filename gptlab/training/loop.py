@@ -25,7 +25,7 @@ from gptlab.training.rows import RowWriter
 from gptlab.training.saving import Saver
 from gptlab.training.settings import Settings
 from gptlab.training.state import TrainingState
-from gptlab.training.step import TrainingStep
+from gptlab.training.step import Step, TrainingStep
 from gptlab.training.training_data import TrainingData
 
 
@@ -41,10 +41,6 @@ class Hooks:
     """Called after each row of metrics."""
     on_checkpoint: list[Callable[[Checkpoint], None]] = field(default_factory=list)
     """Called after each committed checkpoint, in the saver's thread."""
-
-
-Step = Callable[[Tensor, int, Callable[[], None]], tuple[Tensor, Tensor]]
-"""See `TrainingStep.__call__`."""
 
 
 class TrainingLoop:

@@ -14,6 +14,9 @@ from gptlab.training import optimizer as optimizers
 from gptlab.training.schedule import learning_rates, set_learning_rate
 from gptlab.training.settings import Settings
 
+Step = Callable[[Tensor, int, Callable[[], None]], tuple[Tensor, Tensor]]
+"""See `TrainingStep.__call__`."""
+
 
 @dataclass(frozen=True)
 class TrainingStep:
