@@ -1,6 +1,7 @@
 """The command line: parse arguments, call a function of `gptlab.commands`, exit."""
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from gptlab.failures import exit_code
 from gptlab.interface import experiments, results, space, texts, training, wandb
 from gptlab.interface.group import Commands, program
 from gptlab.interface.output import heavy_imports
+from gptlab.interrupts import STOP_SIGNALS
 from gptlab.validation import suggest
 
 # Heavy modules are imported inside the commands, so that `--help` and `list` start fast.
@@ -61,10 +63,16 @@ def main() -> NoReturn:
         code = exit_code(_run_app)
     finally:
         if at.has_followers:
-            from gptlab.distributed.board import post_end
-
-            post_end(code)
+            _end_followers(code)
     sys.exit(code)
+
+
+def _end_followers(code: int) -> None:
+    from gptlab.distributed.board import post_end
+
+    for number in STOP_SIGNALS:  # torchrun sends SIGTERM when another process ends before this one
+        signal.signal(number, signal.SIG_IGN)
+    post_end(code)
 
 
 def _follow() -> int:

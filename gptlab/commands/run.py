@@ -341,9 +341,7 @@ class _Session:
         """Tell other processes what to compute, and connect to them when they are ready."""
         if not place().has_followers:
             return Alone()
-        work = Work(
-            str(self.run.directory), steps, self.settings, self.options.deterministic, self.options.timeout_s
-        )
+        work = Work(str(self.run.directory), steps, self.settings, self.options.deterministic, self.options.timeout_s)
         board().post(work.notice())
         board().wait_until_ready(give_up=lambda: signals.received is not None)
         return connect(self.settings, work.timeout_s)

@@ -59,16 +59,12 @@ CaptureOption = Annotated[
 ]
 ProcessesOption = Annotated[
     int | None,
-    typer.Option("--nproc", min=1, max=MAX_COUNT, help="Processes that train the run together on this machine."),
+    typer.Option("--nproc", min=1, max=MAX_COUNT, help="Processes to train the run with."),
 ]
-ShardOption = Annotated[
-    bool, typer.Option("--shard", help="Divide weights, gradients and moments among the processes (FSDP2).")
-]
+ShardOption = Annotated[bool, typer.Option("--shard", help="Divide weights and moments among them.")]
 TimeoutOption = Annotated[
     float,
-    typer.Option(
-        "--timeout", min=1, max=10**6, metavar="SECONDS", help="How long a process waits for the others. Default: 600."
-    ),
+    typer.Option("--timeout", min=1, max=10**6, metavar="SECONDS", help="Limit on waiting for another process."),
 ]
 StepOption = Annotated[int | None, typer.Option(min=0, help="Step of a checkpoint. Default: the newest.")]
 

@@ -7,7 +7,7 @@ same bytes as an uninterrupted run of that length.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ class TrainingLoop:
         self.record, self.state, self.data, self.settings = record, state, data, settings
         self.rows, self.saver, self.hooks, self.workers = rows, saver, hooks, workers
         self.train_spec = record.spec.train
+        self.windows = replace(data.windows, rows=workers.rows(self.train_spec.batch_size))
         if settings.compile:
             compile_blocks(state.model)
         self.step = TrainingStep(state.model, state.optimizer, record.spec, record.seed, settings)
@@ -127,8 +128,7 @@ class TrainingLoop:
 
     def _batch(self, step: int) -> Tensor:
         """The tokens of a step on the device, `(B, T + 1)`; with several processes, the rows of this one."""
-        rows = self.workers.rows(self.train_spec.batch_size)
-        batch = torch.from_numpy(self.data.windows.batch(step, rows))
+        batch = torch.from_numpy(self.windows.batch(step))
         if self.settings.device == "cuda":
             batch = batch.pin_memory()  # a copy from pageable memory waits for the previous step
         return batch.to(self.settings.device, non_blocking=True)
