@@ -330,7 +330,9 @@ class _Session:
             try:
                 distribution = self._distribution(steps, signals)
                 attempt = Attempt(run, saved, self.data, self.settings, hooks, console.notice, distribution)
-                outcome = attempt.train(steps, facts, source, lambda: _stop_requested(signals, console))
+                outcome = attempt.train(
+                    steps, facts, source, signals.stop_requested, lambda: _announce_stop(signals, console)
+                )
             finally:
                 mirror.finish()
         messages.closing(run, outcome, mirror.url, console, with_next=options.next_commands)
@@ -343,7 +345,7 @@ class _Session:
             return Alone()
         work = Work(str(self.run.directory), steps, self.settings, self.options.deterministic, self.options.timeout_s)
         board().post(work.notice())
-        board().wait_until_ready(give_up=lambda: signals.received is not None)
+        board().wait_until_ready(give_up=signals.stop_requested)
         return connect(self.settings, work.timeout_s)
 
 
@@ -358,11 +360,8 @@ def _start_afresh(run: Run, console: Console) -> None:
         )
 
 
-def _stop_requested(signals: StopSignals, console: Console) -> bool:
-    if signals.received is None:
-        return False
-    if not signals.announced:
-        signals.announced = True
-        again = "; a second Ctrl-C or SIGTERM stops immediately without saving" if signals.insistent else ""
-        console.notice(f"{signals.received.name}: saving, then stopping{again}")
-    return True
+def _announce_stop(signals: StopSignals, console: Console) -> None:
+    """Print that training stops."""
+    cause = signals.received.name if signals.received else "another process was asked to stop"
+    again = "; a second Ctrl-C or SIGTERM stops immediately without saving" if signals.insistent else ""
+    console.notice(f"{cause}: saving, then stopping{again}")
