@@ -41,7 +41,8 @@ from gptlab.tracking.space import check_optimizer_state_is_kept
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.capacity import limit_threads, memory_notice
-from gptlab.training.distribution import Alone, Distribution, choose_for_processes, connect
+from gptlab.training.connection import connect
+from gptlab.training.distribution import Alone, Distribution, choose_for_processes
 from gptlab.training.fingerprint_cache import fingerprint
 from gptlab.training.follower import Work
 from gptlab.training.initial import check_branch, check_initial_weights, check_steps
@@ -343,10 +344,18 @@ class _Session:
         """Tell other processes what to compute, and connect to them when they are ready."""
         if not place().has_followers:
             return Alone()
-        work = Work(str(self.run.directory), steps, self.settings, self.options.deterministic, self.options.timeout_s)
+        options = self.options
+        work = Work(
+            str(self.run.directory),
+            steps,
+            self.settings,
+            deterministic=options.deterministic,
+            shard=options.shard,
+            timeout_s=options.timeout_s,
+        )
         board().post(work.notice())
         board().wait_until_ready(give_up=signals.stop_requested)
-        return connect(self.settings, work.timeout_s)
+        return connect(self.settings, work.timeout_s, shard=work.shard)
 
 
 def _start_afresh(run: Run, console: Console) -> None:

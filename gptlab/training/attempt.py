@@ -188,9 +188,9 @@ class Attempt:
     def _add_sample(self) -> None:
         run, train = self._run, self._train_spec
         try:
-            with uncompiled(self._settings):
+            with uncompiled(self._settings), explain_out_of_memory():
                 (text,) = samples(
-                    self.state.model,
+                    self._distribution.whole_model(self.state, run, self._settings),
                     train.prompt,
                     1,
                     trained_length=train.sequence_length,

@@ -1,6 +1,5 @@
 """`--nproc` and torchrun start the processes. Each start takes 6 CPU seconds, so few tests check much."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import descendants, eventually
 
 from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.tracking.run import load_run
-from support import descendants, eventually
 
 OPTIONS = ("--wandb", "off", "--steps", "1000000", "--set", "train.checkpoint_every=5")
 
