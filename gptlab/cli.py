@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import traceback
+from contextlib import suppress
 from typing import NoReturn
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all packages for plugins slows each start
@@ -57,14 +59,24 @@ def main() -> NoReturn:
     """Run the command line and exit. Of several processes that torchrun has started, the others follow the first."""
     at = place()
     if at.is_follower:
-        sys.exit(exit_code(_follow))
+        leave(exit_code(_follow))
+    if not at.has_followers:
+        sys.exit(exit_code(_run_app))
     code = EXIT_FAILED
     try:
         code = exit_code(_run_app)
-    finally:
-        if at.has_followers:
-            _end_followers(code)
-    sys.exit(code)
+    except BaseException:  # a bug
+        traceback.print_exc()
+    _end_followers(code)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without the destructors of its connections, which may hang; see `workers.Group`."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # `exit_code` has reported it
+            stream.flush()
+    os._exit(code)
 
 
 def _end_followers(code: int) -> None:

@@ -13,6 +13,10 @@ import torch.distributed as dist
 from faults import Ended, _exit_code
 
 from gptlab.cli import main
+from gptlab.commands import follow as _follow  # noqa: F401 - imported once, not in each child
+from gptlab.commands import run as _run  # noqa: F401
+from gptlab.data.vocabularies import GPT2
+from gptlab.training import sharded as _sharded  # noqa: F401
 
 
 def run_together(
@@ -29,6 +33,7 @@ def run_together(
         processes: Number of processes.
         meanwhile: Called in the parent with the ids of the processes.
     """
+    GPT2.encode("the same for all children")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with ExitStack() as stack:
         files = [

@@ -55,15 +55,16 @@ class Workers:
         """Return the sum over all processes."""
         return values
 
-    def close(self) -> None:
-        """Disconnect the processes, when nothing more is sent."""
-
 
 SINGLE = Workers()
 
 
 class Group(Workers):
-    """Several processes, connected by `torch.distributed`."""
+    """Several processes, connected by `torch.distributed` until they end.
+
+    The connection is never closed. Gloo's destructor waits for a thread that may wait for Python's interpreter lock,
+    which the caller holds: one process in four hung there. `gptlab.cli.leave` ends a process without destructors.
+    """
 
     def __init__(self, board: Board, device: str, timeout_s: float) -> None:
         """Connect the processes. Each of them must call this before it uses its GPU.
@@ -127,10 +128,6 @@ class Group(Workers):
             tensor = tensors[name].detach().contiguous() if tensors else torch.empty(shape, dtype=DTYPES[dtype])
             dist.broadcast(tensor, src=0)
             yield name, tensor
-
-    def close(self) -> None:
-        """See `Workers`."""
-        dist.destroy_process_group()
 
 
 @contextmanager

@@ -117,7 +117,6 @@ class Attempt:
                     if self._settings.capture and self.state.step < steps:
                         end_facts |= self._capture(loop)
                     loop.train(steps, stops, on_stop)
-                self._workers.close()
                 if self.state.step == steps:
                     self._add_sample()  # a complete run has its sample, so it is not complete if this fails
                 outcome = "complete" if self.state.step == steps else "interrupted"

@@ -65,4 +65,3 @@ def follow(work: Work, board: Board, stop_requested: Callable[[], bool]) -> None
         loop = TrainingLoop(record, state, data, settings, rows, distribution.follower_saver(), Hooks(), workers)
         loop.training_step, stops = distribution.step(loop.step, stop_requested)
         loop.train(work.steps, stops)
-    workers.close()
