@@ -7,16 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
-from support import eventually
+from safetensors.torch import load_file as load_tensors
+from support import eventually, run_attempt
 from together import run_together
 
+from gptlab.checkpoints.tensors import write_tensors
 from gptlab.tracking.metrics import DETERMINISTIC, read_metrics
 from gptlab.tracking.run import Run, load_run
 
 STEPS = 10
-SETTINGS = ("train.log_every=1", "train.eval_every=5", "train.checkpoint_every=5", "train.keep_steps=[1]")
-OPTIONS = ("--wandb", "off", "--deterministic", *(word for each in SETTINGS for word in ("--set", each)))
+SETTINGS = {
+    "train.log_every": 1,
+    "train.eval_every": 5,
+    "train.checkpoint_every": 5,
+    "train.keep_steps": [1],
+    "data.val_windows": 5,
+}
+OPTIONS = ("--wandb", "off", *(word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")))
+LOST = "stops, because another process {}; nothing was saved since the last checkpoint"
 
 
 @pytest.fixture
@@ -31,16 +41,22 @@ def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def trained(project: Path, tmp_path: Path, own_runs):
-    """`trained(name, processes, steps)` trains a run to a number of steps, in the runs directory of that name."""
+def trained(project: Path, tmp_path: Path, own_runs, micro):
+    """`trained(name, (kind, steps), …)` trains a run, in the runs directory of that name, to each number of steps.
 
-    def train(name: str, *processes_and_steps: tuple[int, int], options: tuple[str, ...] = ()) -> Run:
+    The kind is `one` for a process, `two` for two, and `sharded` for two that divide the state.
+    """
+
+    def train(name: str, *kinds_and_steps: tuple[str, int]) -> Run:
         runs = own_runs(name)
-        for processes, steps in processes_and_steps:
-            shard = options if processes > 1 else ()
-            ended = run_together(tmp_path, "run", "micro", *OPTIONS, "--steps", str(steps), *shard, processes=processes)
-            assert [each.code for each in ended] == [0] * processes, ended
-            assert [(each.out, each.err) for each in ended[1:]] == [("", "")] * (processes - 1)
+        for kind, steps in kinds_and_steps:
+            if kind == "one":
+                run_attempt(micro.with_changes(SETTINGS), steps=steps)
+                continue
+            shard = ("--shard",) if kind == "sharded" else ()
+            ended = run_together(tmp_path, "run", "micro", *OPTIONS, "--steps", str(steps), *shard)
+            assert [each.code for each in ended] == [0, 0], ended
+            assert (ended[0].err, ended[1].out, ended[1].err) == ("", "", "")
         (directory,) = runs.glob("micro-*")
         return load_run(directory)
 
@@ -74,27 +90,34 @@ def assert_same_bytes(one: Run, other: Run, step: int) -> None:
         assert next(paths).read_bytes() == next(paths).read_bytes()
 
 
+def assert_gathered_as_written_at_once(run: Run) -> None:
+    """Check that gathered files have the bytes that the writer of one process gives them."""
+    for path in run.directory.glob("checkpoints/*/*.safetensors"):
+        with safe_open(path, "np") as file:
+            metadata = file.metadata()
+        at_once = run.directory / "at-once"
+        write_tensors(at_once, load_tensors(path), metadata)
+        assert at_once.read_bytes() == path.read_bytes()
+        at_once.unlink()
+
+
 def exact_columns(run: Run) -> list[dict[str, object]]:
     return [{column: row.get(column) for column in DETERMINISTIC} for row in read_metrics(run.directory)]
 
 
-def test_two_processes_train_as_one_and_resume_each_other(trained):
-    one, two = trained("one", (1, STEPS)), trained("two", (2, STEPS))
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_each_resumes_the_other(trained):
+    one, two, sharded = (trained(kind, (kind, STEPS)) for kind in ("one", "two", "sharded"))
     assert_same_training(one, two)
-    assert [start["workers"] for start in two.history().starts] == [2]
-    resumed = trained("one-two-one", (1, 3), (2, 6), (1, STEPS))
-    assert_same_training(one, resumed)
-    assert [start["workers"] for start in resumed.history().starts] == [1, 2, 1]
-    again = trained("two-two", (2, 5), (2, STEPS))  # a fixed number of processes resumes exactly
+    assert_same_training(one, sharded)
+    mixed = trained("mixed", ("one", 2), ("two", 4), ("sharded", 6), ("two", 8), ("one", STEPS))
+    assert_same_training(one, mixed)
+    starts = [(start["workers"], start["shard"]) for start in mixed.history().starts]
+    assert starts == [(1, False), (2, False), (2, True), (2, False), (1, False)]
+    assert_gathered_as_written_at_once(sharded)
+    again = trained("again", ("two", 5), ("two", STEPS))  # a fixed number of processes resumes exactly
     assert_same_bytes(two, again, STEPS)
     assert exact_columns(two) == exact_columns(again)
-
-
-def test_sharded(trained):
-    one, sharded = trained("one", (1, STEPS)), trained("sharded", (2, STEPS), options=("--shard",))
-    assert_same_training(one, sharded)
-    resumed = trained("mixed", (2, 5), (1, 7), (2, STEPS), options=("--shard",))
-    assert_same_training(one, resumed)
 
 
 def test_bad_input_is_one_line_of_the_first_process(project, tmp_path):
@@ -107,6 +130,7 @@ def test_bad_input_is_one_line_of_the_first_process(project, tmp_path):
     assert (first.code, second.code, second.out) == (0, 0, "")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_or_hangs_ends_the_others_in_one_line_and_nothing_is_saved(project, tmp_path, own_runs):
     def disturb(rank: int, number: signal.Signals) -> tuple[list[str], Run]:
         runs = own_runs(f"{number.name}-{rank}")
@@ -126,16 +150,9 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_one_line_and_nothing_is
         return ended[1 - rank].err.splitlines(), load_run(directory)
 
     lines, run = disturb(1, signal.SIGKILL)
-    assert lines == [
-        "error: process 0 of 2 stops, because another process has ended; nothing was saved since the last checkpoint"
-    ]
+    assert lines == [f"error: process 0 of 2 {LOST.format('has ended')}"]
     assert run.history().outcome == "failed"
     lines, _ = disturb(0, signal.SIGKILL)
-    assert lines == [
-        "error: process 1 of 2 stops, because another process has ended; nothing was saved since the last checkpoint"
-    ]
+    assert lines == [f"error: process 1 of 2 {LOST.format('has ended')}"]
     lines, _ = disturb(1, signal.SIGSTOP)
-    assert lines == [
-        "error: process 0 of 2 stops, because another process did not answer in time (see --timeout); nothing was "
-        "saved since the last checkpoint"
-    ]
+    assert lines == [f"error: process 0 of 2 {LOST.format('did not answer in time (see --timeout)')}"]
