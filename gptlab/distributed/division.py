@@ -25,8 +25,8 @@ def check_division(experiment: Experiment, processes: int, *, shard: bool) -> No
         below = train.batch_size // processes * processes
         sizes = " or ".join(str(size) for size in (below, below + processes) if size)
         raise BadInputError(
-            f"train.batch_size {train.batch_size} cannot be divided by {processes} processes; use {_either(numbers)} "
-            f"processes, or --set train.batch_size={sizes}"
+            f"train.batch_size {train.batch_size} cannot be divided by {processes} processes; use {_either(numbers)}, "
+            f"or --set train.batch_size={sizes}"
         )
     if shard and train.has_own_optimizer:
         raise BadInputError(
@@ -37,4 +37,4 @@ def check_division(experiment: Experiment, processes: int, *, shard: bool) -> No
 
 def _either(numbers: list[int]) -> str:
     *others, last = map(str, numbers)
-    return f"{', '.join(others)} or {last}" if others else last
+    return f"{', '.join(others)} or {last} processes" if others else f"{last} process"
