@@ -11,6 +11,16 @@ from gptlab.interface.output import heavy_imports
 from gptlab.spec import Experiment
 
 
+def check_single(command: str) -> None:
+    """Check that this is the only process of a command that starts runs by itself.
+
+    Raises:
+        BadInputError: torchrun has started several.
+    """
+    if place().size > 1:
+        raise BadInputError(f"`gptlab {command}` starts the processes of its runs itself; call it without torchrun")
+
+
 def launch_processes(experiment: Experiment, nproc: int | None, shard: bool) -> None:
     """Run this command in several processes and exit with their code, unless this is one of them or there is only one.
 

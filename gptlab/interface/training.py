@@ -29,7 +29,7 @@ from gptlab.interface.options import (
     spec_changes,
 )
 from gptlab.interface.output import exit_with, heavy_imports
-from gptlab.interface.processes import launch_processes
+from gptlab.interface.processes import check_single, launch_processes
 
 
 def run(
@@ -213,6 +213,7 @@ def sweep(
     as_json: JsonOption = False,
 ) -> None:
     """Start or resume all runs of a sweep that are not complete."""
+    check_single("sweep")
     with importing():
         from gptlab.commands.seeds import parse_seeds
 
@@ -272,6 +273,7 @@ def decide(
     as_json: JsonOption = False,
 ) -> None:
     """Add seeds to two experiments until it is decided which one is better, or that they are equal."""
+    check_single("decide")
     with importing():
         from gptlab import catalog
         from gptlab.sequential import design

@@ -126,6 +126,9 @@ def test_bad_input_is_one_line_of_the_first_process(project, tmp_path):
     assert first.err.startswith("error: model.dropout is 0.1, which 2 processes cannot divide among them")
     assert first.err.count("\n") == 1
     assert (first.out, second.out, second.err) == ("", "", "")
+    first, second = run_together(tmp_path, "sweep", "micro")
+    assert (first.code, second.code, second.err) == (2, 2, "")
+    assert "call it without torchrun" in first.err
     first, second = run_together(tmp_path, "runs")
     assert (first.code, second.code, second.out) == (0, 0, "")
 
