@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from gptlab import completion
+from gptlab.distributed.place import place
 from gptlab.errors import BadInputError
 from gptlab.imports import importing
 from gptlab.interface.options import (
@@ -15,16 +16,20 @@ from gptlab.interface.options import (
     DeterministicOption,
     DeviceOption,
     JsonOption,
+    ProcessesOption,
     RunArgument,
     SetOption,
+    ShardOption,
     StepsOption,
     TagsOption,
     TextOption,
+    TimeoutOption,
     WandbOption,
     check_tags,
     spec_changes,
 )
 from gptlab.interface.output import exit_with, heavy_imports
+from gptlab.interface.processes import check_single, launch_processes
 from gptlab.interface.slurm import (
     AccountOption,
     ArrayParallelismOption,
@@ -64,6 +69,9 @@ def run(
     deterministic: DeterministicOption = False,
     compile_: CompileOption = None,
     capture: CaptureOption = None,
+    nproc: ProcessesOption = None,
+    shard: ShardOption = False,
+    timeout: TimeoutOption = 600,
     wandb: WandbOption = None,
     tags: TagsOption = None,
     notes: Annotated[str, typer.Option(help="Note to store with this attempt.")] = "",
@@ -105,6 +113,9 @@ def run(
         raise BadInputError("--seeds and --branch exclude each other: a branch has the seed of its parent")
     several = parse_seeds(seeds) if seeds is not None else []
     experiment = catalog.find(name).with_changes(spec_changes(settings, text, steps))
+    if several and max(nproc or 1, place().size) > 1:
+        raise BadInputError("--seeds works with one process per run only; pass --seed, or leave --nproc out")
+    launch_processes(experiment, nproc, shard)
 
     with heavy_imports():
         from gptlab.commands.run import Options, run_experiment
@@ -117,6 +128,8 @@ def run(
         deterministic=deterministic,
         compile=compile_,
         capture=capture,
+        shard=shard,
+        timeout_s=timeout,
         wandb=wandb,
         tags=tuple(tags or ()),
         notes=notes,
@@ -151,6 +164,9 @@ def resume(
     deterministic: DeterministicOption = False,
     compile_: CompileOption = None,
     capture: CaptureOption = None,
+    nproc: ProcessesOption = None,
+    shard: ShardOption = False,
+    timeout: TimeoutOption = 600,
     wandb: WandbOption = None,
     artifacts: ArtifactsOption = None,
     as_json: JsonOption = False,
@@ -160,6 +176,7 @@ def resume(
         from gptlab.tracking.run import find_run
 
     found = find_run(run)
+    launch_processes(found.record.spec, nproc, shard)
 
     with heavy_imports():
         from gptlab.commands.run import Options, resume_run
@@ -173,6 +190,8 @@ def resume(
         deterministic=deterministic,
         compile=compile_,
         capture=capture,
+        shard=shard,
+        timeout_s=timeout,
         wandb=wandb,
         artifacts=artifacts,
     )
@@ -218,6 +237,7 @@ def sweep(
     as_json: JsonOption = False,
 ) -> None:
     """Start or resume all runs of a sweep that are not complete."""
+    check_single("sweep")
     with importing():
         from gptlab.commands.seeds import parse_seeds
 
@@ -298,6 +318,7 @@ def decide(
     as_json: JsonOption = False,
 ) -> None:
     """Add seeds to two experiments until it is decided which one is better, or that they are equal."""
+    check_single("decide")
     with importing():
         from gptlab import catalog
         from gptlab.sequential import design

@@ -1,0 +1,41 @@
+"""`--nproc`: whether a command runs in this process, or in several that it starts."""
+
+import sys
+
+import typer
+
+from gptlab.distributed.division import check_division
+from gptlab.distributed.place import place
+from gptlab.errors import BadInputError
+from gptlab.interface.output import heavy_imports
+from gptlab.spec import Experiment
+
+
+def check_single(command: str) -> None:
+    """Check that this is the only process of a command that starts runs by itself.
+
+    Raises:
+        BadInputError: torchrun has started several.
+    """
+    if place().size > 1:
+        raise BadInputError(f"`gptlab {command}` starts the processes of its runs itself; call it without torchrun")
+
+
+def launch_processes(experiment: Experiment, nproc: int | None, shard: bool) -> None:
+    """Run this command in several processes and exit with their code, unless this is one of them or there is only one.
+
+    Raises:
+        BadInputError: Several processes cannot train the experiment, or torchrun has started another number of them.
+    """
+    started = place().size
+    check_division(experiment, nproc or started, shard=shard)
+    if started > 1:
+        if nproc not in {None, started}:
+            raise BadInputError(f"torchrun has started {started} processes, not {nproc}; leave --nproc out")
+        return
+    if nproc is None or nproc == 1:
+        return
+    with heavy_imports():
+        from gptlab.commands.launch import launch
+
+    raise typer.Exit(launch(nproc, sys.argv[1:]))
