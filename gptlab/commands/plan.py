@@ -139,7 +139,7 @@ def _memory_table(console: Console, needs: Footprint) -> None:
     phases, peak = needs.phases, needs.peak
     headings = [*phases, "peak"]
     table = borderless("memory per device", *headings, right=tuple(headings))
-    components = dict.fromkeys(name for phase in phases.values() for name in phase)
+    components = dict.fromkeys(name for phase in [*phases.values(), peak] for name in phase)
     for name in components:
         sizes = [phase.get(name) for phase in [*phases.values(), peak]]
         table.add_row(name, *(format_bytes(size) if size else "" for size in sizes))
