@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch.distributed as dist
-
 from faults import Ended, _exit_code
+
 from gptlab.cli import main
 
 

@@ -19,13 +19,13 @@ def main() -> int:
     """Follow the first process to its end, and return its exit code, or that of an own failure."""
     logging.getLogger("gptlab").handlers = [logging.NullHandler()]  # the first process has the same warnings
     with StopSignals(insistent=()) as signals:
-        notice = board().read(give_up=lambda: signals.received is not None)
+        notice = board().read(give_up=signals.stop_requested)
         if notice is None:
             return 128 + (signals.received or signal.SIGTERM)
         if END in notice:
             return int(notice[END])
         try:
-            follow(Work.from_notice(notice), board(), lambda: signals.received is not None)
+            follow(Work.from_notice(notice), board(), signals.stop_requested)
         except (DivergedError, LostProcessError) as error:
             deadline = time.monotonic() + GRACE_S
             code = read_end(give_up=lambda: time.monotonic() > deadline)

@@ -41,7 +41,8 @@ from gptlab.tracking.space import check_optimizer_state_is_kept
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.capacity import limit_threads, memory_notice
-from gptlab.training.distribution import Alone, Distribution, choose_for_processes, connect
+from gptlab.training.connection import connect
+from gptlab.training.distribution import Alone, Distribution, choose_for_processes
 from gptlab.training.fingerprint_cache import fingerprint
 from gptlab.training.follower import Work
 from gptlab.training.initial import check_branch, check_initial_weights, check_steps
@@ -330,7 +331,9 @@ class _Session:
             try:
                 distribution = self._distribution(steps, signals)
                 attempt = Attempt(run, saved, self.data, self.settings, hooks, console.notice, distribution)
-                outcome = attempt.train(steps, facts, source, lambda: _stop_requested(signals, console))
+                outcome = attempt.train(
+                    steps, facts, source, signals.stop_requested, lambda: _announce_stop(signals, console)
+                )
             finally:
                 mirror.finish()
         messages.closing(run, outcome, mirror.url, console, with_next=options.next_commands)
@@ -341,10 +344,18 @@ class _Session:
         """Tell other processes what to compute, and connect to them when they are ready."""
         if not place().has_followers:
             return Alone()
-        work = Work(str(self.run.directory), steps, self.settings, self.options.deterministic, self.options.timeout_s)
+        options = self.options
+        work = Work(
+            str(self.run.directory),
+            steps,
+            self.settings,
+            deterministic=options.deterministic,
+            shard=options.shard,
+            timeout_s=options.timeout_s,
+        )
         board().post(work.notice())
-        board().wait_until_ready(give_up=lambda: signals.received is not None)
-        return connect(self.settings, work.timeout_s)
+        board().wait_until_ready(give_up=signals.stop_requested)
+        return connect(self.settings, work.timeout_s, shard=work.shard)
 
 
 def _start_afresh(run: Run, console: Console) -> None:
@@ -358,11 +369,8 @@ def _start_afresh(run: Run, console: Console) -> None:
         )
 
 
-def _stop_requested(signals: StopSignals, console: Console) -> bool:
-    if signals.received is None:
-        return False
-    if not signals.announced:
-        signals.announced = True
-        again = "; a second Ctrl-C or SIGTERM stops immediately without saving" if signals.insistent else ""
-        console.notice(f"{signals.received.name}: saving, then stopping{again}")
-    return True
+def _announce_stop(signals: StopSignals, console: Console) -> None:
+    """Print that training stops."""
+    cause = signals.received.name if signals.received else "another process was asked to stop"
+    again = "; a second Ctrl-C or SIGTERM stops immediately without saving" if signals.insistent else ""
+    console.notice(f"{cause}: saving, then stopping{again}")

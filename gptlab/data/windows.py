@@ -61,7 +61,7 @@ class Windows:
         return (self.offset + step * self.batch_size) / self.per_epoch
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """The tokens of a step's windows, shape `(batch_size, sequence_length + 1)`; of `rows` only, if they are set."""
+        """The tokens of a step's windows, shape `(batch_size, sequence_length + 1)`, or of its `rows` only."""
         return windows_at(self.tokens, self.starts(step)[self.rows], self.sequence_length)
 
     def starts(self, step: int) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ process 0 dies.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,9 +28,9 @@ class Board:
     """The notices of one start of the processes; a restart by torchrun has others."""
 
     def __init__(self) -> None:
-        """Connect to torchrun's store."""
+        """Connect to torchrun's store, which may be the same one after a restart."""
         store, self.rank, self.size = next(rendezvous("env://"))
-        self.store: dist.Store = store
+        self.store = dist.PrefixStore(f"gptlab/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         self._count = 0
 
     def post(self, notice: dict[str, Any]) -> None:

@@ -67,14 +67,22 @@ class Attempt:
         self.start_step = self.state.step
         self._rows_problem = saved.rows_problem if saved else None
 
-    def train(self, steps: int, facts: dict[str, Any], source: Source, stop_requested: Callable[[], bool]) -> Outcome:
+    def train(
+        self,
+        steps: int,
+        facts: dict[str, Any],
+        source: Source,
+        stop_requested: Callable[[], bool],
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> Outcome:
         """Train until `steps` are done or a stop is requested, and record start and end of the attempt.
 
         Args:
             steps: Total number of optimizer steps.
             facts: The fields of `Start` to record, `steps` included.
             source: The code; its patch is stored with the run.
-            stop_requested: Called in each step.
+            stop_requested: Called in each step; with several processes, it is the request to this one.
+            on_stop: Called before training stops at a request.
 
         Returns:
             `complete`, or `interrupted` after a requested stop.
@@ -108,7 +116,7 @@ class Attempt:
                     loop.training_step, stops = self._distribution.step(loop.step, stop_requested)
                     if self._settings.capture and self.state.step < steps:
                         end_facts |= self._capture(loop)
-                    loop.train(steps, stops)
+                    loop.train(steps, stops, on_stop)
                 self._workers.close()
                 if self.state.step == steps:
                     self._add_sample()  # a complete run has its sample, so it is not complete if this fails
@@ -180,9 +188,9 @@ class Attempt:
     def _add_sample(self) -> None:
         run, train = self._run, self._train_spec
         try:
-            with uncompiled(self._settings):
+            with uncompiled(self._settings), explain_out_of_memory():
                 (text,) = samples(
-                    self.state.model,
+                    self._distribution.whole_model(self.state, run, self._settings),
                     train.prompt,
                     1,
                     trained_length=train.sequence_length,

@@ -9,12 +9,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gptlab.checkpoints.manifest import LoopState
 from gptlab.checkpoints.read import SavedState
-from gptlab.distributed.board import board
 from gptlab.distributed.place import Place
 from gptlab.distributed.workers import SINGLE, Group, Workers
 from gptlab.errors import BadInputError
 from gptlab.model.gpt import GPT
 from gptlab.tracking.records import RunRecord
+from gptlab.tracking.run import Run
 from gptlab.training.initial import initial_model
 from gptlab.training.joint_step import JointStep
 from gptlab.training.optimizer import gradient_norm
@@ -43,6 +43,16 @@ class Distribution(Protocol):
     def saver(self, saver: StateSaver) -> Saver:
         """Return the saver of process 0, given that of a process which has all of the state."""
 
+    def whole_model(self, state: TrainingState, run: Run, settings: Settings) -> GPT:
+        """Return the model with all of its weights in process 0, after training has ended and the state was saved."""
+
+
+class Joint(Distribution, Protocol):
+    """A distribution over several processes."""
+
+    def follower_saver(self) -> Saver:
+        """Return the saver of the processes besides the first one."""
+
 
 class Alone:
     """One process."""
@@ -60,6 +70,10 @@ class Alone:
     def saver(self, saver: StateSaver) -> Saver:
         """See `Distribution`."""
         return saver
+
+    def whole_model(self, state: TrainingState, run: Run, settings: Settings) -> GPT:
+        """See `Distribution`."""
+        return state.model
 
 
 class Replicated:
@@ -107,8 +121,12 @@ class Replicated:
         """See `Distribution`."""
         return saver
 
+    def whole_model(self, state: TrainingState, run: Run, settings: Settings) -> GPT:
+        """See `Distribution`."""
+        return state.model
+
     def follower_saver(self) -> Saver:
-        """Return the saver of the other processes."""
+        """See `Joint`."""
         return NoSaver()
 
 
@@ -159,13 +177,3 @@ def choose_for_processes(settings: Settings, at: Place, capture: bool | None) ->
             "--device cpu"
         )
     return replace(settings, capture=False)
-
-
-def connect(settings: Settings, timeout_s: float) -> Replicated:
-    """Connect this process to the others of its run.
-
-    Args:
-        settings: The settings of all processes.
-        timeout_s: How long to wait for another process before it counts as lost.
-    """
-    return Replicated(Group(board(), settings.device, timeout_s))

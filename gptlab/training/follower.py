@@ -9,7 +9,7 @@ from gptlab.distributed.board import Board
 from gptlab.distributed.workers import explain_lost_processes
 from gptlab.tracking.run import load_run
 from gptlab.training.compilation import explain_compiler_errors
-from gptlab.training.distribution import connect
+from gptlab.training.connection import connect
 from gptlab.training.loop import Hooks, TrainingLoop
 from gptlab.training.memory import explain_out_of_memory, keep_freed_memory
 from gptlab.training.rows import NoMetrics, RowWriter
@@ -28,6 +28,7 @@ class Work:
     steps: int
     settings: Settings
     deterministic: bool
+    shard: bool
     timeout_s: float
 
     def notice(self) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def follow(work: Work, board: Board, stop_requested: Callable[[], bool]) -> None
     tokenizer, text = run_tokenizer(run), stored_text(run)
     data = load_training_data(record.spec, text, record.seed, tokenizer, window_offset=record.window_offset)
     board.report_ready()
-    distribution = connect(settings, work.timeout_s)
+    distribution = connect(settings, work.timeout_s, shard=work.shard)
     workers = distribution.workers
     with explain_out_of_memory(train), explain_compiler_errors(), explain_lost_processes(workers):
         state = distribution.restore(record, None, settings)

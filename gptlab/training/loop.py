@@ -78,7 +78,7 @@ class TrainingLoop:
         self.state.model.train()
         self.training_step = CapturedStep(self.step, self._batch(self.state.step), graphs)
 
-    def train(self, steps: int, stop_requested: Callable[[], bool]) -> None:
+    def train(self, steps: int, stop_requested: Callable[[], bool], on_stop: Callable[[], None] = lambda: None) -> None:
         """Train until `steps` are done or a stop is requested, then save. When this returns, every save is committed.
 
         Raises:
@@ -87,6 +87,7 @@ class TrainingLoop:
             OSError: A file cannot be written.
         """
         if stop_requested():  # a signal arrived during preparation
+            on_stop()
             return
         self.state.model.train()
         self.rows.restart_stopwatch()
@@ -95,6 +96,8 @@ class TrainingLoop:
             while self.state.step < steps:
                 self._train_step()
                 stopping = stop_requested() and self.state.step < steps
+                if stopping:
+                    on_stop()
                 self._log_and_save(last=self.state.step == steps, stopping=stopping)
                 if stopping:
                     break

@@ -1,9 +1,15 @@
 """Savers of checkpoints for the training loop."""
 
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from torch import Tensor
+
+from gptlab.checkpoints.gathered import file_order, write_gathered
 from gptlab.checkpoints.saver import BackgroundSaver
+from gptlab.checkpoints.tensors import Tensors
 from gptlab.training import optimizer as optimizers
 from gptlab.training import state as states
 from gptlab.training.state import TrainingState
@@ -53,6 +59,43 @@ class StateSaver(BackgroundSaver):
         self.save(files, header, manifest, copied=copy)
 
 
+class FilesOf(Protocol):
+    """Returns the tensors of each file of a checkpoint; see `gptlab.training.sharded.sharded_files`."""
+
+    def __call__(self, state: TrainingState, *, resumable: bool) -> dict[str, Tensors]:
+        """Return them by name, in each process its parts."""
+
+
+class GatheringSaver:
+    """Saves the state of several processes that each have a part of it, in process 0.
+
+    Training waits, because gathering in another thread would mix with the exchanges of training.
+    """
+
+    in_flight = False
+
+    def __init__(self, saver: StateSaver, files_of: FilesOf, gather: Callable[[Tensor], Tensor]) -> None:
+        self._saver, self._files_of, self._gather = saver, files_of, gather
+
+    def save_state(
+        self, state: TrainingState, header: dict[str, Any], manifest: dict[str, Any], *, resumable: bool
+    ) -> None:
+        """See `Saver`."""
+        write = partial(write_gathered, gather=self._gather)
+        self._saver.save_now(self._files_of(state, resumable=resumable), header, manifest, write)
+
+    def wait_until_read(self) -> None:
+        """See `Saver`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._saver.__exit__(kind, error, trace)
+
+
 class NoSaver:
     """Saves nothing, in a process whose state another process saves as its own."""
 
@@ -73,3 +116,18 @@ class NoSaver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         pass
+
+
+class GatheringFollower(NoSaver):
+    """Takes part in the saves of `GatheringSaver` in the other processes."""
+
+    def __init__(self, files_of: FilesOf, gather: Callable[[Tensor], Tensor]) -> None:
+        self._files_of, self._gather = files_of, gather
+
+    def save_state(
+        self, state: TrainingState, header: dict[str, Any], manifest: dict[str, Any], *, resumable: bool
+    ) -> None:
+        """See `Saver`. The tensors are gathered in the order of the files and dropped."""
+        for tensors in self._files_of(state, resumable=resumable).values():
+            for name in file_order(tensors):
+                self._gather(tensors[name])

@@ -36,9 +36,11 @@ class StopSignals:
         """
         self.received: signal.Signals | None = None
         self.insistent = insistent
-        self.announced = False
-        """Whether the user has been told what the signal does."""
         self._repeated = False
+
+    def stop_requested(self) -> bool:
+        """Return whether a signal was received."""
+        return self.received is not None
 
     def __enter__(self) -> Self:
         before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
