@@ -4,6 +4,8 @@ Run as a script with a text and experiments in JSON. The peak counts from the mo
 libraries have then been used once by a small run, because their own buffers and code belong to no model.
 """
 
+import ctypes
+import gc
 import json
 import os
 import re
@@ -15,7 +17,9 @@ from typing import Any
 
 from support import run_attempt
 
+from gptlab.model.gpt import GPT
 from gptlab.spec import Experiment
+from gptlab.tracking.records import RunRecord
 from gptlab.training import state
 from gptlab.training.attempt import Attempt
 from gptlab.training.footprint import Layout, footprint
@@ -39,7 +43,14 @@ def measure(experiment: Experiment) -> dict[str, Any]:
     run_attempt(experiment.with_changes({"name": "small", **SMALL}), steps=1)
     before = []
     build = state.initial_model
-    state.initial_model = lambda record: (before.append(status("VmRSS")), build(record))[1]
+
+    def measured_build(record: RunRecord) -> GPT:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide a part of what the model needs
+        before.append(status("VmRSS"))
+        return build(record)
+
+    state.initial_model = measured_build
     result = run_attempt(experiment, steps=STEPS)
     predicted = footprint(experiment, Layout("cpu", "float32"))
     files = result.run.directory.glob(f"checkpoints/*{STEPS}/*.safetensors")

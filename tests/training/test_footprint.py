@@ -28,10 +28,10 @@ def shape(tokenizer: str, B: int, T: int, C: int, **model: object) -> dict[str, 
 
 SHAPES = {
     "deep": shape("bytes", 1, 32, 192, n_layer=20),
-    "wide": shape("bytes", 1, 32, 1024, n_layer=1),
+    "wide": shape("bytes", 1, 32, 768, n_layer=2),
     "long": shape("bytes", 1, 1024, 64, n_layer=16, n_head=1),
     "many sequences": shape("bytes", 64, 64, 64, n_layer=8),
-    "large vocabulary, tied": shape("gpt2", 1, 32, 192, n_layer=1, tied=True),
+    "large vocabulary, tied": shape("gpt2", 1, 32, 256, n_layer=1, tied=True),
 }
 EVERY_ACTIVATION = ["gelu", "gelu-exact", "relu", "relu2", "silu"]
 
