@@ -22,7 +22,7 @@ RESERVED = 4e9
 """Assumed for the CUDA context, NCCL and fragments."""
 PEAK = BFLOAT16_PEAK_FLOPS["H100"]
 EFFICIENCY = 0.45
-"""Part of the peak while a GPU does not wait. Measured for 163 M on an H200, which has the same peak: 61.8 ms a step."""
+"""Part of the peak while a GPU does not wait. Measured for 163 M: 61.8 ms a step on an H200."""
 NVLINK = 375e9
 """Bytes per second in one direction between GPUs of a machine: 450 GB/s nominal, about 380 GB/s measured."""
 INFINIBAND = 40e9
@@ -60,9 +60,13 @@ class Model:
         """An experiment with this global batch."""
         return Experiment(name="scale", why="What does it take?").with_changes(
             {
-                **{"model.n_layer": self.layers, "model.n_embd": self.width, "model.n_head": self.heads},
-                **{"model.context_length": self.length, "model.tied": self.tied, "train.sequence_length": self.length},
-                **{"train.batch_size": sequences},
+                "model.n_layer": self.layers,
+                "model.n_embd": self.width,
+                "model.n_head": self.heads,
+                "model.context_length": self.length,
+                "model.tied": self.tied,
+                "train.sequence_length": self.length,
+                "train.batch_size": sequences,
             }
         )
 
@@ -208,7 +212,7 @@ def checkpoints() -> str:
     """Checkpoints and failures."""
     rows = []
     for case in CASES:
-        if not case.sequences or case.gpus == GPUS_PER_MACHINE and not case.shard:
+        if not case.sequences or (case.gpus == GPUS_PER_MACHINE and not case.shard):
             continue
         needs = case.needs(1)
         size = needs.weights_file + (needs.optimizer_file or 0)

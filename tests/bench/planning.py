@@ -17,12 +17,18 @@ SHAPES = {
     "baseline, 4 × 100": {**BASELINE, "train.batch_size": 4, "train.sequence_length": 100},
     "baseline, 2 × 1024": {**BASELINE, "train.batch_size": 2, "train.sequence_length": 1024},
     "baseline, tied, 4 × 100": {
-        **{**BASELINE, "model.tied": True},
-        **{"train.batch_size": 4, "train.sequence_length": 100},
+        **BASELINE,
+        "model.tied": True,
+        "train.batch_size": 4,
+        "train.sequence_length": 100,
     },
     "838 M, 1 × 256": {
-        **{"model.n_layer": 36, "model.n_head": 20, "model.n_embd": 1280, "data.val_windows": 4},
-        **{"train.batch_size": 1, "train.sequence_length": 256},
+        "model.n_layer": 36,
+        "model.n_head": 20,
+        "model.n_embd": 1280,
+        "data.val_windows": 4,
+        "train.batch_size": 1,
+        "train.sequence_length": 256,
     },
 }
 
