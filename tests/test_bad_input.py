@@ -32,7 +32,7 @@ COMMANDS = [
     ("show micro", "matches micro-"),
     ("plan", "Missing argument 'NAME'"),
     ("plan basline", "there is no experiment 'basline'; did you mean 'baseline'?"),
-    ("plan baseline --gpus 0", "'--gpus': Input should be greater than or equal to 1, not '0'"),
+    ("plan baseline --gpus 0", "'--gpus': Input should be greater than or equal to 1"),
     ("plan baseline --gpus many", "'--gpus': Input should be a valid integer"),
     ("plan baseline --shard", "only one; add --gpus 2 or more"),
     ("plan baseline --gpus 1 --shard", "only one; add --gpus 2 or more"),
