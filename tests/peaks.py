@@ -26,8 +26,13 @@ from gptlab.training.footprint import Layout, footprint
 
 STEPS = 3
 SMALL = {
-    "model.n_layer": 1, "model.n_head": 2, "model.n_embd": 32, "model.context_length": 64,
-    "train.sequence_length": 16, "train.batch_size": 2, "data.val_windows": 2,
+    "model.n_layer": 1,
+    "model.n_head": 2,
+    "model.n_embd": 32,
+    "model.context_length": 64,
+    "train.sequence_length": 16,
+    "train.batch_size": 2,
+    "data.val_windows": 2,
 }
 
 
