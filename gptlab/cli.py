@@ -35,6 +35,7 @@ app = typer.Typer(
 app.callback()(program)
 app.command("list")(experiments.list_)
 app.command()(experiments.show)
+app.command()(experiments.plan)
 app.command()(experiments.check)
 app.command()(training.run)
 app.command()(training.resume)

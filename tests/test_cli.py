@@ -385,6 +385,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
     assert set(group.commands) == {
         "list",
         "show",
+        "plan",
         "check",
         "run",
         "decide",

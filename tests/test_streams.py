@@ -51,6 +51,7 @@ COMMANDS = {
     "list": "list",
     "runs": "runs",
     "show": "show {run}",
+    "plan": "plan baseline --gpus 8",
     "check": "check relu",
     "diff": "diff {run}",
     "sample": "sample {run} --tokens 2",
