@@ -16,7 +16,7 @@ from gptlab import completion
 from gptlab.distributed.place import place
 from gptlab.errors import EXIT_FAILED, BadInputError
 from gptlab.failures import exit_code
-from gptlab.interface import experiments, results, space, texts, training, wandb
+from gptlab.interface import comparing, experiments, results, space, texts, training, wandb
 from gptlab.interface.group import Commands, program
 from gptlab.interface.output import heavy_imports
 from gptlab.interrupts import STOP_SIGNALS
@@ -39,8 +39,8 @@ app.command()(experiments.plan)
 app.command()(experiments.check)
 app.command()(training.run)
 app.command()(training.resume)
-app.command()(training.sweep)
-app.command()(training.decide)
+app.command()(comparing.sweep)
+app.command()(comparing.decide)
 app.command()(results.runs)
 app.command()(results.watch)
 app.command()(results.report)

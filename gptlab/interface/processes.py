@@ -5,6 +5,7 @@ import sys
 import typer
 
 from gptlab.distributed.division import check_division
+from gptlab.distributed.nodes import nodes
 from gptlab.distributed.place import place
 from gptlab.errors import BadInputError
 from gptlab.interface.output import heavy_imports
@@ -27,15 +28,16 @@ def launch_processes(experiment: Experiment, nproc: int | None, shard: bool) -> 
     Raises:
         BadInputError: Several processes cannot train the experiment, or torchrun has started another number of them.
     """
-    started = place().size
-    check_division(experiment, nproc or started, shard=shard)
+    started, several = place().size, nodes()
+    wanted = (nproc or 1) * (several.count if several else 1)
+    check_division(experiment, started if nproc is None and started > 1 else wanted, shard=shard)
     if started > 1:
-        if nproc not in {None, started}:
-            raise BadInputError(f"torchrun has started {started} processes, not {nproc}; leave --nproc out")
+        if nproc is not None and wanted != started:
+            raise BadInputError(f"torchrun has started {started} processes, not {wanted}; leave --nproc out")
         return
-    if nproc is None or nproc == 1:
+    if wanted == 1:
         return
     with heavy_imports():
         from gptlab.commands.launch import launch
 
-    raise typer.Exit(launch(nproc, sys.argv[1:]))
+    raise typer.Exit(launch(nproc or 1, sys.argv[1:], several))

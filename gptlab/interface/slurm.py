@@ -17,23 +17,31 @@ PartitionOption = Annotated[str | None, typer.Option(help="With --slurm: the par
 AccountOption = Annotated[str | None, typer.Option(help="With --slurm: the account to charge.")]
 QosOption = Annotated[str | None, typer.Option(help="With --slurm: the quality of service.")]
 ConstraintOption = Annotated[str | None, typer.Option(help="With --slurm: features that the node must have.")]
-GpusOption = Annotated[int | None, typer.Option(min=0, max=MAX_COUNT, help="With --slurm: GPUs of each job.")]
+NodesOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_COUNT, help="With --slurm: nodes of each job, which train its run together."),
+]
+GpusOption = Annotated[int | None, typer.Option(min=0, max=MAX_COUNT, help="With --slurm: GPUs on each node.")]
+NprocOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_COUNT, help="With --slurm: processes on each node. Default: one for each GPU, or one."),
+]
 CpusOption = Annotated[
     int | None,
-    typer.Option(min=1, max=MAX_COUNT, help="With --slurm: processors of each job, and threads of a new run."),
+    typer.Option(min=1, max=MAX_COUNT, help="With --slurm: processors on each node, and threads of a new run."),
 ]
 TimeOption = Annotated[
     str | None,
     typer.Option(help="With --slurm: time limit of each job, such as 4:00:00; shortly before, it saves and requeues."),
 ]
-MemoryOption = Annotated[str | None, typer.Option(help="With --slurm: memory of each job, such as 16G.")]
+MemoryOption = Annotated[str | None, typer.Option(help="With --slurm: memory on each node, such as 16G.")]
 ArrayParallelismOption = Annotated[
     int | None,
     typer.Option(min=1, max=MAX_COUNT, help="With --slurm: how many jobs run at once at most. Default: all."),
 ]
 
 
-def slurm_settings(slurm: bool, resources: dict[str, Any], jobs: int | None) -> "SlurmSettings | None":
+def slurm_settings(slurm: bool, resources: dict[str, Any], jobs: int | None, *, shard: bool) -> "SlurmSettings | None":
     """Return what the jobs of a sweep ask for: the options of the command line, else the site's defaults.
 
     Returns:
@@ -44,7 +52,7 @@ def slurm_settings(slurm: bool, resources: dict[str, Any], jobs: int | None) -> 
     """
     if slurm and jobs is not None:
         raise BadInputError("--jobs is for processes on this machine; with --slurm, use --array-parallelism")
-    given = [name for name, value in resources.items() if value is not None]
+    given = [name for name, value in resources.items() if value is not None] + ["shard"] * shard
     if given and not slurm:
         raise BadInputError(f"--{given[0].replace('_', '-')} is for jobs of Slurm; add --slurm, or leave it out")
     if not slurm:
