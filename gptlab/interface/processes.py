@@ -1,14 +1,17 @@
 """`--nproc`: whether a command runs in this process, or in several that it starts."""
 
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
-from gptlab.distributed.division import check_division
 from gptlab.distributed.place import place
 from gptlab.errors import BadInputError
+from gptlab.imports import importing
 from gptlab.interface.output import heavy_imports
-from gptlab.spec import Experiment
+
+if TYPE_CHECKING:  # importing pydantic takes longer than printing a help
+    from gptlab.spec import Experiment
 
 
 def check_single(command: str) -> None:
@@ -21,12 +24,15 @@ def check_single(command: str) -> None:
         raise BadInputError(f"`gptlab {command}` starts the processes of its runs itself; call it without torchrun")
 
 
-def launch_processes(experiment: Experiment, nproc: int | None, shard: bool) -> None:
+def launch_processes(experiment: "Experiment", nproc: int | None, shard: bool) -> None:
     """Run this command in several processes and exit with their code, unless this is one of them or there is only one.
 
     Raises:
         BadInputError: Several processes cannot train the experiment, or torchrun has started another number of them.
     """
+    with importing():
+        from gptlab.distributed.division import check_division
+
     started = place().size
     check_division(experiment, nproc or started, shard=shard)
     if started > 1:
