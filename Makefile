@@ -15,7 +15,7 @@ unknown := $(filter-out $(VARIABLES),$(given))
 $(if $(unknown),$(error there is no variable $(firstword $(unknown)); available: $(VARIABLES)))
 
 .DEFAULT_GOAL := help
-.PHONY: help exp sweep test test-fast test-gpu fuzz torture bench audit lint report notebook dashboard sync
+.PHONY: help exp sweep test test-fast test-slurm test-gpu fuzz torture bench audit lint report notebook dashboard sync
 
 help:
 	@echo 'start with: make exp NAME=tiny'
@@ -43,6 +43,7 @@ help:
 	@echo 'make test                run the test suite'
 	@echo 'make test-fast           run the fast tests, in less than a minute'
 	@echo 'make test-gpu            run the tests that need a CUDA device'
+	@echo 'make test-slurm          run the tests that start a Slurm, as root'
 	@echo 'make fuzz                run the property tests with many more examples'
 	@echo '         EXAMPLES=100000   examples per test'
 	@echo 'make torture             break things at random: kills, damage, full disks, concurrent commands'
@@ -89,6 +90,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	@$(VENV)/bin/pytest -n auto --dist worksteal -m 'not slow' --hypothesis-profile=fast
+
+test-slurm: $(READY)
+	@$(VENV)/bin/pytest --slurm -rs tests/slurm
 
 test-gpu: $(READY)
 	@$(VENV)/bin/pytest --gpu -rs tests/gpu

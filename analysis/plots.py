@@ -159,7 +159,7 @@ def loss_over_setting(values: DataFrame, setting: str, optimum: Estimate) -> go.
         figure.add_vrect(x0=optimum.low, x1=optimum.high, fillcolor=optimum_color, opacity=0.2, line_width=0)
     if math.isfinite(optimum.mean):
         figure.add_vline(x=optimum.mean, line_color=optimum_color)
-    return figure.update_xaxes(type="log")
+    return figure.update_xaxes(type="log", dtick=1, exponentformat="e")  # 1e-4 and not 100µ
 
 
 def spectra(singular_values: Mapping[str, Sequence[float]]) -> go.Figure:

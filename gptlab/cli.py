@@ -5,7 +5,8 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from typing import NoReturn
+from functools import cache
+from typing import Any, NoReturn
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all packages for plugins slows each start
 
@@ -40,6 +41,7 @@ app.command()(training.resume)
 app.command()(training.sweep)
 app.command()(training.decide)
 app.command()(results.runs)
+app.command()(results.watch)
 app.command()(results.report)
 app.command()(results.sample)
 app.command("eval")(results.eval_)
@@ -95,8 +97,13 @@ def _follow() -> int:
     return follow.main()
 
 
+@cache
+def _program() -> Any:
+    return typer.main.get_command(app)
+
+
 def _run_app() -> int:
-    command = typer.main.get_command(app)
+    command = _program()
     if completion.is_asked_for():
         return completion.answer(command)
     try:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment variables with the number of threads that libraries compute with."""
 ROOT = Path("/")
 MOUNT = re.compile(r"\S+ \S+ \S+ (\S+) (\S+) .*?- (\S+) \S+ (\S+)")
 """A line of `/proc/self/mountinfo`: the folder that is mounted, where, the file system and its options."""

@@ -75,6 +75,25 @@ def cache_directory() -> Path:
         raise BadInputError("the user has no home directory for the cache; set HOME or GPTLAB_CACHE") from None
 
 
+def tool_table(name: str) -> dict[str, Any]:
+    """Return the table `[tool.gptlab.NAME]` of the project's `pyproject.toml`; it is empty if there is none.
+
+    Raises:
+        BadInputError: The file is not valid TOML, or the value is not a table.
+    """
+    marker = root() / MARKER
+    try:
+        document = tomllib.loads(marker.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInputError(f"{marker} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise BadInputError(f"{display_path(marker)} is not valid TOML: {error}") from None
+    found = _table(_table(document, "tool"), PACKAGE).get(name, {})
+    if not isinstance(found, dict):
+        raise BadInputError(f"[tool.{PACKAGE}] in {display_path(marker)}: {name} must be a table, not {found!r:.100}")
+    return found
+
+
 def display_path(path: Path) -> str:
     """Return the path as a user would type it: relative to the working directory if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -392,6 +392,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "resume",
         "report",
         "runs",
+        "watch",
         "sample",
         "eval",
         "diff",

@@ -37,6 +37,7 @@ def two_runs(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("two_runs")
 def test_runs_experiments_texts_and_commands_are_completed():
     assert complete("gptlab eval tiny-s") == ["tiny-s0-00000000", "tiny-s1-11111111"]
+    assert complete("gptlab watch tiny-s0-00000000 tiny-s") == ["tiny-s0-00000000", "tiny-s1-11111111"]
     assert complete("gptlab run base") == ["baseline"]
     assert complete("gptlab show tiny-s")[-3:] == ["tiny-sgd", "tiny-s0-00000000", "tiny-s1-11111111"]
     assert complete("gptlab run tiny --text s") == ["shakespeare"]

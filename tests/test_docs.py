@@ -41,6 +41,7 @@ def test_every_test_that_a_table_names_exists(document, least):
         "docs/performance.md",
         "docs/reliability.md",
         "docs/style.md",
+        "docs/sweeps.md",
         "docs/wandb.md",
         "experiments/README.md",
     ],

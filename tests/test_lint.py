@@ -45,6 +45,7 @@ FORBIDDEN_IMPORTS = {  # one per contract
     "gptlab/distributed/place.py": "import gptlab.distributed.workers",
     "gptlab/data/text.py": "import gptlab.data.tokens",
     "gptlab/mirror/server.py": "import gptlab.mirror.wandb_run",
+    "gptlab/slurm/records.py": "import gptlab.slurm.job",
     "gptlab/commands/show.py": "import gptlab.commands.diff",
     "gptlab/terminal/tables.py": "import gptlab.terminal.console",
     "experiments/tiny.py": "import gptlab.data",

@@ -142,6 +142,8 @@ def commands_on_all_runs() -> dict[str, Callable[[], object]]:
 
 def commands_on_one_run(name: str, seed: int, micro: Experiment) -> dict[str, Callable[[], object]]:
     return {
+        "watch": typed("watch", name),
+        "watch --json": typed("watch", name, "--json"),
         "show": typed("show", name),
         "show --json": typed("show", name, "--json"),
         "diff": typed("diff", name, name),

@@ -60,7 +60,9 @@ COMMANDS = {
     "gc": "gc --yes",
     "text": "text {folder}/runs/{run}/log.txt --out {folder}/joined.txt --force",
     "report": "report",
+    "watch": "watch {run}",
     "runs --json": "runs --json",
+    "watch --json": "watch {run} --json",
     "resume --json": "resume {run} --steps 11 --wandb off --json",
 }
 """Each command, and those whose result is more than what they print, which fails if it cannot be printed."""

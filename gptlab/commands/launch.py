@@ -21,8 +21,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from gptlab.errors import EXIT_FAILED
 from gptlab.failures import print_line
-from gptlab.limits import processors
-from gptlab.training.capacity import THREAD_VARIABLES
+from gptlab.limits import THREAD_VARIABLES, processors
 from gptlab.training.signals import StopSignals
 
 HERE = "127.0.0.1"

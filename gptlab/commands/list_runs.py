@@ -4,7 +4,7 @@ import logging
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,10 @@ from rich.text import Text
 
 from gptlab import project
 from gptlab.commands.run_filters import Filters, check_sort_key, natural_order, sort_value
+from gptlab.commands.run_jobs import cell, jobs_of_runs, render_reasons, tells_more
+from gptlab.commands.run_progress import status_text
 from gptlab.commands.run_settings import is_spec_field, setting, short_names, varied_settings
+from gptlab.slurm.queue import JobState
 from gptlab.terminal.console import Console
 from gptlab.terminal.sparkline import bars, resample
 from gptlab.terminal.tables import Column, fitting
@@ -24,7 +27,6 @@ from gptlab.tracking.space import disk_usage, find_removable
 
 logger = logging.getLogger(__name__)
 
-STYLES = {"running": "cyan", "complete": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
 DAMAGED = Text("damaged", "red")
 SPARKLINE_WIDTH = 16
 MAX_INDENT = 8
@@ -51,12 +53,21 @@ class RunSummary:
     """Of the newest validation."""
     varied: dict[str, str] = field(default_factory=dict)
     """Its settings that differ between the listed runs, as text by dotted key."""
+    job: JobState | None = None
+    """Its newest job of Slurm, if that says more than the status."""
 
 
-def list_runs(filters: Filters | None = None, sort: str | None = None) -> list[RunSummary]:
+def list_runs(
+    filters: Filters | None = None, sort: str | None = None, jobs: list[JobState] | None = None
+) -> list[RunSummary]:
     """Summarize the runs that pass the filters, in natural order of their names or sorted by a column or a setting.
 
     Unreadable runs are skipped with a warning.
+
+    Args:
+        filters: What a run must be.
+        sort: The column or setting.
+        jobs: The jobs of Slurm to show with their runs.
 
     Raises:
         BadInputError: There is no such column or setting to sort by.
@@ -66,9 +77,13 @@ def list_runs(filters: Filters | None = None, sort: str | None = None) -> list[R
     filters = filters or Filters()
     children = all_children(project.runs_directory())
     records: dict[str, RunRecord] = {}
+    of_runs = jobs_of_runs(jobs or [])
 
     def read(run: Run) -> RunSummary:
         summary = summarize(run, children)
+        job = None if run.is_copy else of_runs.get(run.id)
+        if job and tells_more(job, summary.facts["status"]):
+            summary = replace(summary, job=job, facts=summary.facts | {"slurm": job.document()})
         records[summary.facts["directory"]] = run.record
         return summary
 
@@ -152,6 +167,7 @@ def render(summaries: list[RunSummary], *, tree: bool = True, filtered: bool = F
     if dropped:
         hint = f"not shown in {width} columns: {', '.join(dropped)}; --json and a wider terminal show all"
         console.print("\n".join(textwrap.wrap(hint, width)))
+    render_reasons([summary.job for summary in summaries if summary.job], console)
 
 
 def _columns(lines: list[tuple[RunSummary, int]]) -> list[Column]:
@@ -168,7 +184,8 @@ def _columns(lines: list[tuple[RunSummary, int]]) -> list[Column]:
     return [
         Column("run", [printable(_label(summary.facts, depth)) for summary, depth in lines]),
         *settings,
-        Column("status", [Text(each["status"], STYLES[each["status"]]) for each in facts]),
+        Column("status", [status_text(each["status"]) for each in facts]),
+        *([Column("slurm", [cell(summary.job) for summary in summaries])] if any(s.job for s in summaries) else []),
         Column("step", [_steps(each) for each in facts], right=True),
         Column("val loss", [_loss(each, each["val_loss"]) for each in facts], right=True),
         *([Column("bits/byte", [_loss(s.facts, s.bits_per_byte) for s in summaries], right=True)] if bits else []),

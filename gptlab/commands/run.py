@@ -27,6 +27,7 @@ from gptlab.limits import out_of_memory_kills
 from gptlab.mirror.mirror import Mirror
 from gptlab.mirror.modes import AUTO, Mode, check_wandb_mode
 from gptlab.model.measure import check_parts, size_of
+from gptlab.slurm.job import announce
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.terminal.progress import StepProgress
@@ -275,6 +276,7 @@ class _Session:
             if saved and steps < saved.checkpoint.step:
                 messages.fewer_steps(run, history, steps, saved.checkpoint.step, self.console)
                 return Result(run)
+            announce(run)
             self.console.log_to(run.directory / LOG)
             check_space(run.directory, spec.train.model_copy(update={"steps": steps}), size)
             return replace(self, run=run)._train(steps, saved, history, lock, signals)

@@ -39,9 +39,13 @@ class Filters:
     where: Mapping[str, Any] = field(default_factory=dict)
     """Values of the spec by dotted key."""
 
+    def accept_name(self, name: str) -> bool:
+        """Return whether an experiment's name passes."""
+        return self.name is None or fnmatchcase(name, self.name)
+
     def accept_record(self, record: RunRecord) -> bool:
         """Return whether a run's record passes."""
-        return (self.name is None or fnmatchcase(record.spec.name, self.name)) and all(
+        return self.accept_name(record.spec.name) and all(
             setting(record, key) == value for key, value in self.where.items()
         )
 

@@ -15,8 +15,9 @@ from gptlab.commands.sweep_plan import Job, SweepPlan
 from gptlab.commands.sweep_processes import Child, run_jobs, start_process
 from gptlab.commands.sweep_results import SweepResults, collect
 from gptlab.commands.sweep_time import past_speeds
+from gptlab.limits import THREAD_VARIABLES
 from gptlab.terminal.console import Console
-from gptlab.training.capacity import THREAD_VARIABLES, limit_threads
+from gptlab.training.capacity import limit_threads
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What `gptlab sweep` shows of the runs in training: a live table on a terminal, a line per event elsewhere."""
 
 import signal
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,15 +8,16 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Group
-from rich.live import Live
 from rich.text import Text
 
+from gptlab.commands.run_progress import progress_columns, those_that_fit
 from gptlab.commands.sweep_plan import Job, SweepPlan
 from gptlab.commands.sweep_processes import Child, Ended
 from gptlab.commands.sweep_time import Speed, seconds_of_jobs, shape
-from gptlab.commands.sweep_view import STYLES, varied_columns
+from gptlab.commands.sweep_view import varied_columns
 from gptlab.errors import EXIT_DIVERGED, GptlabError
 from gptlab.terminal.console import Console
+from gptlab.terminal.live import LiveDisplay
 from gptlab.terminal.tables import Column, fitting
 from gptlab.terminal.text import format_duration, plural
 from gptlab.tracking.metrics import newest_values
@@ -55,6 +55,11 @@ class Progress:
         return Speed(of_shape, point.settings.device_name(), self.threads, self.elapsed_s / self.step)
 
     @property
+    def steps(self) -> int:
+        """Total number of steps."""
+        return self.job.point.steps
+
+    @property
     def is_open(self) -> bool:
         """Whether steps are left to do."""
         return self.status in {"waiting", "running"}
@@ -77,21 +82,16 @@ class View:
         """
         self._at_once, self._speeds, self._console = at_once, speeds, console
         self._runs = {job.run_id: _before(job, threads[job.run_id]) for job in plan.jobs}
-        self._live = (
-            Live(console=console.rich, auto_refresh=False, transient=True) if console.rich.is_terminal else None
-        )
-        self._drawn = -REFRESH_S
+        self._display = LiveDisplay(console, REFRESH_S)
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
+        self._display.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._live.stop()
+        self._display.__exit__(kind, error, trace)
 
     def started(self, child: Child) -> None:
         """Show that a run is being trained."""
@@ -119,15 +119,13 @@ class View:
 
     def tick(self, running: Sequence[Child], waiting: Sequence[Job]) -> None:
         """Draw the table again, if it is time."""
-        now = time.monotonic()
-        if self._live and now - self._drawn >= REFRESH_S:
-            self._drawn = now
+        if self._display.is_due:
             for child in running:
                 self._runs[child.job.run_id].read()
-            self._live.update(self._table(), refresh=True)
+            self._display.draw(self._table())
 
     def _line(self, text: str) -> None:
-        if not self._live:
+        if not self._display.is_shown:
             self._console.print(text)
 
     def remaining_seconds(self) -> float | None:
@@ -139,14 +137,11 @@ class View:
 
     def _table(self) -> Group:
         console, every = self._console.rich, list(self._runs.values())
-        shown = sorted(every, key=lambda each: each.status != "running") if len(every) > self._space else every
-        shown = shown[: self._space]
+        shown = those_that_fit(every, max(console.height - FRAME_LINES, 3))
         columns = [
             Column("run", [each.job.run_id for each in shown]),
             *varied_columns([each.job for each in shown]),
-            Column("status", [Text(each.status, STYLES.get(each.status, "dim")) for each in shown]),
-            Column("step", [f"{each.step} of {each.job.point.steps}" for each in shown], right=True),
-            Column("train loss", ["–" if each.loss is None else f"{each.loss:.4f}" for each in shown], right=True),
+            *progress_columns(shown),
         ]
         remaining = self.remaining_seconds()
         eta = "unknown" if remaining is None else format_duration(remaining)
@@ -154,10 +149,6 @@ class View:
         hidden = f" · {plural(len(every) - len(shown), 'run')} not shown" if len(shown) < len(every) else ""
         summary = f"{closed} of {plural(len(every), 'run')} · ETA {eta}{hidden}"
         return Group(fitting(columns, console.width)[0], Text(summary, "bold"))
-
-    @property
-    def _space(self) -> int:
-        return max(self._console.rich.height - FRAME_LINES, 3)
 
 
 def _before(job: Job, threads: int) -> Progress:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import IO, Protocol
 
 from gptlab.commands.sweep_plan import Job
-from gptlab.training.capacity import THREAD_VARIABLES
+from gptlab.limits import THREAD_VARIABLES
 from gptlab.training.signals import StopSignals
 
 POLL_S = 0.1

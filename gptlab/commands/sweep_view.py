@@ -3,16 +3,13 @@
 import sys
 from collections.abc import Sequence
 
-from rich.text import Text
-
+from gptlab.commands.run_progress import format_loss, status_text
 from gptlab.commands.sweep_plan import Job, SweepPlan
 from gptlab.commands.sweep_results import SweepResults
 from gptlab.commands.sweep_time import Speed, seconds_of_jobs
 from gptlab.terminal.console import Console
 from gptlab.terminal.tables import Column, fitting
 from gptlab.terminal.text import format_duration, plural, shell_command
-
-STYLES = {"running": "cyan", "complete": "green", "interrupted": "yellow", "diverged": "red", "failed": "red"}
 
 
 def opening(plan: SweepPlan, threads: int, at_once: int, console: Console) -> None:
@@ -66,7 +63,7 @@ def render_dry_run(
     columns = [
         Column("run", [job.run_id for job in jobs]),
         *varied_columns(jobs),
-        Column("status", [Text(job.status, STYLES.get(job.status, "dim")) for job in jobs]),
+        Column("status", [status_text(job.status) for job in jobs]),
         Column("step", [f"{job.step} of {job.point.steps}" for job in jobs], right=True),
         Column("threads", ["–" if job.is_done else str(threads[job.run_id]) for job in jobs], right=True, rank=1),
         Column(
@@ -95,7 +92,7 @@ def render(results: SweepResults, console: Console) -> None:
             [
                 *(Column(name, [point.cells[name] for point, _ in points]) for name in names),
                 Column("seeds", [str(summary.n) for _, summary in points], right=True),
-                Column("val loss", [_number(summary.mean) for _, summary in points], right=True),
+                Column("val loss", [format_loss(summary.mean) for _, summary in points], right=True),
                 Column("95% interval", [_interval(summary.low, summary.high) for _, summary in points], rank=1),
                 Column("note", [summary.note or "" for _, summary in points], rank=2),
             ],
@@ -125,10 +122,6 @@ def _whole(plan: SweepPlan, threads: dict[str, int], at_once: int, speeds: list[
 
 def _duration(seconds: float | None) -> str:
     return "unknown" if seconds is None else format_duration(seconds)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -5,14 +5,14 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gptlab import project
-from gptlab.errors import BadInputError, GptlabError
+from gptlab.commands.run_selection import find_runs
+from gptlab.errors import GptlabError
 from gptlab.terminal.text import plural, printable
 from gptlab.tracking.lineage import children
-from gptlab.tracking.run import TRASH, Run, find_run, load_run, run_directories
+from gptlab.tracking.run import TRASH, Run, load_run
 from gptlab.tracking.space import disk_usage
 
 
@@ -44,33 +44,17 @@ class TrashEntry:
         return printable(f"{self.bytes / 2**20:>10,.1f} MiB  {self.path.name}{needed}")
 
 
-def is_pattern(reference: str) -> bool:
-    """Return whether an argument selects runs by a pattern such as `tiny-*-s*`, and not one run."""
-    return "/" not in reference and any(character in reference for character in "*?[")
-
-
 def select_runs(references: Sequence[str]) -> list[Run]:
-    """Return the runs that ids, prefixes of ids, directories and patterns select, each once.
+    """Return the runs that arguments select (see `find_runs`).
 
     Raises:
         BadInputError: An argument selects no run, or is a prefix of several.
         GptlabError: A run cannot be loaded, or is being trained.
     """
-    selected: dict[Path, Run] = {}
-    for reference in references:
-        for run in _matching(reference) if is_pattern(reference) else [find_run(reference)]:
-            selected.setdefault(run.directory.resolve(), run)
-    for run in selected.values():
+    selected = find_runs(references)
+    for run in selected:
         run.check_removable()
-    return list(selected.values())
-
-
-def _matching(pattern: str) -> list[Run]:
-    found = [load_run(directory) for directory in run_directories() if fnmatchcase(directory.name, pattern)]
-    if not found:
-        runs = project.display_path(project.runs_directory())
-        raise BadInputError(f"no run in {runs} matches '{pattern}'; `gptlab runs` lists them")
-    return found
+    return selected
 
 
 def dependents(removed: Sequence[Run]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Commands that read runs: runs, report, diff, eval, sample."""
+"""Commands that read runs: runs, watch, report, diff, eval, sample."""
 
 import os
 import sys
@@ -34,17 +34,44 @@ def runs(
 ) -> None:
     """List the runs: what differs between them, status, loss, age and disk space."""
     with importing():
-        from gptlab.commands import list_runs
+        from gptlab.commands import list_runs, run_jobs
         from gptlab.commands.run_filters import Filters
         from gptlab.spec import parse_conditions
 
     filters = Filters(name, status, tuple(tags or ()), parse_conditions(where or [], "--where"))
-    summaries = list_runs.list_runs(filters, sort)
+    jobs = run_jobs.newest_jobs()
+    summaries = list_runs.list_runs(filters, sort, jobs)
     if as_json:
         print_json([summary.facts for summary in summaries])
     else:
         list_runs.render(summaries, tree=sort is None, filtered=filters.active)
+        run_jobs.render_without_run(run_jobs.without_run(jobs, filters))
         list_runs.render_space(summaries)
+
+
+def watch(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Ids, unique prefixes of ids, directories, or 'tiny-*-s*'. Default: all runs in training.",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    interval: Annotated[float, typer.Option(metavar="SECONDS", help="Time between two looks at the runs.")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch runs in training: loss curve, tokens/s, ETA and newest sample. Without a terminal, print them once."""
+    with importing():
+        from gptlab.commands import watch
+        from gptlab.terminal.console import Console
+
+    watch.check_interval(interval)
+    watched = watch.Watch(runs or [])
+    if as_json:
+        print_json(watched.document())
+    else:
+        watch.show(watched, interval, Console())
 
 
 def report(

@@ -26,10 +26,10 @@ def rm(
     """Move runs to the trash (runs/.trash)."""
     with importing():
         from gptlab import project
-        from gptlab.commands import trash
+        from gptlab.commands import run_selection, trash
 
     selected = trash.select_runs(runs)  # all of them, before one is moved
-    has_pattern = any(map(trash.is_pattern, runs))
+    has_pattern = any(map(run_selection.is_pattern, runs))
     if len(selected) > 1:
         for run in selected:
             print_line(trash.entry_of(run).line())

@@ -30,6 +30,19 @@ from gptlab.interface.options import (
 )
 from gptlab.interface.output import exit_with, heavy_imports
 from gptlab.interface.processes import check_single, launch_processes
+from gptlab.interface.slurm import (
+    AccountOption,
+    ArrayParallelismOption,
+    ConstraintOption,
+    CpusOption,
+    GpusOption,
+    MemoryOption,
+    PartitionOption,
+    QosOption,
+    SlurmOption,
+    TimeOption,
+    slurm_settings,
+)
 
 
 def run(
@@ -199,8 +212,9 @@ def sweep(
         typer.Option(metavar="SEEDS", help="Seeds of each point: 0,1,2 or 0-4. Default: those of the sweep, or 0."),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, max=MAX_COUNT, help="Processes at once, which share the cores or the GPU.")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, max=MAX_COUNT, help="Processes at once, which share the cores or the GPU. Default: 1."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would run, and how long it takes.")
     ] = False,
@@ -210,6 +224,16 @@ def sweep(
     device: DeviceOption = "auto",
     wandb: WandbOption = None,
     tags: TagsOption = None,
+    slurm: SlurmOption = False,
+    partition: PartitionOption = None,
+    gpus: GpusOption = None,
+    cpus: CpusOption = None,
+    time: TimeOption = None,
+    memory: MemoryOption = None,
+    array_parallelism: ArrayParallelismOption = None,
+    account: AccountOption = None,
+    qos: QosOption = None,
+    constraint: ConstraintOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Start or resume all runs of a sweep that are not complete."""
@@ -217,6 +241,18 @@ def sweep(
     with importing():
         from gptlab.commands.seeds import parse_seeds
 
+    resources = {
+        "partition": partition,
+        "gpus": gpus,
+        "cpus": cpus,
+        "time": time,
+        "memory": memory,
+        "array_parallelism": array_parallelism,
+        "account": account,
+        "qos": qos,
+        "constraint": constraint,
+    }
+    request = slurm_settings(slurm, resources, jobs)
     check_tags(tags)
     several = parse_seeds(seeds) if seeds is not None else None
     changes = spec_changes(settings, text, steps)
@@ -231,8 +267,17 @@ def sweep(
     if wandb is None:
         check_wandb_mode()
     console = Console(stderr=as_json)
+    options = Options(jobs or 1, device, wandb, tuple(tags or ()))
+    if request:
+        from gptlab.commands.sweep_slurm import Submission
+
+        submission = Submission(plan_sweep(names, several, changes, "cpu"), options, request)
+        if not dry_run:
+            submission.submit()
+        submission.render(console)
+        exit_with(submission, as_json)
+        return
     planned = plan_sweep(names, several, changes, device)
-    options = Options(jobs, device, wandb, tuple(tags or ()))
     if dry_run:
         would_run = DryRun(planned, options)
         if not as_json:

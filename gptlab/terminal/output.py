@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal, TextIO
 
+from gptlab.terminal.look_alikes import ERRORS
+
 
 def prepare_standard_streams() -> None:
     """Open standard streams that were closed at start (`>&-`), and replace characters that they cannot encode by `?`.
@@ -72,8 +74,8 @@ class Output:
         return self._stream.fileno()
 
     def write(self, text: str) -> int:
-        """Write text. Characters that cannot be encoded become `?`."""
-        encodable = text.encode(self.encoding, "replace").decode(self.encoding)
+        """Write text. Characters that cannot be encoded become similar ones, or `?`."""
+        encodable = text.encode(self.encoding, ERRORS).decode(self.encoding)
         self._attempt(lambda: self._stream.write(encodable))
         return len(text)
 

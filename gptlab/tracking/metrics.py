@@ -130,14 +130,16 @@ class MetricsFile:
 class NewRows:
     """An iterable of a run's new rows: each iteration yields those written since the previous one."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path, self._read = directory / METRICS, 0
+    def __init__(self, directory: Path, start: int = 0) -> None:
+        self._path = directory / METRICS
+        self.position = start
+        """Length of the rows that were read or skipped, in bytes."""
         self.last_step = -1
         """Step of the last row that was read; −1 before the first."""
 
     def __iter__(self) -> Iterator[Row]:
-        for row, size in read_json_lines_from(self._path, self._read, ROW):
-            self._read += size
+        for row, size in read_json_lines_from(self._path, self.position, ROW):
+            self.position += size
             self.last_step = row["step"]
             yield row
 

@@ -4,12 +4,11 @@ import os
 
 import torch
 
-from gptlab.limits import memory_limit, out_of_memory_kills, processors
+from gptlab.limits import THREAD_VARIABLES, memory_limit, out_of_memory_kills, processors
 from gptlab.terminal.text import plural
 from gptlab.tracking.records import End, Start
 from gptlab.training.settings import Device
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 STATE_BYTES = {"cpu": 16, "mps": 16, "cuda": 12}
 """Host memory per parameter: weights, gradients and two moments in float32; a GPU's host holds a save's copy only."""
 TIGHT = 0.8

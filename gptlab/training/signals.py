@@ -17,7 +17,8 @@ INSISTENT = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 """Signals of which a second one ends the process at once.
 
 The others may come in addition or repeatedly: the shell and the kernel both send SIGHUP when a terminal closes, the
-kernel sends SIGXCPU every second, Slurm sends SIGTERM some time after SIGUSR1.
+kernel sends SIGXCPU every second, Slurm sends SIGTERM some time after SIGUSR1. At a time limit, Slurm sends SIGTERM
+twice at once, so a second one does not count in a job of Slurm; SIGKILL follows.
 """
 
 
@@ -59,7 +60,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number in self.insistent:
+        if number in self.insistent and not (number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ):
             if self._repeated:
                 self.insist(number)
             self._repeated = True
