@@ -62,6 +62,7 @@ def main() -> NoReturn:
     """Run the command line and exit. Of several processes that torchrun has started, the others follow the first."""
     at = place()
     if at.is_follower:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process gets it too, and tells the others
         leave(exit_code(_follow))
     if not at.has_followers:
         sys.exit(exit_code(_run_app))

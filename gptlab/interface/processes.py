@@ -1,15 +1,18 @@
 """`--nproc`: whether a command runs in this process, or in several that it starts."""
 
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
-from gptlab.distributed.division import check_division
 from gptlab.distributed.nodes import nodes
 from gptlab.distributed.place import place
 from gptlab.errors import BadInputError
+from gptlab.imports import importing
 from gptlab.interface.output import heavy_imports
-from gptlab.spec import Experiment
+
+if TYPE_CHECKING:  # importing pydantic takes longer than printing a help
+    from gptlab.spec import Experiment
 
 
 def check_single(command: str) -> None:
@@ -22,12 +25,15 @@ def check_single(command: str) -> None:
         raise BadInputError(f"`gptlab {command}` starts the processes of its runs itself; call it without torchrun")
 
 
-def launch_processes(experiment: Experiment, nproc: int | None, shard: bool) -> None:
+def launch_processes(experiment: "Experiment", nproc: int | None, shard: bool) -> None:
     """Run this command in several processes and exit with their code, unless this is one of them or there is only one.
 
     Raises:
         BadInputError: Several processes cannot train the experiment, or torchrun has started another number of them.
     """
+    with importing():
+        from gptlab.distributed.division import check_division
+
     started, several = place().size, nodes()
     wanted = (nproc or 1) * (several.count if several else 1)
     check_division(experiment, started if nproc is None and started > 1 else wanted, shard=shard)

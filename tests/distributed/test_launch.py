@@ -12,6 +12,8 @@ from support import descendants, eventually
 from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.tracking.run import load_run
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("--wandb", "off", "--steps", "1000000", "--set", "train.checkpoint_every=5")
 
 

@@ -144,8 +144,9 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_one_line_and_nothing_is
             os.waitid(os.P_PID, children[1 - rank], os.WEXITED | os.WNOWAIT)
             os.kill(children[rank], signal.SIGKILL)
 
-        options = (*OPTIONS, "--steps", "1000000", "--timeout", "2", "--set", "train.checkpoint_every=1000000")
-        ended = run_together(tmp_path, "run", "micro", *options, "--set", "train.keep_steps=[5]", meanwhile=meanwhile)
+        never = ("--set", "train.checkpoint_every=1000000", "--set", "train.eval_every=1000000")
+        options = (*OPTIONS, *never, "--set", "train.keep_steps=[5]", "--steps", "1000000", "--timeout", "2")
+        ended = run_together(tmp_path, "run", "micro", *options, meanwhile=meanwhile)
         assert ended[rank].code == -signal.SIGKILL
         assert ended[1 - rank].code == 1
         (directory,) = runs.glob("micro-*")
