@@ -27,7 +27,6 @@ def shape(tokenizer: str, B: int, T: int, C: int, **model: object) -> dict[str, 
 
 
 SHAPES = {
-    "deep": shape("bytes", 1, 32, 192, n_layer=20),
     "wide": shape("bytes", 1, 32, 768, n_layer=2),
     "long": shape("bytes", 1, 1024, 64, n_layer=16, n_head=1),
     "many sequences": shape("bytes", 64, 64, 64, n_layer=8),
