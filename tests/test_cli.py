@@ -420,6 +420,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "runs",
         "sample",
         "eval",
+        "batch",
         "diff",
         "sync",
         "text",

@@ -1,4 +1,4 @@
-"""Commands that read runs: runs, report, diff, eval, sample."""
+"""Commands that read runs: runs, report, diff, eval, batch, sample."""
 
 import os
 import sys
@@ -145,6 +145,30 @@ def eval_(
     evaluate.render(result, console)
     if as_json:
         print_json(result.document())
+
+
+def batch(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN@STEP",
+            help="A run and one of its steps, counted from 0: its batch made STEP steps one more.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Print the passages that a step trained on."""
+    with heavy_imports():
+        from gptlab.commands import batch
+        from gptlab.terminal.console import Console
+
+    console = Console(stderr=as_json)
+    found = batch.read_batch(*batch.find_step(reference))
+    if as_json:
+        print_json(found.document())
+    else:
+        batch.render(found, console)
 
 
 def sample(

@@ -24,6 +24,7 @@ COMMANDS: dict[str, list[str]] = {
     "runs json": ["runs", "--json"],
     "sample": ["sample", "{micro}", "--tokens", "8"],
     "eval": ["eval", "{micro}", "--json"],
+    "batch": ["batch", "{micro}@3"],
     "diff": ["diff", "{micro}", "{micro 1}"],
     "diff now": ["diff", "{micro}", "--json"],
     "sync": ["sync"],
@@ -52,6 +53,7 @@ READ_ONLY = {
     "runs json",
     "sample",
     "eval",
+    "batch",
     "diff",
     "diff now",
 }
