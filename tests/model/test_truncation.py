@@ -70,6 +70,13 @@ def test_the_tokens_that_are_kept_are_those_of_the_definitions(rows: list[list[i
         assert all(kept[token] == values[token] for token in expected), "ratios between tokens stay"
 
 
+def test_tokens_that_reach_the_probability_exactly_are_enough():
+    row = torch.tensor([[0.25, 0.5, 0.25]], dtype=torch.float64)
+    assert _truncate(row, 0.5, 0.0).tolist() == [[0.0, 0.5, 0.0]]
+    assert _truncate(row, 0.75, 0.0).tolist() == [[0.25, 0.5, 0.0]], "of two equal ones, the first"
+    assert _truncate(row, 1.0, 0.5).tolist() == row.tolist(), "min_p itself is enough"
+
+
 def test_rows_of_a_batch_are_truncated_independently():
     rows = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2]], dtype=torch.float64)
     together = _truncate(rows, 0.6, 0.3)
