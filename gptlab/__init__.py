@@ -80,6 +80,8 @@ def generate(
     max_tokens: int | None = None,
     temperature: float = 0.8,
     top_k: int = 50,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> str:
@@ -91,6 +93,8 @@ def generate(
         max_tokens: New tokens; by default as many as fit into the windows of training.
         temperature: Divides the logits; 0 always takes the most likely token.
         top_k: Draw from this many most likely tokens; 0 draws from all.
+        top_p: Of those, draw from the fewest most likely tokens whose probabilities add up to this; 1 draws from all.
+        min_p: Of those, draw from tokens at least this many times as likely as the most likely one; 0 draws from all.
         seed: The same seed gives the same text.
         tokenizer: The model's tokenizer; by default the one with which `load` returned the model.
 
@@ -118,6 +122,8 @@ def generate(
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
         seed=seed,
     )
     return text

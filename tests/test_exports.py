@@ -66,7 +66,7 @@ def test_perplexity_is_that_of_eval(model, long_run, text):
 
 
 def test_generate_is_sample(model, long_run):
-    arguments = {"max_tokens": 5, "temperature": 1.5, "top_k": 7, "seed": 3}
+    arguments = {"max_tokens": 5, "temperature": 1.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "seed": 3}
     sampled = sample.sample(long_run, None, "one", 1, **arguments)
     assert gptlab.generate(model, "one", **arguments) == sampled.texts[0]
     assert gptlab.generate(model) == sample.sample(
@@ -90,6 +90,8 @@ def test_a_model_of_ones_own_needs_its_tokenizer(model):
         ({"max_tokens": 99}, "ask for at most 15"),
         ({"temperature": float("nan")}, "temperature must be 0 or more, not nan"),
         ({"top_k": -1}, "top_k must be 0 or more, not -1"),
+        ({"top_p": 0}, "top_p must be more than 0 and at most 1, not 0"),
+        ({"min_p": 2}, "min_p must be from 0 to 1, not 2"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
     ],
 )

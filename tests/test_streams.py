@@ -56,6 +56,7 @@ COMMANDS = {
     "diff": "diff {run}",
     "sample": "sample {run} --tokens 2",
     "eval": "eval {run}",
+    "batch": "batch {run}@3",
     "sync": "sync",
     "rm": "rm {run}",
     "gc": "gc --yes",

@@ -27,6 +27,7 @@ COMMANDS: dict[str, list[str]] = {
     "watch json": ["watch", "{micro}", "--json"],
     "sample": ["sample", "{micro}", "--tokens", "8"],
     "eval": ["eval", "{micro}", "--json"],
+    "batch": ["batch", "{micro}@3"],
     "diff": ["diff", "{micro}", "{micro 1}"],
     "diff now": ["diff", "{micro}", "--json"],
     "sync": ["sync"],
@@ -58,6 +59,7 @@ READ_ONLY = {
     "watch json",
     "sample",
     "eval",
+    "batch",
     "diff",
     "diff now",
 }
