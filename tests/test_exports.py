@@ -1,6 +1,8 @@
 """What `import gptlab` offers to notebooks."""
 
 import copy
+import os
+import signal
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from gptlab.data.vocabularies import GPT2
 from gptlab.errors import BadInputError
 from gptlab.model import gpt
 from gptlab.terminal.console import Console
+from gptlab.training.loop import TrainingLoop
 
 
 def test_every_exported_name_can_be_imported():
@@ -48,6 +51,31 @@ def test_runs_and_metrics_are_tables(long_run, monkeypatch):
     runs = gptlab.runs(name="micro")
     assert runs["run"].tolist() == [long_run.id]
     assert gptlab.metrics(runs)["step"].tolist() == list(range(0, 41, 5))
+
+
+def test_run_trains_resumes_and_returns_what_was_recorded(micro, monkeypatch, capfd):
+    step = TrainingLoop._train_step
+
+    def interrupted(loop: TrainingLoop) -> None:
+        step(loop)
+        if loop.state.step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TrainingLoop, "_train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="is saved at step 7"):
+        gptlab.run(micro, seed=3, steps=10, wandb="off")
+    run = gptlab.run(micro, seed=3, steps=10, wandb="off", tags=["t"])
+    assert "step     10 · train loss" in capfd.readouterr().out, "it shows its progress"
+    assert (run.status, run.step, run.id[-3:]) == ("complete", 10, "-s3")
+    assert run.metrics()["step"].tolist()[-1] == 10
+    assert run.samples()["step"].tolist() == [10]
+    assert run.metrics()["val/loss"].iloc[-1] == run.val_loss
+    assert gptlab.perplexity(run.load()[0], "the model reads") > 1
+    assert gptlab.run(micro, seed=3, settings={"train.steps": 10}, wandb="off") == run, "it is complete"
+    with pytest.raises(BadInputError, match="there is no experiment 'no'"):
+        gptlab.run("no")
+    with pytest.raises(BadInputError, match="learning_rat"):
+        gptlab.run(micro, settings={"train.learning_rat": 1.0})
 
 
 @pytest.fixture
