@@ -23,6 +23,8 @@ from gptlab.errors import GptlabError
 DTYPES = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)} | {
     str(dtype): dtype for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 }
+CONNECTION_WORDS = ("gloo", "nccl", "timed out", "timeout", "connection", "peer")
+"""What the messages of errors of a connection contain."""
 ValueT = TypeVar("ValueT", bound=np.generic)
 
 
@@ -151,5 +153,6 @@ def explain_lost_processes(workers: Workers) -> Iterator[None]:
 
 
 def _is_of_connection(error: RuntimeError) -> bool:
-    """Whether an error comes from a connection; Gloo has no class for its errors, which name its source files."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    """Whether an error comes from a connection; Gloo has no class for its errors, which mostly name its source files."""
+    message = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in message for word in CONNECTION_WORDS)

@@ -10,34 +10,32 @@ from gptlab.interface.options import MAX_COUNT
 if TYPE_CHECKING:
     from gptlab.slurm.settings import SlurmSettings
 
-SlurmOption = Annotated[
-    bool, typer.Option("--slurm", help="Submit the runs to Slurm as one job array, instead of running them here.")
-]
-PartitionOption = Annotated[str | None, typer.Option(help="With --slurm: the partition of the jobs.")]
-AccountOption = Annotated[str | None, typer.Option(help="With --slurm: the account to charge.")]
-QosOption = Annotated[str | None, typer.Option(help="With --slurm: the quality of service.")]
-ConstraintOption = Annotated[str | None, typer.Option(help="With --slurm: features that the node must have.")]
+SlurmOption = Annotated[bool, typer.Option("--slurm", help="Submit the runs to Slurm as one job array.")]
+PartitionOption = Annotated[str | None, typer.Option(help="Slurm: partition of the jobs.")]
+AccountOption = Annotated[str | None, typer.Option(help="Slurm: account to charge.")]
+QosOption = Annotated[str | None, typer.Option(help="Slurm: quality of service.")]
+ConstraintOption = Annotated[str | None, typer.Option(help="Slurm: features that a node must have.")]
 NodesOption = Annotated[
     int | None,
-    typer.Option(min=1, max=MAX_COUNT, help="With --slurm: nodes of each job, which train its run together."),
+    typer.Option(min=1, max=MAX_COUNT, help="Slurm: nodes of each job."),
 ]
-GpusOption = Annotated[int | None, typer.Option(min=0, max=MAX_COUNT, help="With --slurm: GPUs on each node.")]
+GpusOption = Annotated[int | None, typer.Option(min=0, max=MAX_COUNT, help="Slurm: GPUs on each node.")]
 NprocOption = Annotated[
     int | None,
-    typer.Option(min=1, max=MAX_COUNT, help="With --slurm: processes on each node. Default: one for each GPU, or one."),
+    typer.Option(min=1, max=MAX_COUNT, help="Slurm: processes on each node. Default: one per GPU."),
 ]
 CpusOption = Annotated[
     int | None,
-    typer.Option(min=1, max=MAX_COUNT, help="With --slurm: processors on each node, and threads of a new run."),
+    typer.Option(min=1, max=MAX_COUNT, help="Slurm: processors per node."),
 ]
 TimeOption = Annotated[
     str | None,
-    typer.Option(help="With --slurm: time limit of each job, such as 4:00:00; shortly before, it saves and requeues."),
+    typer.Option(help="Slurm: time limit of a job, such as 4:00:00."),
 ]
-MemoryOption = Annotated[str | None, typer.Option(help="With --slurm: memory on each node, such as 16G.")]
+MemoryOption = Annotated[str | None, typer.Option(help="Slurm: memory on each node, such as 16G.")]
 ArrayParallelismOption = Annotated[
     int | None,
-    typer.Option(min=1, max=MAX_COUNT, help="With --slurm: how many jobs run at once at most. Default: all."),
+    typer.Option(min=1, max=MAX_COUNT, help="Slurm: jobs at once. Default: all."),
 ]
 
 
