@@ -159,4 +159,5 @@ def test_a_process_that_dies_or_hangs_ends_the_others_in_one_line_and_nothing_is
     lines, _ = disturb(0, signal.SIGKILL)
     assert lines == [f"error: process 1 of 2 {LOST.format('has ended')}"]
     lines, _ = disturb(1, signal.SIGSTOP)
-    assert lines == [f"error: process 0 of 2 {LOST.format('did not answer in time (see --timeout)')}"], "\n".join(lines)
+    late = f"error: process 0 of 2 {LOST.format('did not answer in time (see --timeout)')}"
+    assert lines == [late], "\n".join(lines)
