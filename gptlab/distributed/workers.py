@@ -153,6 +153,6 @@ def explain_lost_processes(workers: Workers) -> Iterator[None]:
 
 
 def _is_of_connection(error: RuntimeError) -> bool:
-    """Whether an error comes from a connection; Gloo has no class for its errors, which mostly name its source files."""
+    """Whether an error comes from a connection; Gloo has no class for its errors, which name its source files."""
     message = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in message for word in CONNECTION_WORDS)
