@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,10 @@ def test_audit_asks_for_every_pin_and_ends_with_an_error_where_one_is_vulnerable
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1].split()[:3] == ["torch", PINS["torch"], "OSV-1"]
     assert asked == PINS
+
+
+def test_every_package_is_installed():
+    """An installation from a wheel has only what the list names; an editable one has everything."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in (ROOT / "gptlab").rglob("__init__.py")}
+    assert set(listed) == {*found, "analysis"}
