@@ -101,6 +101,10 @@ COMMANDS = [
     ("sweep tiny --nproc 2", "--nproc is for jobs of Slurm; add --slurm, or leave it out"),
     ("sweep tiny --shard", "--shard is for jobs of Slurm; add --slurm, or leave it out"),
     ("sweep tiny --slurm --shard", "there is only one; add --nproc 2 or more"),
+    (
+        "sweep tiny --slurm --nproc 4 --gpus 2",
+        "4 processes on each node need a GPU each, but there are 2; use --nproc 2",
+    ),
     ("sweep tiny --slurm --gpus -1", "'--gpus': Input should be"),
     ("sweep tiny --slurm --gpus two", "'--gpus': Input should be a valid integer"),
     ("sweep tiny --slurm --cpus 0", "'--cpus': Input should be"),

@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import FrameType
 from uuid import uuid4
 
+import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -20,7 +21,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from gptlab.distributed.nodes import Nodes
-from gptlab.errors import EXIT_FAILED
+from gptlab.errors import EXIT_FAILED, GptlabError
 from gptlab.failures import print_line
 from gptlab.limits import THREAD_VARIABLES, processors
 from gptlab.training.signals import StopSignals
@@ -36,6 +37,9 @@ def launch(processes: int, arguments: Sequence[str], nodes: Nodes | None = None)
         processes: Number of processes on this node.
         arguments: The command's arguments.
         nodes: The nodes whose processes work together; None for this one alone.
+
+    Raises:
+        GptlabError: The nodes do not find each other.
     """
     logging.disable()  # the agent logs what a user need not know; this process has no other messages
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # see the module's docstring
@@ -44,7 +48,14 @@ def launch(processes: int, arguments: Sequence[str], nodes: Nodes | None = None)
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(share)))
     agent = _agent(processes, arguments, nodes)
     with _Forwarded(agent) as signals:
-        result = agent.run()
+        try:
+            result = agent.run()
+        except dist.DistError as error:
+            if nodes is None:
+                raise
+            reason = str(error).partition("\n")[0]
+            place = f"node {nodes.number} of {nodes.count}"
+            raise GptlabError(f"{place} does not find the others at {nodes.endpoint}: {reason}") from error
     if not result.is_failed():
         return 0
     for rank, failure in sorted(result.failures.items()):

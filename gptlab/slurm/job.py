@@ -17,7 +17,7 @@ from gptlab.distributed.nodes import Nodes
 from gptlab.errors import GptlabError
 from gptlab.limits import THREAD_VARIABLES
 from gptlab.slurm.queue import errors_in
-from gptlab.slurm.records import add_event, log_name, read_events, this_job
+from gptlab.slurm.records import add_event, log_name, read_events, task_logs, this_job
 from gptlab.tracking.run import Run, load_run
 from gptlab.training.signals import StopSignals
 
@@ -67,8 +67,9 @@ class RunJob:
         """Train the run. The exit code of the job is that of the run's process."""
         job = this_job() or ""
         with _Signals() as signals:
-            if int(os.environ.get("SLURM_PROCID", "0")):  # node 0 decides what becomes of the job
-                sys.exit(_exit_code(self._train()))
+            if int(os.environ.get("SLURM_PROCID", "0")):
+                self._train()  # node 0 fails, too, and says why; another exit code would only add an error of `srun`
+                return
             self._record(job, "start")
             code = self._train()
             if code == -signal.SIGKILL:
@@ -119,7 +120,7 @@ class RunJob:
 
     def _reason(self, job: str) -> str:
         run = next((each.run for each in reversed(read_events(self.folder, job)) if each.run), None)
-        logs = [self.folder / f"{job}_0_log.out", *([self.runs / run / log_name(job)] if run else [])]
+        logs = [*task_logs(self.folder, job), *([self.runs / run / log_name(job)] if run else [])]
         return ([text for log in logs for text in errors_in(log)] or [""])[-1]
 
 

@@ -174,7 +174,7 @@ def _kept(state: JobState) -> JobState:
 
 def _last_error(job: Job) -> str:
     """Return why Slurm or the run's process ended a job: what says most about memory, else the last error."""
-    logs = [path for path in (job.log, job.run_log()) if path]
+    logs = [path for path in (*job.task_logs(), job.run_log()) if path]
     errors = [text for path in logs for text in errors_in(path)]
     about_memory = [text for text in errors if OUT_OF_MEMORY.search(text)]
     return max(about_memory, key=len) if about_memory else (errors or [""])[-1]

@@ -4,6 +4,7 @@ runs/.slurm/20261127T181500123456-learning-rate/
     jobs.jsonl              one row per job, written when Slurm has accepted them
     12_0.jsonl              what became of job 12_0: one row per event
     12_0_0_log.out          its output until the run's directory exists, and what Slurm says about it
+    12_0_1_log.out          the output of its task on the second node
     12_submission.sh, *.pkl the files of submitit
 """
 
@@ -85,10 +86,19 @@ class Job:
         """The file with its output until the run's directory exists, and with what Slurm says about it."""
         return self.folder / f"{self.record.job}_0_log.out"
 
+    def task_logs(self) -> list[Path]:
+        """Return the logs of its tasks, one on each node. That of task 0 is `log`."""
+        return task_logs(self.folder, self.record.job)
+
     def run_log(self) -> Path | None:
         """Return the log of the job in the run's directory; None if there is none."""
         path = project.runs_directory() / self.run / log_name(self.record.job) if self.run else None
         return path if path and path.is_file() else None
+
+
+def task_logs(folder: Path, job: str) -> list[Path]:
+    """Return the logs of a job's tasks in the folder of its submission."""
+    return sorted(folder.glob(f"{job}_*_log.out"))
 
 
 def log_name(job: str) -> str:

@@ -102,12 +102,18 @@ def read_settings(options: dict[str, Any]) -> SlurmSettings:
     """Return the site's defaults with the options of the command line in their place.
 
     Raises:
-        BadInputError: A key is unknown, or a value has the wrong type or is out of range.
+        BadInputError: A key is unknown, or a value has the wrong type or is out of range; or there are too few GPUs.
     """
     site = project.tool_table("slurm")
     defaults = _validated(site, f"[{TABLE}] in {project.display_path(project.root() / project.MARKER)}: ")
     given = {name: value for name, value in options.items() if value is not None}
-    return defaults.model_copy(update=_validated(given, "--").model_dump(include=set(given)))
+    settings = defaults.model_copy(update=_validated(given, "--").model_dump(include=set(given)))
+    if settings.nproc and settings.gpus and settings.nproc > settings.gpus:
+        raise BadInputError(
+            f"{settings.nproc} processes on each node need a GPU each, but there are {settings.gpus}; use --nproc "
+            f"{settings.gpus} or --gpus {settings.nproc}"
+        )
+    return settings
 
 
 def _validated(values: dict[str, Any], where: str) -> SlurmSettings:

@@ -1,5 +1,6 @@
 """The pieces that several processes are made of, in one process."""
 
+import socket
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,14 @@ from torch import nn
 
 from gptlab.checkpoints.gathered import write_gathered
 from gptlab.checkpoints.tensors import DTYPES, write_tensors
+from gptlab.commands import launch
 from gptlab.data.windows import Windows
 from gptlab.distributed.division import check_division
+from gptlab.distributed.nodes import Nodes
 from gptlab.distributed.place import Place
 from gptlab.distributed.workers import SINGLE, Group
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.limits import THREAD_VARIABLES
 from gptlab.training.distribution import choose_for_processes
 from gptlab.training.joint_step import JointStep
 from gptlab.training.settings import Available, resolve_settings
@@ -110,3 +114,15 @@ def test_parts_that_several_processes_cannot_share_are_refused(micro, deed, reas
         else:
             with pytest.raises(GptlabError, match=expected):
                 joint(torch.zeros(1, 3, dtype=torch.long), 0)
+
+
+def test_nodes_that_do_not_find_each_other_end_in_one_line(monkeypatch):
+    monkeypatch.setattr(launch.logging, "disable", lambda: None)
+    for name in ("TORCHELASTIC_SIGNALS_TO_HANDLE", *THREAD_VARIABLES):
+        monkeypatch.setenv(name, "1")
+    with socket.socket() as busy:
+        busy.bind(("", 0))
+        busy.listen()
+        endpoint = f"127.0.0.1:{busy.getsockname()[1]}"
+        with pytest.raises(GptlabError, match=f"^node 0 of 2 does not find the others at {endpoint}: .* in use$"):
+            launch.launch(1, [], Nodes(2, 0, endpoint))

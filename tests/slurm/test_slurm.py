@@ -1,32 +1,38 @@
 """`gptlab sweep --slurm` with a real Slurm: jobs are queued, cancelled, requeued, pre-empted and killed."""
 
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import eventually
+from together import run_together
 
 from gptlab import cli
 from gptlab.checkpoints.manifest import list_checkpoints
 from gptlab.commands.run_jobs import newest_jobs
 from gptlab.slurm.queue import JobState
-from gptlab.tracking.run import all_runs, find_run
+from gptlab.tracking.run import Run, all_runs, find_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 ROOT = Path(cli.__file__).parents[1]
-SWEEPS = """from experiments.micro import micro
+LONG = {"train.steps": 10**8, "train.log_every": 50, "train.eval_every": 10**8, "train.checkpoint_every": 10**8}
+SHARED = LONG | {"train.batch_size": 4}
+SWEEPS = f"""LONG, SHARED = {LONG}, {SHARED}
+from experiments.micro import micro
 from gptlab.sweeps import Sweep, grid
-hot = {"train.learning_rate": 1e30, "train.grad_clip": 0}
-short = {"train.steps": 5, "train.checkpoint_every": 5}
+hot = {{"train.learning_rate": 1e30, "train.grad_clip": 0}}
+short = {{"train.steps": 5, "train.checkpoint_every": 5}}
 ends = Sweep("ends", why="?", runs=[micro.with_changes(short), micro.with_changes(hot | short)])
-long = {"train.steps": 10**8, "train.log_every": 50, "train.eval_every": 10**8, "train.checkpoint_every": 10**8}
-shared = Sweep("shared", why="?", runs=[micro.with_changes({**long, "train.batch_size": 4})])
-lasting = Sweep("lasting", why="?", runs=[micro.with_changes(long)], seeds=range(5))
+shared = Sweep("shared", why="?", runs=[micro.with_changes(SHARED)])
+lasting = Sweep("lasting", why="?", runs=[micro.with_changes(LONG)], seeds=range(5))
 """
 
 Gptlab = Callable[..., Any]
@@ -169,25 +175,51 @@ def test_jobs_that_are_cancelled_in_the_queue_are_listed_without_a_run(gptlab, s
     assert "2 of 2 runs would be submitted" in planned
 
 
-def test_two_nodes_train_one_run_together_and_resume_after_a_requeue(gptlab, slurm, monkeypatch):
+def process_of(run: Run, rank: int) -> int:
+    """Return the process of this rank that trains a run in a job."""
+    marks = {f"RANK={rank}".encode(), f"GPTLAB_RUNS={run.directory.parent}".encode()}
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended
+            if marks <= {*environment.read_bytes().split(b"\0")}:
+                return int(environment.parent.name)
+    raise AssertionError(rank)
+
+
+def test_two_nodes_train_one_run_save_once_resume_and_end_together(gptlab, slurm, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     options = ["--slurm", "--wandb", "off", "--partition", "pair", "--nodes", "2", "--nproc", "2", "--cpus", "2"]
 
     def last() -> JobState:
         return newest_jobs()[-1]
 
-    submitted = gptlab("sweep", "shared", *options)
+    submitted = gptlab("sweep", "shared", *options, "--set", "train.log_every=5")
     assert re.search(r"processes +4 for each run: 2 on each of 2 nodes", submitted)
     eventually(lambda: steps_of(last()) > 0)
-    slurm("scontrol", "requeue", last().job.record.job)
+    slurm(
+        "scancel", "--signal=USR2", last().job.record.job
+    )  # as before a time limit, which Slurm checks twice a minute
     eventually(lambda: last().word == "requeued")
+    assert [each.event for each in last().job.events] == ["start", "run", "requeue"], "only the first node acts"
     assert has_saved(last())
+
+    run = find_run(last().job.run)
+    step, newest = run.history().step, list_checkpoints(run.directory)[-1].directory
+    with monkeypatch.context() as here:
+        here.setenv("GPTLAB_RUNS", str(tmp_path / "here"))
+        here.setenv("OMP_NUM_THREADS", "1")
+        settings = [word for key, value in SHARED.items() for word in ("--set", f"{key}={value}")]
+        together = ("run", "micro", "--wandb", "off", *settings, "--steps", str(step))
+        ended = run_together(tmp_path, *together, processes=4)
+        assert [each.code for each in ended] == [0] * 4, ended
+    same = tmp_path / "here" / run.id / newest.relative_to(run.directory)
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (same / file).read_bytes() == (newest / file).read_bytes(), "as four processes on one node"
+
     slurm("scontrol", "update", f"JobId={last().job.record.job}", "StartTime=now")
-    eventually(lambda: len(find_run(last().job.run).history().starts) > 1)
-    first, second = find_run(last().job.run).history().starts
+    eventually(lambda: run.history().step > step)
+    first, second = run.history().starts
     assert (first["workers"], first["threads"]) == (4, 1)
-    assert (second["workers"], second["from_step"] > 0) == (4, True)
-    slurm("scancel", last().job.record.job)
-    eventually(lambda: last().word == "cancelled")
-    assert has_saved(last())
-    assert [each.event for each in last().job.events].count("start") == 2, "one of the nodes records what happens"
+    assert (second["workers"], second["from_step"]) == (4, step)
+    os.kill(process_of(run, rank=3), signal.SIGKILL)
+    eventually(lambda: last().word == "failed")
+    assert "another process has ended; nothing was saved since the last checkpoint" in last().reason
