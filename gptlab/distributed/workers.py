@@ -23,8 +23,8 @@ from gptlab.errors import GptlabError
 DTYPES = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)} | {
     str(dtype): dtype for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 }
-CONNECTION_WORDS = ("gloo", "nccl", "timed out", "timeout", "connection", "peer")
-"""What the messages of errors of a connection contain."""
+CONNECTION_WORDS = ("gloo", "nccl", "timed out", "timeout")
+"""In the messages of errors of a connection: a source file of Gloo, or that it closed a connection after a timeout."""
 ValueT = TypeVar("ValueT", bound=np.generic)
 
 
@@ -153,6 +153,6 @@ def explain_lost_processes(workers: Workers) -> Iterator[None]:
 
 
 def _is_of_connection(error: RuntimeError) -> bool:
-    """Whether an error comes from a connection; Gloo has no class for its errors, which name its source files."""
+    """Whether an error comes from a connection; Gloo has no class for its errors."""
     message = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in message for word in CONNECTION_WORDS)

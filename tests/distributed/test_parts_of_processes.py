@@ -15,7 +15,7 @@ from gptlab.data.windows import Windows
 from gptlab.distributed.division import check_division
 from gptlab.distributed.nodes import Nodes
 from gptlab.distributed.place import Place
-from gptlab.distributed.workers import SINGLE, Group
+from gptlab.distributed.workers import SINGLE, Group, LostProcessError, Workers, explain_lost_processes
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.limits import THREAD_VARIABLES
 from gptlab.training.distribution import choose_for_processes
@@ -126,3 +126,23 @@ def test_nodes_that_do_not_find_each_other_end_in_one_line(monkeypatch):
         endpoint = f"127.0.0.1:{busy.getsockname()[1]}"
         with pytest.raises(GptlabError, match=f"^node 0 of 2 does not find the others at {endpoint}: .* in use$"):
             launch.launch(1, [], Nodes(2, 0, endpoint))
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 2000ms for recv operation",
+            "did not answer in time",
+        ),
+        ("Application timeout caused pair closure", "did not answer in time"),
+        ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1", "has ended"),
+    ],
+)
+def test_every_error_of_a_lost_connection_is_one_line(message, reason):
+    workers = Workers()
+    workers.size = 2
+    with pytest.raises(LostProcessError, match=reason), explain_lost_processes(workers):
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match="shape"), explain_lost_processes(workers):
+        raise RuntimeError("a shape is wrong")
