@@ -1,11 +1,15 @@
 """What tests call, as opposed to what they are given."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from gptlab import cli
 from gptlab.commands.run import Options, Result, run_experiment
 from gptlab.digests import document_digest
 from gptlab.spec import Experiment
@@ -30,6 +34,24 @@ def run_attempt(
         experiment = experiment.with_changes({"train.steps": steps})
     settings = Options(**{"wandb": "off", **options})
     return run_experiment(experiment, seed, settings, Console(stderr=True), initial_weights, hooks)
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs a command of gptlab in this process.
+
+    `run("runs")` returns what the command prints; with a code, the error of a command that ends with it.
+    """
+
+    def run(*arguments: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["gptlab", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert (ended.value.code or 0) == code, err
+        return err if code else out
+
+    return run
 
 
 def eventually(holds: Callable[[], object]) -> None:

@@ -89,7 +89,7 @@ class Server:
             try:
                 return _LastRowAnswer.model_validate(self._query(LAST_ROW, left_s, variables)).last_step()
             except NO_ANSWER:
-                time.sleep(min(POLL_INTERVAL_S, left_s))
+                time.sleep(min(POLL_INTERVAL_S, left_s))  # a server that restarts answers soon
         raise NoAnswerError(f"{self.url} does not say which rows it has")
 
     def _query(self, query: str, timeout_s: float, variables: dict[str, str] | None = None) -> Any:

@@ -250,7 +250,7 @@ class WandbRun:
         while (last := self._last_step_on_server(max(POLL_INTERVAL_S, deadline - time.monotonic()))) < self._last_sent:
             if time.monotonic() > deadline:
                 raise GptlabError(f"{self._server.url} has {'no row' if last < 0 else f'no row after step {last}'}")
-            time.sleep(POLL_INTERVAL_S)
+            time.sleep(POLL_INTERVAL_S)  # the server does not say when it has stored them
 
 
 def config(run: Run, start: Start) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: i
         vocab_size: V.
     """
     # torch does not annotate `Function.apply`.
-    loss: Tensor = _MeanCrossEntropy.apply(x, weight, targets, vocab_size)  # type: ignore[no-untyped-call]
+    loss: Tensor = _MeanCrossEntropy.apply(x, weight, targets, vocab_size)  # type: ignore[no-untyped-call]  # of torch
     return loss
 
 

@@ -42,7 +42,7 @@ def mean_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         x, padded = _to_matmul_dtype(x), _pad_rows(_to_matmul_dtype(weight))
         return fused_loss.mean_cross_entropy(x, padded, targets, len(weight))
     # torch does not annotate `Function.apply`.
-    loss: Tensor = _MeanCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _MeanCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return loss
 
 

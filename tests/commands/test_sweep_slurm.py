@@ -3,14 +3,13 @@
 import json
 import re
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import typed
 
-from gptlab import cli
 from gptlab.commands.run_jobs import newest_jobs
 from gptlab.distributed import nodes
 from gptlab.limits import THREAD_VARIABLES
@@ -50,16 +49,7 @@ def gptlab(project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     """`gptlab("runs")` returns what a command prints; with a code, the error of a command that ends with it."""
     monkeypatch.setenv("WANDB_MODE", "offline")
 
-    def run(*arguments: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["gptlab", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        assert (ended.value.code or 0) == code, err
-        return err if code else out
-
-    return run
+    return typed(monkeypatch, capfd)
 
 
 def submit(gptlab: Gptlab, fake: Fake, *options: str) -> str:

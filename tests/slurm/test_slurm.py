@@ -4,14 +4,13 @@ import json
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import eventually
+from support import eventually, typed
 from together import run_together
 
 from gptlab import cli
@@ -51,16 +50,7 @@ def sweeps(project: Path, monkeypatch: pytest.MonkeyPatch, cluster: None) -> Non
 def gptlab(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Gptlab:
     """`gptlab("runs")` returns what a command prints; with a code, the error of a command that ends with it."""
 
-    def run(*arguments: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["gptlab", *arguments])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        assert (ended.value.code or 0) == code, err
-        return err if code else out
-
-    return run
+    return typed(monkeypatch, capfd)
 
 
 def words() -> dict[str, str]:
