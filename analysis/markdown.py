@@ -4,7 +4,7 @@ from html import escape
 
 from pandas import DataFrame, Series
 
-from analysis import compare, formatting
+from analysis import compare, formatting, unusual
 from analysis.caveats import seconds_caveat
 from analysis.findings import (
     Findings,
@@ -45,6 +45,8 @@ def to_markdown(findings: Findings, heading: str) -> str:
     runs = run_table(findings)
     parts += ["## Each run", *([f"The best {MAX_RUNS} of {len(runs)}."] if len(runs) > MAX_RUNS else [])]
     parts += [table(runs.head(MAX_RUNS))]
+    steps = unusual.sentences(findings.metrics)
+    parts += ["## Unusual steps", unusual.NOTE, _list([_inline(step) for step in steps])] if steps else []
     parts += ["## Speed and memory", table(speed_table(findings).head(MAX_RUNS))]
     for column in (findings.measure.column, "train/loss"):
         if findings.metrics[column].notna().any():

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame, isna
 from plotly.graph_objects import Figure
 
-from analysis import compare, page_data, palette, plots
+from analysis import compare, page_data, palette, plots, unusual
 from analysis.caveats import seconds_caveat
 from analysis.findings import (
     Findings,
@@ -113,6 +113,8 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
         runs=_runs(findings),
         tree=_table(_ordered(tree_table(findings.runs), [loss])),
         tree_note=TREE_NOTE,
+        unusual=unusual.sentences(findings.metrics),
+        unusual_note=unusual.NOTE,
         speed=_sortable(speed_table(findings), findings.runs),
         chips=chips,
         weight_runs=[(number, table["run"]) for number, table in enumerate(weights)],

@@ -1,7 +1,8 @@
 """Named GPT pretraining experiments on one `.txt` file.
 
-For notebooks: `load` a trained model, `generate` text with it, measure its `perplexity`, read `runs`, `metrics` and
-`samples` into pandas, define an `Experiment`. For files of experiments: a `Sweep` over a `grid` or `random` points.
+For notebooks: `run` an experiment, `load` a trained model, `generate` text with it, measure its `perplexity`,
+read `runs`, `metrics` and `samples` into pandas, define an `Experiment`. For files of experiments: a `Sweep` over a
+`grid` or `random` points.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ STARTED_NS = time.time_ns()
 TYPE_CHECKING = False  # importing `typing` would triple the time in which Ctrl-C is not handled yet; see `entry`
 
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Literal
 
     from analysis.load import metrics, runs, samples
+    from gptlab.commands.from_python import Run
     from gptlab.data.vocabularies import Tokenizer
     from gptlab.model.gpt import GPT
     from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
@@ -36,10 +39,56 @@ __all__ = [
     "metrics",
     "perplexity",
     "random",
+    "run",
     "runs",
     "samples",
     "uniform",
 ]
+
+
+def run(
+    experiment: str | Experiment,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    text: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    wandb: Literal["online", "offline", "off"] | None = None,
+    tags: Sequence[str] = (),
+) -> Run:
+    """Start, resume or extend a run, as `gptlab run` does, and print its progress.
+
+    A complete run is returned at once. An interrupt saves the run; the same call goes on with it.
+
+    Args:
+        experiment: The name of an experiment in `experiments/`, or an `Experiment`.
+        seed: Seed for initialization, data order and dropout.
+        steps: Total number of optimizer steps; more extend the run. By default as in the spec.
+        text: A named text or the path of a .txt file. By default as in the spec.
+        settings: Fields of the spec to change, by dotted key, such as `{"train.learning_rate": 1e-3}`.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        wandb: Where to log; by default online if there is an API key and the server responds, else offline.
+        tags: Tags for W&B and reports.
+
+    Returns:
+        The run, with `id`, `directory`, `status`, `metrics()`, `samples()` and `load()`.
+
+    Raises:
+        BadInputError: There is no such experiment, or a value is invalid. Nothing was written.
+        DivergedError: The run diverges, or has diverged before.
+        GptlabError: Another process is training the run, a file is damaged or cannot be written, or memory runs out.
+        KeyboardInterrupt: A signal stopped training; the run is saved.
+    """
+    from gptlab.commands.from_python import train
+    from gptlab.commands.run import Options
+    from gptlab.terminal.console import Console
+
+    changes = dict(settings or {})
+    changes |= {} if text is None else {"data.text": text}
+    changes |= {} if steps is None else {"train.steps": steps}
+    options = Options(device=device, wandb=wandb, tags=tuple(tags), next_commands=False)
+    return train(experiment, seed, changes, options, console=Console())
 
 
 def load(run: str, step: int | None = None) -> tuple[GPT, Tokenizer]:
@@ -80,6 +129,8 @@ def generate(
     max_tokens: int | None = None,
     temperature: float = 0.8,
     top_k: int = 50,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> str:
@@ -91,6 +142,8 @@ def generate(
         max_tokens: New tokens; by default as many as fit into the windows of training.
         temperature: Divides the logits; 0 always takes the most likely token.
         top_k: Draw from this many most likely tokens; 0 draws from all.
+        top_p: Of those, draw from the fewest most likely tokens whose probabilities add up to this; 1 draws from all.
+        min_p: Of those, draw from tokens at least this many times as likely as the most likely one; 0 draws from all.
         seed: The same seed gives the same text.
         tokenizer: The model's tokenizer; by default the one with which `load` returned the model.
 
@@ -118,6 +171,8 @@ def generate(
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
         seed=seed,
     )
     return text

@@ -1,7 +1,10 @@
 """The command line: parse arguments, call a function of `gptlab.commands`, exit."""
 
 import os
+import signal
 import sys
+import traceback
+from contextlib import suppress
 from functools import cache
 from typing import Any, NoReturn
 
@@ -10,10 +13,13 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # searching all pa
 import typer
 
 from gptlab import completion
-from gptlab.errors import BadInputError
+from gptlab.distributed.place import place
+from gptlab.errors import EXIT_FAILED, BadInputError
 from gptlab.failures import exit_code
-from gptlab.interface import experiments, results, space, texts, training, wandb
+from gptlab.interface import comparing, experiments, results, space, texts, training, wandb
 from gptlab.interface.group import Commands, program
+from gptlab.interface.output import heavy_imports
+from gptlab.interrupts import STOP_SIGNALS
 from gptlab.validation import suggest
 
 # Heavy modules are imported inside the commands, so that `--help` and `list` start fast.
@@ -29,16 +35,18 @@ app = typer.Typer(
 app.callback()(program)
 app.command("list")(experiments.list_)
 app.command()(experiments.show)
+app.command()(experiments.plan)
 app.command()(experiments.check)
 app.command()(training.run)
 app.command()(training.resume)
-app.command()(training.sweep)
-app.command()(training.decide)
+app.command()(comparing.sweep)
+app.command()(comparing.decide)
 app.command()(results.runs)
 app.command()(results.watch)
 app.command()(results.report)
 app.command()(results.sample)
 app.command("eval")(results.eval_)
+app.command()(results.batch)
 app.command()(results.diff)
 app.command("text")(texts.text_)
 app.command()(wandb.sync)
@@ -52,8 +60,43 @@ app.add_typer(tokenizer_app, name="tokenizer", help="Make a tokenizer from a tex
 
 
 def main() -> NoReturn:
-    """Run the command line and exit."""
-    sys.exit(exit_code(_run_app))
+    """Run the command line and exit. Of several processes that torchrun has started, the others follow the first."""
+    at = place()
+    if at.is_follower:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process gets it too, and tells the others
+        leave(exit_code(_follow))
+    if not at.has_followers:
+        sys.exit(exit_code(_run_app))
+    code = EXIT_FAILED
+    try:
+        code = exit_code(_run_app)
+    except BaseException:  # a bug
+        traceback.print_exc()
+    _end_followers(code)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process without the destructors of its connections, which may hang; see `workers.Group`."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # `exit_code` has reported it
+            stream.flush()
+    os._exit(code)
+
+
+def _end_followers(code: int) -> None:
+    from gptlab.distributed.board import post_end
+
+    for number in STOP_SIGNALS:  # torchrun sends SIGTERM when another process ends before this one
+        signal.signal(number, signal.SIG_IGN)
+    post_end(code)
+
+
+def _follow() -> int:
+    with heavy_imports():
+        from gptlab.commands import follow
+
+    return follow.main()
 
 
 @cache

@@ -209,6 +209,32 @@ def test_sampled_continuations_do_not_depend_on_their_count(gptlab, trained):
     assert out == f"— 1 of 2 —\none{few[0]}\n\n— 2 of 2 —\none{few[1]}\n"
 
 
+def test_prompts_come_from_files(gptlab, trained, tmp_path):
+    for name, prompt in (("one.txt", "one\n"), ("two.txt", "the model\n\n")):
+        (tmp_path / name).write_text(prompt)
+    options = ["--seed", 3, "--tokens", 5, "--top-p", 0.9, "--min-p", 0.01]
+    files = ["--prompt-file", tmp_path / "one.txt", "--prompt-file", tmp_path / "two.txt"]
+    one, two = (gptlab("sample", trained, "--prompt", prompt, *options)[1] for prompt in ("one", "the model\n"))
+    assert gptlab("sample", trained, *files[:2], *options) == (0, one, "")
+    assert gptlab("sample", trained, *files, *options) == (0, f"— 1 of 2 —\n{one}\n— 2 of 2 —\n{two}", "")
+    documents = json.loads(gptlab("sample", trained, *files, *options, "--json")[1])
+    assert [document["prompt"] for document in documents] == ["one", "the model\n"]
+    assert one == f"one{documents[0]['texts'][0]}\n"
+    assert json.loads(gptlab("sample", trained, *files[:2], *options, "--json")[1]) == documents[0]
+
+
+def test_a_terminal_shows_one_text_while_it_is_drawn(gptlab, trained, monkeypatch):
+    options = ["sample", trained, "--prompt", "one", "--tokens", 5]
+    piped, both = gptlab(*options), gptlab(*options, "--count", 2)
+    flushed = []
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.flush", lambda: flushed.append(True))
+    assert gptlab(*options) == piped
+    assert len(flushed) >= 5
+    assert gptlab(*options, "--count", 2) == both
+    assert json.loads(gptlab(*options, "--json")[1])["prompt"] == "one"
+
+
 def test_eval_uses_the_full_validation_split_and_stores_the_window_losses(gptlab, trained):
     code, out, _ = gptlab("eval", trained, "--json")
     document = json.loads(out)
@@ -385,6 +411,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
     assert set(group.commands) == {
         "list",
         "show",
+        "plan",
         "check",
         "run",
         "decide",
@@ -395,6 +422,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "watch",
         "sample",
         "eval",
+        "batch",
         "diff",
         "sync",
         "text",

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import scale
 import typer
 
 from gptlab import cli
@@ -40,6 +41,7 @@ def test_every_test_that_a_table_names_exists(document, least):
         "docs/parts.md",
         "docs/performance.md",
         "docs/reliability.md",
+        "docs/scale.md",
         "docs/style.md",
         "docs/sweeps.md",
         "docs/wandb.md",
@@ -56,6 +58,14 @@ def test_the_readme_lists_every_command():
     commands = typer.main.get_command(cli.app).commands
     listed = re.findall(r"^\| `gptlab (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert set(listed) == set(commands)
+
+
+def test_the_tables_of_the_scale_document_are_current():
+    text = scale.DOCUMENT.read_text()
+    assert scale.render(text) == text, "write them again: python tests/scale.py"
+    assert f"one per {1 / scale.FAILURES_PER_GPU_HOUR:,.0f} GPU hours" in text
+    large = scale.Case(scale.MODELS[0], 1, shard=False).needs(32)
+    assert f"the prediction is {large.total / 2**30:.1f} GiB" in text
 
 
 def test_the_names_in_the_reading_path_exist():

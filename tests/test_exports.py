@@ -1,6 +1,8 @@
 """What `import gptlab` offers to notebooks."""
 
 import copy
+import os
+import signal
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from gptlab.data.vocabularies import GPT2
 from gptlab.errors import BadInputError
 from gptlab.model import gpt
 from gptlab.terminal.console import Console
+from gptlab.training.loop import TrainingLoop
 
 
 def test_every_exported_name_can_be_imported():
@@ -50,6 +53,31 @@ def test_runs_and_metrics_are_tables(long_run, monkeypatch):
     assert gptlab.metrics(runs)["step"].tolist() == list(range(0, 41, 5))
 
 
+def test_run_trains_resumes_and_returns_what_was_recorded(micro, monkeypatch, capfd):
+    step = TrainingLoop._train_step
+
+    def interrupted(loop: TrainingLoop) -> None:
+        step(loop)
+        if loop.state.step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TrainingLoop, "_train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="is saved at step 7"):
+        gptlab.run(micro, seed=3, steps=10, wandb="off")
+    run = gptlab.run(micro, seed=3, steps=10, wandb="off", tags=["t"])
+    assert "step     10 · train loss" in capfd.readouterr().out, "it shows its progress"
+    assert (run.status, run.step, run.id[-3:]) == ("complete", 10, "-s3")
+    assert run.metrics()["step"].tolist()[-1] == 10
+    assert run.samples()["step"].tolist() == [10]
+    assert run.metrics()["val/loss"].iloc[-1] == run.val_loss
+    assert gptlab.perplexity(run.load()[0], "the model reads") > 1
+    assert gptlab.run(micro, seed=3, settings={"train.steps": 10}, wandb="off") == run, "it is complete"
+    with pytest.raises(BadInputError, match="there is no experiment 'no'"):
+        gptlab.run("no")
+    with pytest.raises(BadInputError, match="learning_rat"):
+        gptlab.run(micro, settings={"train.learning_rat": 1.0})
+
+
 @pytest.fixture
 def model(long_run, monkeypatch):
     """What `load` returns first."""
@@ -66,7 +94,7 @@ def test_perplexity_is_that_of_eval(model, long_run, text):
 
 
 def test_generate_is_sample(model, long_run):
-    arguments = {"max_tokens": 5, "temperature": 1.5, "top_k": 7, "seed": 3}
+    arguments = {"max_tokens": 5, "temperature": 1.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "seed": 3}
     sampled = sample.sample(long_run, None, "one", 1, **arguments)
     assert gptlab.generate(model, "one", **arguments) == sampled.texts[0]
     assert gptlab.generate(model) == sample.sample(
@@ -90,6 +118,8 @@ def test_a_model_of_ones_own_needs_its_tokenizer(model):
         ({"max_tokens": 99}, "ask for at most 15"),
         ({"temperature": float("nan")}, "temperature must be 0 or more, not nan"),
         ({"top_k": -1}, "top_k must be 0 or more, not -1"),
+        ({"top_p": 0}, "top_p must be more than 0 and at most 1, not 0"),
+        ({"min_p": 2}, "min_p must be from 0 to 1, not 2"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
     ],
 )

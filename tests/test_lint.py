@@ -42,6 +42,7 @@ FORBIDDEN_IMPORTS = {  # one per contract
     "gptlab/tracking/lock.py": "import gptlab.tracking.run",
     "gptlab/training/step.py": "import gptlab.training.loop",
     "gptlab/model/loss.py": "import gptlab.model.gpt",
+    "gptlab/distributed/place.py": "import gptlab.distributed.workers",
     "gptlab/data/text.py": "import gptlab.data.tokens",
     "gptlab/mirror/server.py": "import gptlab.mirror.wandb_run",
     "gptlab/slurm/records.py": "import gptlab.slurm.job",

@@ -19,7 +19,7 @@ from typing import Any, Self
 from gptlab.checkpoints.manifest import Checkpoint
 from gptlab.checkpoints.retention import NeededSteps, apply_retention
 from gptlab.checkpoints.tensors import Tensors
-from gptlab.checkpoints.write import commit_checkpoint
+from gptlab.checkpoints.write import Write, commit_checkpoint
 from gptlab.spec import TrainSpec
 
 
@@ -72,6 +72,17 @@ class BackgroundSaver:
         self._saving = self._thread.submit(self._commit, files, header, manifest)
         self._saving.add_done_callback(lambda _: self._tensors_read.set())  # also if the save fails early
 
+    def save_now(
+        self, files: dict[str, Tensors], header: dict[str, Any], manifest: dict[str, Any], write: Write
+    ) -> None:
+        """Save in this thread, with a function that writes the tensors of a file; see `commit_checkpoint`.
+
+        Raises:
+            GptlabError: The save failed.
+            OSError: The save failed.
+        """
+        self._commit(files, header, manifest, write)
+
     @property
     def in_flight(self) -> bool:
         """Whether a save was started whose end has not been waited for."""
@@ -100,9 +111,12 @@ class BackgroundSaver:
         if saving is not None:
             saving.result()
 
-    def _commit(self, files: dict[str, Tensors], header: dict[str, Any], manifest: dict[str, Any]) -> None:
+    def _commit(
+        self, files: dict[str, Tensors], header: dict[str, Any], manifest: dict[str, Any], write: Write | None = None
+    ) -> None:
         self._before_commit()
-        checkpoint = commit_checkpoint(self._run_directory, files, header, manifest, on_read=self._tensors_read.set)
+        on_read = self._tensors_read.set
+        checkpoint = commit_checkpoint(self._run_directory, files, header, manifest, on_read, write)
         apply_retention(
             self._run_directory,
             self._train.keep_checkpoints,

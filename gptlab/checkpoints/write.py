@@ -9,12 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptlab.checkpoints.manifest import MANIFEST, Checkpoint, Manifest, checkpoint_directory, compute_digest
+from gptlab.checkpoints.manifest import (
+    MANIFEST,
+    Checkpoint,
+    FileDigest,
+    Manifest,
+    checkpoint_directory,
+    compute_digest,
+)
 from gptlab.checkpoints.retention import STAGING, discard
 from gptlab.checkpoints.tensors import Tensors, write_tensors
 from gptlab.digests import canonical_json
 from gptlab.errors import GptlabError
 from gptlab.files import fsync_directory, fsync_file, write_durably
+
+Write = Callable[[Path, Tensors, dict[str, str]], FileDigest]
+"""See `write_tensors`."""
 
 
 def commit_checkpoint(
@@ -23,6 +33,7 @@ def commit_checkpoint(
     header: dict[str, Any],
     manifest: dict[str, Any],
     on_read: Callable[[], None] = lambda: None,
+    write: Write | None = None,
 ) -> Checkpoint:
     """Write a checkpoint and return it when it is on the disk.
 
@@ -32,6 +43,7 @@ def commit_checkpoint(
         header: Facts about the identity and the step for the header of each file. Equal states have equal headers.
         manifest: The fields of `Manifest` except `files`.
         on_read: Called when all tensors are written and hashed, so that they may change.
+        write: Writes the tensors of a file; by default `write_tensors`.
 
     Raises:
         GptlabError: A file cannot be written, or does not read back as it was in memory.
@@ -42,7 +54,7 @@ def commit_checkpoint(
     try:
         staging.mkdir(parents=True)
         metadata = {"gptlab": canonical_json(header)}  # a single key: safetensors writes several in random order
-        digests = {name: write_tensors(staging / name, tensors, metadata) for name, tensors in files.items()}
+        digests = {name: (write or write_tensors)(staging / name, tensors, metadata) for name, tensors in files.items()}
         on_read()
         for name, digest in digests.items():
             fsync_file(staging / name)

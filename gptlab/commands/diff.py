@@ -30,7 +30,19 @@ Facts = dict[str, Any]
 Pairs = dict[str, tuple[Any, Any]]
 
 CODE = ("git_commit", "git_dirty", "diff_sha256")
-MACHINE = ("host", "platform", "device", "deterministic", "compile", "capture", "threads", "python", "torch")
+MACHINE = (
+    "host",
+    "platform",
+    "device",
+    "deterministic",
+    "compile",
+    "capture",
+    "workers",
+    "shard",
+    "threads",
+    "python",
+    "torch",
+)
 PERFORMANCE = ("perf/tokens_per_s", "perf/peak_mem_gib", "elapsed_s", "cpu_s")
 
 

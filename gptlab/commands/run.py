@@ -5,6 +5,7 @@ checkpoint; a larger number of steps extends it; a smaller one changes nothing.
 """
 
 import os
+import signal
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -16,6 +17,9 @@ from gptlab.commands import run_messages as messages
 from gptlab.commands.run_checks import check_arithmetic, check_nothing_is_lost
 from gptlab.compiler import keep_kernels
 from gptlab.data.vocabularies import Tokenizer
+from gptlab.distributed.board import board
+from gptlab.distributed.division import check_division
+from gptlab.distributed.place import place
 from gptlab.errors import DivergedError
 from gptlab.files import remove_temporary_files
 from gptlab.identity import Fingerprint
@@ -38,7 +42,10 @@ from gptlab.tracking.space import check_optimizer_state_is_kept
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.training.attempt import Attempt
 from gptlab.training.capacity import limit_threads, memory_notice
+from gptlab.training.connection import connect
+from gptlab.training.distribution import Alone, Distribution, choose_for_processes
 from gptlab.training.fingerprint_cache import fingerprint
+from gptlab.training.follower import Work
 from gptlab.training.initial import check_branch, check_initial_weights, check_steps
 from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory
@@ -53,7 +60,7 @@ from gptlab.training.settings import (
     resolve_settings,
     use_deterministic_kernels,
 )
-from gptlab.training.signals import StopSignals
+from gptlab.training.signals import INSISTENT, StopSignals
 from gptlab.training.training_data import TrainingData, load_training_data
 from gptlab.untrusted import check_no_hard_links
 
@@ -72,7 +79,11 @@ class Options:
     compile: bool | None = None
     """Whether to compile the model's blocks; by default where it pays."""
     capture: bool | None = None
-    """Whether to capture the step as a CUDA graph; by default on CUDA."""
+    """Whether to capture the step as a CUDA graph; by default on CUDA with one process."""
+    shard: bool = False
+    """Whether each of several processes has a part of weights and moments only."""
+    timeout_s: float = 600.0
+    """How long to wait for another process before it counts as lost."""
     wandb: Mode | None = None
     tags: tuple[str, ...] = ()
     notes: str = ""
@@ -141,7 +152,7 @@ def run_experiment(
     limit_threads()
     size = size_of(experiment)  # first, because it says best what is wrong with a part
     planned = plan(experiment, seed, options.device, parent)
-    settings = choose_kernels(planned.settings, options.compile, options.capture)
+    settings = _settings(planned.settings, experiment, options)
     directory, text, branch, offset = planned.run_directory, planned.text, planned.branch, 0
     if branch:
         check_branch(branch, seed, experiment.train)
@@ -189,7 +200,7 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
     limit_threads()
     record = run.record
     settings = resolve_settings(options.device, record.precision, Available.here())
-    settings = choose_kernels(settings, options.compile, options.capture)
+    settings = _settings(settings, record.spec, options)
     new_run = shell_command("run", record.spec.name, "--text", record.text.path)
     tokenizer = run_tokenizer(run)
     if options.text:
@@ -201,6 +212,17 @@ def resume_run(run: Run, options: Options, console: Console, hooks: Hooks | None
         code = fingerprint(record.spec, tokenizer, record.precision)
         session = _Session(run, data, tokenizer, code, settings, options, console, hooks or Hooks())
         return session.train_to(options.steps)
+
+
+def _settings(resolved: Settings, experiment: Experiment, options: Options) -> Settings:
+    """Choose kernels for the processes that train together.
+
+    Raises:
+        BadInputError: The options do not fit together, or the processes cannot train the experiment.
+    """
+    check_division(experiment, place().size, shard=options.shard)
+    settings = choose_kernels(resolved, options.compile, options.capture)
+    return choose_for_processes(settings, place(), options.capture)
 
 
 @dataclass(frozen=True)
@@ -234,14 +256,16 @@ class _Session:
         if not self.options.accept_code_change:
             check_arithmetic(run, history, self.code)
         check_no_hard_links(run.directory)
-        with RunLock(run.directory) as lock, StopSignals() as signals:
+        insistent = INSISTENT if place().size == 1 else ()
+        with RunLock(run.directory) as lock, StopSignals(insistent) as signals:
             run = load_run(run.directory)  # another process may have written the record first
             check_optimizer_state_is_kept(run, run.history())  # now that no other process can remove it
             remove_incomplete(run.directory)
             remove_temporary_files(run.directory)
             restore_copy(run, self.tokenizer)
             spec, size, device = run.record.spec, run.record.model_size, self.settings.device
-            if notice := memory_notice(size.parameters, device, history.attempts, killed=lock.predecessor_was_killed):
+            parameters = size.parameters * (1 if self.options.shard else place().local_size)
+            if notice := memory_notice(parameters, device, history.attempts, killed=lock.predecessor_was_killed):
                 self.console.notice(notice)
             is_adamw = not spec.train.has_own_optimizer
             find_problem = partial(find_rows_problem, run.directory)
@@ -277,6 +301,8 @@ class _Session:
             "deterministic": options.deterministic,
             "profile": options.profile,
             **self.settings.environment(),
+            "workers": place().size,
+            "shard": options.shard,
             **provenance.environment(),
             **source.facts(),
             "fingerprint": self.code.hash,
@@ -306,12 +332,33 @@ class _Session:
                 on_checkpoint=self.hooks.on_checkpoint,
             )
             try:
-                attempt = Attempt(run, saved, self.data, self.settings, hooks, console.notice)
-                outcome = attempt.train(steps, facts, source, lambda: _stop_requested(signals, console))
+                distribution = self._distribution(steps, signals)
+                attempt = Attempt(run, saved, self.data, self.settings, hooks, console.notice, distribution)
+                outcome = attempt.train(
+                    steps, facts, source, signals.stop_requested, lambda: _announce_stop(signals, console)
+                )
             finally:
                 mirror.finish()
         messages.closing(run, outcome, mirror.url, console, with_next=options.next_commands)
-        return Result(run, 128 + signals.received if outcome == "interrupted" and signals.received else 0)
+        stopped_by = signals.received or signal.SIGTERM  # which another process received
+        return Result(run, 128 + stopped_by if outcome == "interrupted" else 0)
+
+    def _distribution(self, steps: int, signals: StopSignals) -> Distribution:
+        """Tell other processes what to compute, and connect to them when they are ready."""
+        if not place().has_followers:
+            return Alone()
+        options = self.options
+        work = Work(
+            str(self.run.directory),
+            steps,
+            self.settings,
+            deterministic=options.deterministic,
+            shard=options.shard,
+            timeout_s=options.timeout_s,
+        )
+        board().post(work.notice())
+        board().wait_until_ready(give_up=signals.stop_requested)
+        return connect(self.settings, work.timeout_s, shard=work.shard)
 
 
 def _start_afresh(run: Run, console: Console) -> None:
@@ -325,10 +372,8 @@ def _start_afresh(run: Run, console: Console) -> None:
         )
 
 
-def _stop_requested(signals: StopSignals, console: Console) -> bool:
-    if signals.received is None:
-        return False
-    console.notice(
-        f"{signals.received.name}: saving, then stopping; a second Ctrl-C or SIGTERM stops immediately without saving"
-    )
-    return True
+def _announce_stop(signals: StopSignals, console: Console) -> None:
+    """Print that training stops."""
+    cause = signals.received.name if signals.received else "another process was asked to stop"
+    again = "; a second Ctrl-C or SIGTERM stops immediately without saving" if signals.insistent else ""
+    console.notice(f"{cause}: saving, then stopping{again}")

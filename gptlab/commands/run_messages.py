@@ -7,6 +7,7 @@ from typing import Any
 
 from gptlab import compiler, project
 from gptlab.checkpoints.manifest import Checkpoint, list_checkpoints
+from gptlab.distributed.place import place
 from gptlab.errors import GptlabError
 from gptlab.identity import Fingerprint, Identity, identity_fields
 from gptlab.spec import Experiment, TrainSpec, flatten
@@ -30,6 +31,8 @@ COMPARED = {
     "threads": "threads",
     "compile": "compilation",
     "capture": "CUDA graph",
+    "workers": "number of processes",
+    "shard": "sharding",
     "git_commit": "commit",
     "diff_sha256": "uncommitted changes",
 }
@@ -190,6 +193,8 @@ def opening(
         if used
     )
     console.fact("device", f"{settings.device_name()}{threads} · {settings.precision}{chosen}{kernels}")
+    if (at := place()).size > 1:
+        console.fact("processes", f"{at.size} · each has {train.batch_size // at.size} of the rows of a batch")
     epochs = windows.epochs(steps)
     console.fact(
         "training",

@@ -18,6 +18,7 @@ from gptlab.commands.sweep import Options
 from gptlab.commands.sweep_plan import Job, SweepPlan
 from gptlab.commands.sweep_view import varied_columns
 from gptlab.digests import canonical_json
+from gptlab.distributed.division import check_division
 from gptlab.errors import GptlabError
 from gptlab.identity import identity_fields
 from gptlab.slurm.job import RunJob
@@ -67,20 +68,23 @@ class Submission:
 
     exit_code = 0
 
-    def __init__(self, plan: SweepPlan, options: Options, settings: SlurmSettings) -> None:
+    def __init__(self, plan: SweepPlan, options: Options, settings: SlurmSettings, *, shard: bool = False) -> None:
         """Find out what is complete or queued.
 
         Args:
             plan: The sweep, resolved for a CPU.
             options: How to run it.
             settings: What the jobs ask for.
+            shard: Whether the processes of a run divide its weights and moments among them.
 
         Raises:
-            BadInputError: There is no such device on any node.
+            BadInputError: There is no such device on any node, or the processes cannot train a run together.
         """
+        for job in plan.jobs:
+            check_division(job.point.experiment, settings.processes, shard=shard)
         resolve_settings(options.device, "float32", Available(cuda=True, mps=True, bfloat16=True))
         self.plan, self.settings = plan, settings
-        self._options = options
+        self._options, self._shard = options, shard
         self.entries = _entries(plan, options.device)
         self.left = [entry for entry in self.entries if entry.status == SUBMIT]
         self.array: str | None = None
@@ -108,8 +112,9 @@ class Submission:
 
     def _run_job(self, entry: Entry, folder: Path) -> RunJob:
         run = ["run", *entry.job.point.arguments, "--seed", str(entry.job.seed)]
-        arguments = (*run, *self._options.arguments(self.plan.tag))
-        return RunJob(arguments, folder, Path.cwd(), project.runs_directory())
+        shard = ["--shard"] * self._shard
+        arguments = (*run, *self._options.arguments(self.plan.tag), *shard)
+        return RunJob(arguments, folder, Path.cwd(), project.runs_directory(), self.settings.processes_per_node)
 
     def _record(self, entry: Entry, job: str) -> JobRecord:
         return JobRecord(
@@ -147,6 +152,10 @@ class Submission:
         at_once = f"at most {self.settings.array_parallelism} at once" if self.settings.array_parallelism else ""
         if self.left:
             console.fact("options", " · ".join(filter(None, [options or "Slurm's defaults", at_once])))
+        if self.settings.processes > 1:
+            nodes = plural(self.settings.nodes or 1, "node")
+            each = self.settings.processes_per_node
+            console.fact("processes", f"{self.settings.processes} for each run: {each} on each of {nodes}")
         if self.array is None:
             self._render_plan(console)
         else:

@@ -47,8 +47,8 @@ class Tokenizer(ABC):
         """Return the tokens of a text. No part of a text is special, not even `<|endoftext|>`."""
 
     @abstractmethod
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens. Bytes that are not UTF-8 become U+FFFD."""
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """Return the bytes of tokens. A token can be part of a character."""
 
     @abstractmethod
     def token_bytes(self) -> NDArray[np.int64]:
@@ -57,6 +57,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def encoders(self) -> Callable[[], Encoder]:
         """Load the tokenizer, and return a function that makes independent encoders, one for each thread."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens. Bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(tokens).decode(errors="replace")
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Return `encode(text)`, under the name that tiktoken gives it."""
@@ -75,8 +79,8 @@ class BytePairTokenizer(Tokenizer):
         return self._encoding().encode_ordinary(text)
 
     @override
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self._encoding().decode(tokens)
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        return self._encoding().decode_bytes(tokens)
 
     @override
     def encoders(self) -> Callable[[], Encoder]:
@@ -158,8 +162,8 @@ class ByteTokenizer(Tokenizer):
         return list(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode())
 
     @override
-    def decode(self, tokens: Sequence[int]) -> str:
-        return bytes(tokens).decode(errors="replace")
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        return bytes(tokens)
 
     @override
     def token_bytes(self) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ each of its (N − T) // T windows once. Windows are numbered across epochs, so 
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -34,6 +34,8 @@ class Windows:
     seed: int
     offset: int = 0
     """Number of the first window of step 0. A branch whose parent had another batch size needs it, to skip none."""
+    rows: slice = field(default_factory=lambda: slice(None))
+    """Which rows of a batch this process reads, if several train together."""
 
     def __post_init__(self) -> None:
         """Check that an epoch has at least one window.
@@ -59,8 +61,8 @@ class Windows:
         return (self.offset + step * self.batch_size) / self.per_epoch
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """The tokens of a step's windows, shape `(batch_size, sequence_length + 1)`."""
-        return windows_at(self.tokens, self.starts(step), self.sequence_length)
+        """The tokens of a step's windows, shape `(batch_size, sequence_length + 1)`, or of its `rows` only."""
+        return windows_at(self.tokens, self.starts(step)[self.rows], self.sequence_length)
 
     def starts(self, step: int) -> NDArray[np.int64]:
         """Start positions of a step's windows, shape `(batch_size,)`."""

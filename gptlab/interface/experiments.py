@@ -1,4 +1,4 @@
-"""Commands about experiments: list, show, check."""
+"""Commands about experiments: list, show, plan, check."""
 
 from typing import Annotated
 
@@ -6,7 +6,15 @@ import typer
 
 from gptlab import completion
 from gptlab.imports import importing
-from gptlab.interface.options import JsonOption
+from gptlab.interface.options import (
+    MAX_COUNT,
+    JsonOption,
+    SetOption,
+    ShardOption,
+    StepsOption,
+    TextOption,
+    spec_changes,
+)
 from gptlab.interface.output import exit_with, heavy_imports, print_json
 
 
@@ -42,6 +50,37 @@ def show(
         print_json(description.document())
     else:
         show.render(description)
+
+
+def plan(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The experiment's name.", autocompletion=completion.experiments)
+    ],
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, max=MAX_COUNT, help="Number of GPUs, or of processes on a CPU.")
+    ] = None,
+    shard: ShardOption = False,
+    device: Annotated[
+        str, typer.Option(help="Device: auto, cpu or cuda. Default: cuda with --gpus or if there is one.")
+    ] = "auto",
+    settings: SetOption = None,
+    steps: StepsOption = None,
+    text: TextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict what a run needs: memory, checkpoints, traffic between GPUs."""
+    with importing():
+        from gptlab import catalog
+
+    experiment = catalog.find(name).with_changes(spec_changes(settings, text, steps))
+    with heavy_imports():
+        from gptlab.commands import plan
+
+    made = plan.make_plan(experiment, gpus, device, shard=shard)
+    if as_json:
+        print_json(made.document())
+    else:
+        plan.render(made)
 
 
 def check(

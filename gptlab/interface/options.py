@@ -57,6 +57,15 @@ CaptureOption = Annotated[
     bool | None,
     typer.Option("--capture/--no-capture", help="Capture the step as a CUDA graph. Default: on CUDA."),
 ]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option("--nproc", min=1, max=MAX_COUNT, help="Processes to train the run with."),
+]
+ShardOption = Annotated[bool, typer.Option("--shard", help="Divide weights and moments among them.")]
+TimeoutOption = Annotated[
+    float,
+    typer.Option("--timeout", min=1, max=10**6, metavar="SECONDS", help="Limit on waiting for another process."),
+]
 StepOption = Annotated[int | None, typer.Option(min=0, help="Step of a checkpoint. Default: the newest.")]
 
 

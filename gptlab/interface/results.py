@@ -1,4 +1,4 @@
-"""Commands that read runs: runs, watch, report, diff, eval, sample."""
+"""Commands that read runs: runs, watch, report, diff, eval, batch, sample."""
 
 import os
 import sys
@@ -174,18 +174,60 @@ def eval_(
         print_json(result.document())
 
 
+def batch(
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN@STEP",
+            help="A run and one of its steps, counted from 0: its batch made STEP steps one more.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Print the passages that a step trained on."""
+    with heavy_imports():
+        from gptlab.commands import batch
+        from gptlab.terminal.console import Console
+
+    console = Console(stderr=as_json)
+    found = batch.read_batch(*batch.find_step(reference))
+    if as_json:
+        print_json(found.document())
+    else:
+        batch.render(found, console)
+
+
 def sample(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "The",
+    prompt: Annotated[str | None, typer.Option(help="Text to continue. Default: The.", show_default=False)] = None,
+    prompt_files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt-file",
+            metavar="FILE",
+            help="File whose text is a prompt, without the newline at its end. Repeatable.",
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Number of different continuations.")] = 1,
     tokens: Annotated[int | None, typer.Option(min=1, help="New tokens per text. Default: as many as fit.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Divides the logits; 0 takes the most likely token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Sample from the k most likely tokens; 0 for all.")] = 50,
+    top_p: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Sample from the fewest likeliest tokens with this total probability."),
+    ] = 1.0,
+    min_p: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Sample from tokens at least this many times as likely as the likeliest."),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed for sampling.")] = 0,
     step: StepOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue a prompt with a run's model."""
+    """Continue a prompt with a run's model. One text on a terminal appears while it is drawn."""
+    if prompt is not None and prompt_files:
+        raise BadInputError("--prompt and --prompt-file exclude each other: give one text, or files with one each")
     with importing():
         from gptlab.tracking.run import find_run
 
@@ -194,10 +236,23 @@ def sample(
     with heavy_imports():
         from gptlab.commands import sample
 
-    result = sample.sample(
-        found, step, prompt, count, max_tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
+    prompts = [sample.read_prompt(file) for file in prompt_files or ()] or ["The" if prompt is None else prompt]
+    stream = not as_json and count == 1 and sys.stdout.isatty()
+    results = sample.sample_each(
+        found,
+        step,
+        prompts,
+        count,
+        max_tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stream=stream,
     )
     if as_json:
-        print_json(result.document())
-    else:
-        sample.render(result)
+        documents = [result.document() for result in results]
+        print_json(documents if len(prompt_files or ()) > 1 else documents[0])
+    elif not stream:
+        sample.render(results)

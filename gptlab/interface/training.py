@@ -1,43 +1,34 @@
-"""Commands that train: run, resume, sweep, decide."""
+"""Commands that train one run: run, resume."""
 
 from typing import Annotated
 
 import typer
 
 from gptlab import completion
+from gptlab.distributed.place import place
 from gptlab.errors import BadInputError
 from gptlab.imports import importing
 from gptlab.interface.options import (
-    MAX_COUNT,
     ArtifactsOption,
     CaptureOption,
     CompileOption,
     DeterministicOption,
     DeviceOption,
     JsonOption,
+    ProcessesOption,
     RunArgument,
     SetOption,
+    ShardOption,
     StepsOption,
     TagsOption,
     TextOption,
+    TimeoutOption,
     WandbOption,
     check_tags,
     spec_changes,
 )
 from gptlab.interface.output import exit_with, heavy_imports
-from gptlab.interface.slurm import (
-    AccountOption,
-    ArrayParallelismOption,
-    ConstraintOption,
-    CpusOption,
-    GpusOption,
-    MemoryOption,
-    PartitionOption,
-    QosOption,
-    SlurmOption,
-    TimeOption,
-    slurm_settings,
-)
+from gptlab.interface.processes import launch_processes
 
 
 def run(
@@ -64,6 +55,9 @@ def run(
     deterministic: DeterministicOption = False,
     compile_: CompileOption = None,
     capture: CaptureOption = None,
+    nproc: ProcessesOption = None,
+    shard: ShardOption = False,
+    timeout: TimeoutOption = 600,
     wandb: WandbOption = None,
     tags: TagsOption = None,
     notes: Annotated[str, typer.Option(help="Note to store with this attempt.")] = "",
@@ -105,6 +99,9 @@ def run(
         raise BadInputError("--seeds and --branch exclude each other: a branch has the seed of its parent")
     several = parse_seeds(seeds) if seeds is not None else []
     experiment = catalog.find(name).with_changes(spec_changes(settings, text, steps))
+    if several and max(nproc or 1, place().size) > 1:
+        raise BadInputError("--seeds works with one process per run only; pass --seed, or leave --nproc out")
+    launch_processes(experiment, nproc, shard)
 
     with heavy_imports():
         from gptlab.commands.run import Options, run_experiment
@@ -117,6 +114,8 @@ def run(
         deterministic=deterministic,
         compile=compile_,
         capture=capture,
+        shard=shard,
+        timeout_s=timeout,
         wandb=wandb,
         tags=tuple(tags or ()),
         notes=notes,
@@ -151,6 +150,9 @@ def resume(
     deterministic: DeterministicOption = False,
     compile_: CompileOption = None,
     capture: CaptureOption = None,
+    nproc: ProcessesOption = None,
+    shard: ShardOption = False,
+    timeout: TimeoutOption = 600,
     wandb: WandbOption = None,
     artifacts: ArtifactsOption = None,
     as_json: JsonOption = False,
@@ -160,6 +162,7 @@ def resume(
         from gptlab.tracking.run import find_run
 
     found = find_run(run)
+    launch_processes(found.record.spec, nproc, shard)
 
     with heavy_imports():
         from gptlab.commands.run import Options, resume_run
@@ -173,151 +176,9 @@ def resume(
         deterministic=deterministic,
         compile=compile_,
         capture=capture,
+        shard=shard,
+        timeout_s=timeout,
         wandb=wandb,
         artifacts=artifacts,
     )
     exit_with(resume_run(found, options, Console(stderr=as_json)), as_json)
-
-
-def sweep(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME",
-            help="A sweep in experiments/, or several experiments.",
-            autocompletion=completion.sweeps_and_experiments,
-        ),
-    ],
-    seeds: Annotated[
-        str | None,
-        typer.Option(metavar="SEEDS", help="Seeds of each point: 0,1,2 or 0-4. Default: those of the sweep, or 0."),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, max=MAX_COUNT, help="Processes at once, which share the cores or the GPU. Default: 1."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list what would run, and how long it takes.")
-    ] = False,
-    steps: StepsOption = None,
-    text: TextOption = None,
-    settings: SetOption = None,
-    device: DeviceOption = "auto",
-    wandb: WandbOption = None,
-    tags: TagsOption = None,
-    slurm: SlurmOption = False,
-    partition: PartitionOption = None,
-    gpus: GpusOption = None,
-    cpus: CpusOption = None,
-    time: TimeOption = None,
-    memory: MemoryOption = None,
-    array_parallelism: ArrayParallelismOption = None,
-    account: AccountOption = None,
-    qos: QosOption = None,
-    constraint: ConstraintOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Start or resume all runs of a sweep that are not complete."""
-    with importing():
-        from gptlab.commands.seeds import parse_seeds
-
-    resources = {
-        "partition": partition,
-        "gpus": gpus,
-        "cpus": cpus,
-        "time": time,
-        "memory": memory,
-        "array_parallelism": array_parallelism,
-        "account": account,
-        "qos": qos,
-        "constraint": constraint,
-    }
-    request = slurm_settings(slurm, resources, jobs)
-    check_tags(tags)
-    several = parse_seeds(seeds) if seeds is not None else None
-    changes = spec_changes(settings, text, steps)
-
-    with heavy_imports():
-        from gptlab.commands.sweep import DryRun, Options, run_sweep
-        from gptlab.commands.sweep_plan import plan_sweep
-        from gptlab.commands.sweep_view import render
-        from gptlab.mirror.modes import check_wandb_mode
-        from gptlab.terminal.console import Console
-
-    if wandb is None:
-        check_wandb_mode()
-    console = Console(stderr=as_json)
-    options = Options(jobs or 1, device, wandb, tuple(tags or ()))
-    if request:
-        from gptlab.commands.sweep_slurm import Submission
-
-        submission = Submission(plan_sweep(names, several, changes, "cpu"), options, request)
-        if not dry_run:
-            submission.submit()
-        submission.render(console)
-        exit_with(submission, as_json)
-        return
-    planned = plan_sweep(names, several, changes, device)
-    if dry_run:
-        would_run = DryRun(planned, options)
-        if not as_json:
-            would_run.render(console)
-        exit_with(would_run, as_json)
-        return
-    results = run_sweep(planned, options, console)
-    render(results, console)
-    exit_with(results, as_json)
-
-
-def decide(
-    reference: Annotated[
-        str,
-        typer.Argument(metavar="A", help="The experiment to compare with.", autocompletion=completion.experiments),
-    ],
-    experiment: Annotated[
-        str,
-        typer.Argument(
-            metavar="B", help="The experiment that is better, worse or equal.", autocompletion=completion.experiments
-        ),
-    ],
-    margin: Annotated[
-        float | None, typer.Option(help="Differences below it are of no interest, in nats/token. Required.")
-    ] = None,
-    max_seeds: Annotated[
-        int | None, typer.Option(help="Budget, fixed at the first look: 3 to 50 seeds. Default: 20.")
-    ] = None,
-    comparisons: Annotated[
-        int | None, typer.Option(help="Number of decisions under one headline, which share the error. Default: 1.")
-    ] = None,
-    steps: StepsOption = None,
-    text: TextOption = None,
-    settings: SetOption = None,
-    device: DeviceOption = "auto",
-    wandb: WandbOption = None,
-    tags: TagsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Add seeds to two experiments until it is decided which one is better, or that they are equal."""
-    with importing():
-        from gptlab import catalog
-        from gptlab.sequential import design
-
-    if margin is None:
-        raise BadInputError(
-            "--margin is required: differences below it are of no interest, in nats/token, such as --margin 0.02"
-        )
-    design(margin, max_seeds, comparisons)  # checks them
-    check_tags(tags)
-    changes = spec_changes(settings, text, steps)
-    first, second = (catalog.find(name).with_changes(changes) for name in (reference, experiment))
-
-    with heavy_imports():
-        from gptlab.commands import decide
-        from gptlab.commands.run import Options
-        from gptlab.terminal.console import Console
-
-    options = Options(device=device, wandb=wandb, tags=tuple(tags or ()), next_commands=False)
-    request = decide.Request(margin, max_seeds, comparisons)
-    outcome = decide.decide(first, second, request, options, stderr=as_json)
-    decide.render(outcome, Console(stderr=as_json))
-    exit_with(outcome, as_json)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gptlab.distributed.nodes import Nodes
 from gptlab.errors import GptlabError
 from gptlab.limits import THREAD_VARIABLES
 from gptlab.slurm.queue import errors_in
@@ -22,6 +23,8 @@ from gptlab.training.signals import StopSignals
 
 FOLDER_VARIABLE = "GPTLAB_SLURM_FOLDER"
 """Where the run's process records its id."""
+FIRST_PORT, PORTS = 15_000, 15_000
+"""Where the processes of several nodes find each other: a port that follows from the id of the job."""
 MAX_REQUEUES = 5
 """Requeues without a step in between; more mean that the time limit does not suffice to start."""
 
@@ -43,24 +46,31 @@ class RunJob:
     """That of the submission."""
     working_directory: Path
     runs: Path
+    processes: int = 1
+    """Number of processes on each node."""
 
     def command(self) -> list[str]:
         """Return the command that trains the run."""
-        return [sys.executable, "-m", "gptlab", *self.arguments]
+        several = ["--nproc", str(self.processes)] if self.processes > 1 else []
+        return [sys.executable, "-m", "gptlab", *self.arguments, *several]
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of the command: a new run has as many threads as the job has processors."""
-        threads = {} if any(map(os.environ.get, THREAD_VARIABLES)) else dict.fromkeys(THREAD_VARIABLES, _processors())
-        given = {name: value for name, value in threads.items() if value}
-        return {**os.environ, **given, "GPTLAB_RUNS": str(self.runs), FOLDER_VARIABLE: str(self.folder)}
+        """Return the environment of the command: the processes of a new run share the processors of the node."""
+        given = {"GPTLAB_RUNS": str(self.runs), FOLDER_VARIABLE: str(self.folder)}
+        processors = int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
+        if processors and not any(map(os.environ.get, THREAD_VARIABLES)):
+            given |= dict.fromkeys(THREAD_VARIABLES, str(max(processors // self.processes, 1)))
+        several = _nodes()
+        return {**os.environ, **given, **(several.environment() if several else {})}
 
     def __call__(self) -> None:
         """Train the run. The exit code of the job is that of the run's process."""
         job = this_job() or ""
         with _Signals() as signals:
+            if int(os.environ.get("SLURM_PROCID", "0")):  # node 0 decides what becomes of the job
+                sys.exit(_exit_code(self._train()))
             self._record(job, "start")
-            process = subprocess.Popen(self.command(), cwd=self.working_directory, env=self.environment())
-            code = process.wait()
+            code = self._train()
             if code == -signal.SIGKILL:
                 self._stop(job, code, "SIGKILL ended the run's process, probably for its memory")
             if code == 0 or signals.received is None or 0 < code < 128:
@@ -70,6 +80,9 @@ class RunJob:
             if self._is_stuck(job):
                 self._end(job, code, f"no step in {MAX_REQUEUES} attempts: the time limit does not suffice to start")
             self._requeue(job, code)
+
+    def _train(self) -> int:
+        return subprocess.Popen(self.command(), cwd=self.working_directory, env=self.environment()).wait()
 
     def _requeue(self, job: str, code: int) -> NoReturn:
         self._record(job, "requeue", step=self._step(job))
@@ -134,8 +147,13 @@ def _wants_the_node_back(received: signal.Signals) -> bool:
     return received in {signal.SIGUSR1, signal.SIGUSR2} or facts.get("PreemptTime", "None") != "None"
 
 
-def _processors() -> str:
-    return os.environ.get("SLURM_CPUS_PER_TASK", "")
+def _nodes() -> Nodes | None:
+    """Return the nodes of this job; None if it has one. Each of them has one task."""
+    count = int(os.environ.get("SLURM_NTASKS", "1"))
+    if count == 1:
+        return None
+    port = FIRST_PORT + int(os.environ["SLURM_JOB_ID"]) % PORTS
+    return Nodes(count, int(os.environ["SLURM_PROCID"]), f"{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:{port}")
 
 
 def _exit_code(code: int) -> int:

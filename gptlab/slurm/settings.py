@@ -11,7 +11,19 @@ from gptlab.errors import BadInputError
 from gptlab.validation import explain
 
 TABLE = "tool.gptlab.slurm"
-RESERVED = ("array", "output", "error", "open-mode", "requeue", "signal", "job-name", "wrap")
+RESERVED = (
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "array",
+    "output",
+    "error",
+    "open-mode",
+    "requeue",
+    "signal",
+    "job-name",
+    "wrap",
+)
 """Options of `sbatch` that a submission sets itself."""
 
 
@@ -39,14 +51,18 @@ class SlurmSettings(BaseModel):
     account: Word | None = None
     qos: Word | None = None
     constraint: Word | None = None
+    nodes: Number | None = None
+    """Nodes of a job, which train its run together."""
     gpus: Annotated[int, Field(ge=0, le=10**6)] | None = None
-    """GPUs of a job."""
+    """GPUs on each node."""
+    nproc: Number | None = None
+    """Processes on each node; by default one for each GPU, or one."""
     cpus: Number | None = None
-    """Processors of a job, and the number of threads of a new run."""
+    """Processors on each node, and the number of threads of a new run, divided by its processes there."""
     time: Word | None = None
     """Time limit: minutes, `H:MM:SS` or `D-HH:MM:SS`."""
     memory: Word | None = None
-    """Of a job, such as `16G`."""
+    """On each node, such as `16G`."""
     array_parallelism: Number | None = None
     """How many jobs run at once at most."""
     signal_delay_s: Annotated[int, Field(ge=1, le=65535)] = 90
@@ -55,6 +71,16 @@ class SlurmSettings(BaseModel):
     """Lines of shell before a job starts, such as `module load cuda`."""
     options: dict[Annotated[str, Field(pattern=r"^[a-z][a-z-]+$")], Word | bool] = {}
     """More options of `sbatch` by their long names, such as `{nodelist = "node7", exclusive = true}`."""
+
+    @property
+    def processes_per_node(self) -> int:
+        """Processes on each node."""
+        return self.nproc or self.gpus or 1
+
+    @property
+    def processes(self) -> int:
+        """Processes that train a run together."""
+        return (self.nodes or 1) * self.processes_per_node
 
     def sbatch_options(self) -> dict[str, Any]:
         """Return the options of `sbatch` by their long names."""

@@ -40,6 +40,8 @@ def submit(jobs: Sequence[RunJob], name: str, folder: Path, settings: SlurmSetti
     executor = SlurmExecutor(folder)
     executor.update_parameters(
         job_name=name,
+        nodes=settings.nodes or 1,
+        ntasks_per_node=1,  # which starts the processes of its node
         time=None,  # submitit would ask for five minutes
         array_parallelism=settings.array_parallelism or len(jobs),
         signal_delay_s=settings.signal_delay_s,

@@ -9,7 +9,7 @@ from gptlab.checkpoints.manifest import Checkpoint, list_checkpoints
 from gptlab.digests import ALTERED
 from gptlab.tracking.lock import lock_holder
 from gptlab.tracking.metrics import Row, newest_values, sample_metrics
-from gptlab.tracking.records import ATTEMPT, BEFORE_GPU_KERNELS, End, Outcome, RunRecord, Start
+from gptlab.tracking.records import ATTEMPT, UNRECORDED, End, Outcome, RunRecord, Start
 from gptlab.tracking.verification import RecordedRows, find_damage
 from gptlab.untrusted import read_json_lines
 
@@ -55,7 +55,7 @@ class History:
     @property
     def starts(self) -> list[Start]:
         """The rows that record the start of an attempt; what rows of earlier versions lack has its default."""
-        return [cast(Start, BEFORE_GPU_KERNELS | row) for row in self.attempts if row["event"] == "start"]
+        return [cast(Start, UNRECORDED | row) for row in self.attempts if row["event"] == "start"]
 
     @property
     def _end(self) -> End | None:

@@ -283,6 +283,10 @@ class Start(TypedDict, total=False):
     """Whether the model's blocks were compiled."""
     capture: bool
     """Whether the step was captured as a CUDA graph; the end says it if that failed."""
+    workers: Count
+    """Number of processes that trained together."""
+    shard: bool
+    """Whether each of them had a part of weights and moments only."""
     out_of_memory_kills: Count | None
     git_commit: Commit | None
     git_dirty: bool | None
@@ -296,7 +300,7 @@ class Start(TypedDict, total=False):
     """The mode of the W&B mirror; `auto` if it had not chosen one yet. Unless it is `off`, W&B should have the run."""
 
 
-BEFORE_GPU_KERNELS: Final = {"compile": False, "capture": False}
+UNRECORDED: Final = {"compile": False, "capture": False, "workers": 1, "shard": False}
 """What holds for attempts that do not record these fields."""
 
 

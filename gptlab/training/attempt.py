@@ -6,7 +6,7 @@ from typing import Any
 from gptlab.checkpoints.manifest import CHECKPOINTS, Checkpoint
 from gptlab.checkpoints.read import SavedState
 from gptlab.checkpoints.retention import NeededSteps, apply_retention
-from gptlab.checkpoints.saver import BackgroundSaver
+from gptlab.distributed.workers import explain_lost_processes
 from gptlab.errors import DivergedError, GptlabError
 from gptlab.files import make_directory
 from gptlab.model.sample import samples
@@ -19,11 +19,13 @@ from gptlab.tracking.run import Run
 from gptlab.tracking.verification import end_of_rows, last_row_step
 from gptlab.training.capture import CudaGraphs, NotCapturableError
 from gptlab.training.compilation import explain_compiler_errors, uncompiled
+from gptlab.training.distribution import Alone, Distribution
 from gptlab.training.loop import Hooks, TrainingLoop
 from gptlab.training.memory import explain_out_of_memory
 from gptlab.training.rows import RowWriter
+from gptlab.training.saving import StateSaver
 from gptlab.training.settings import Settings
-from gptlab.training.state import TrainingState, restore
+from gptlab.training.state import TrainingState
 from gptlab.training.training_data import TrainingData
 from gptlab.untrusted import torn_bytes
 
@@ -39,6 +41,7 @@ class Attempt:
         settings: Settings,
         hooks: Hooks,
         notice: Callable[[str], None],
+        distribution: Distribution | None = None,
     ) -> None:
         """Restore the state that training continues from.
 
@@ -49,6 +52,7 @@ class Attempt:
             settings: The device, precision and kernels.
             hooks: Functions for the training loop to call.
             notice: Called with each message to the user.
+            distribution: How the run is distributed over processes; None for a single one.
 
         Raises:
             BadInputError: The parent's weights or optimizer state are missing or damaged.
@@ -56,19 +60,29 @@ class Attempt:
         """
         self._run, self._data, self._settings, self._hooks, self._notice = run, data, settings, hooks, notice
         self._train_spec = run.record.spec.train
-        with explain_out_of_memory(self._train_spec):
-            self.state: TrainingState = restore(run.record, saved, settings)
+        self._distribution = distribution or Alone()
+        self._workers = self._distribution.workers
+        with explain_out_of_memory(self._train_spec), explain_lost_processes(self._workers):
+            self.state: TrainingState = self._distribution.restore(run.record, saved, settings)
         self.start_step = self.state.step
         self._rows_problem = saved.rows_problem if saved else None
 
-    def train(self, steps: int, facts: dict[str, Any], source: Source, stop_requested: Callable[[], bool]) -> Outcome:
+    def train(
+        self,
+        steps: int,
+        facts: dict[str, Any],
+        source: Source,
+        stop_requested: Callable[[], bool],
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> Outcome:
         """Train until `steps` are done or a stop is requested, and record start and end of the attempt.
 
         Args:
             steps: Total number of optimizer steps.
             facts: The fields of `Start` to record, `steps` included.
             source: The code; its patch is stored with the run.
-            stop_requested: Called after each step.
+            stop_requested: Called in each step; with several processes, it is the request to this one.
+            on_stop: Called before training stops at a request.
 
         Returns:
             `complete`, or `interrupted` after a requested stop.
@@ -97,11 +111,12 @@ class Attempt:
             try:
                 for hook in self._hooks.on_start:
                     hook()
-                with explain_out_of_memory(train), explain_compiler_errors():
+                with explain_out_of_memory(train), explain_compiler_errors(), explain_lost_processes(self._workers):
                     loop = self._loop(number, metrics)
+                    loop.training_step, stops = self._distribution.step(loop.step, stop_requested)
                     if self._settings.capture and self.state.step < steps:
                         end_facts |= self._capture(loop)
-                    loop.train(steps, stop_requested)
+                    loop.train(steps, stops, on_stop)
                 if self.state.step == steps:
                     self._add_sample()  # a complete run has its sample, so it is not complete if this fails
                 outcome = "complete" if self.state.step == steps else "interrupted"
@@ -140,15 +155,18 @@ class Attempt:
 
     def _loop(self, number: int, metrics: MetricsFile) -> TrainingLoop:
         run = self._run
-        rows = RowWriter(run.record, number, self._data.windows, self._settings, metrics, self.state)
-        saver = BackgroundSaver(
+        rows = RowWriter(run.record, number, self._data.windows, self._settings, metrics, self.state, self._workers)
+        saver = StateSaver(
             run.directory,
             self._train_spec,
             before_commit=metrics.sync,
             on_commit=self._on_checkpoint,
             needed=self._needed_steps,
         )
-        return TrainingLoop(run.record, self.state, self._data, self._settings, rows, saver, self._hooks)
+        saving = self._distribution.saver(saver)
+        return TrainingLoop(
+            run.record, self.state, self._data, self._settings, rows, saving, self._hooks, self._workers
+        )
 
     def _capture(self, loop: TrainingLoop) -> dict[str, Any]:
         """Capture the step. If that is not possible, say why and return the fact to record."""
@@ -169,9 +187,9 @@ class Attempt:
     def _add_sample(self) -> None:
         run, train = self._run, self._train_spec
         try:
-            with uncompiled(self._settings):
+            with uncompiled(self._settings), explain_out_of_memory():
                 (text,) = samples(
-                    self.state.model,
+                    self._distribution.whole_model(self.state, run, self._settings),
                     train.prompt,
                     1,
                     trained_length=train.sequence_length,

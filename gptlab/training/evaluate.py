@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gptlab.data.tokens import Split
 from gptlab.data.windows import windows_at, yardstick
+from gptlab.distributed.workers import SINGLE, Workers
 from gptlab.training.settings import Settings
 
 BATCH_TOKENS = 8192
@@ -61,6 +62,7 @@ def evaluate(
     sequence_length: int,
     settings: Settings,
     advance: Callable[[int], None] = lambda windows: None,
+    workers: Workers = SINGLE,
 ) -> Evaluation:
     """Compute the loss of each window.
 
@@ -71,15 +73,16 @@ def evaluate(
         sequence_length: Predicted tokens per window.
         settings: The device and precision.
         advance: Called after each batch with its number of windows.
+        workers: The processes that share the windows; each of them gets the whole result.
     """
     was_training = model.training
     model.eval()
-    losses = []
-    predicted_bytes, token_bytes = 0, val.tokenizer.token_bytes()
+    losses, predicted_bytes, token_bytes = [], [], val.tokenizer.token_bytes()
     batch_size = max(BATCH_TOKENS // sequence_length, 1)
-    for first in range(0, len(starts), batch_size):
-        windows = windows_at(val.tokens, starts[first : first + batch_size], sequence_length)
-        predicted_bytes += int(token_bytes[windows[:, 1:]].sum())
+    own_starts = workers.share(starts)
+    for first in range(0, len(own_starts), batch_size):
+        windows = windows_at(val.tokens, own_starts[first : first + batch_size], sequence_length)
+        predicted_bytes.append(torch.from_numpy(token_bytes[windows[:, 1:]].sum(axis=1, dtype=np.int64)))
         batch = torch.from_numpy(windows).to(settings.device)
         with settings.autocast():
             loss = model(batch[:, :-1], batch[:, 1:], reduction="none")  # (B, T)
@@ -87,8 +90,8 @@ def evaluate(
         advance(len(windows))
     model.train(was_training)
     return Evaluation(
-        window_losses=torch.cat(losses).numpy(),
+        window_losses=workers.collect(torch.cat(losses), len(starts)).numpy(),
         tokens=len(starts) * sequence_length,
-        bytes=predicted_bytes,
+        bytes=int(workers.collect(torch.cat(predicted_bytes), len(starts)).sum()),
         yardstick=yardstick(val, starts, sequence_length),
     )

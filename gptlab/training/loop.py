@@ -7,25 +7,25 @@ same bytes as an uninterrupted run of that length.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from gptlab.checkpoints.manifest import Checkpoint
 from gptlab.checkpoints.retention import is_snapshot
-from gptlab.checkpoints.saver import BackgroundSaver
+from gptlab.distributed.workers import SINGLE, Workers
 from gptlab.tracking.metrics import Row
 from gptlab.tracking.records import RunRecord
-from gptlab.training import optimizer as optimizers
 from gptlab.training import state as states
 from gptlab.training.capture import CapturedStep, Graphs
 from gptlab.training.compilation import compile_blocks, uncompiled
 from gptlab.training.evaluate import evaluate
 from gptlab.training.rows import RowWriter
+from gptlab.training.saving import Saver
 from gptlab.training.settings import Settings
 from gptlab.training.state import TrainingState
-from gptlab.training.step import TrainingStep
+from gptlab.training.step import Step, TrainingStep
 from gptlab.training.training_data import TrainingData
 
 
@@ -53,17 +53,20 @@ class TrainingLoop:
         data: TrainingData,
         settings: Settings,
         rows: RowWriter,
-        saver: BackgroundSaver,
+        saver: Saver,
         hooks: Hooks,
+        workers: Workers = SINGLE,
     ) -> None:
         """Prepare the step. With `settings.compile`, the blocks are compiled when they are first called."""
         self.record, self.state, self.data, self.settings = record, state, data, settings
-        self.rows, self.saver, self.hooks = rows, saver, hooks
+        self.rows, self.saver, self.hooks, self.workers = rows, saver, hooks, workers
         self.train_spec = record.spec.train
+        self.windows = replace(data.windows, rows=workers.rows(self.train_spec.batch_size))
         if settings.compile:
             compile_blocks(state.model)
-        self._step = TrainingStep(state.model, state.optimizer, record.spec, record.seed, settings)
-        self.training_step: TrainingStep | CapturedStep = self._step
+        self.step = TrainingStep(state.model, state.optimizer, record.spec, record.seed, settings)
+        self.training_step: Step = self.step
+        """What is called in each step: `step`, or what repeats it on a device or on several processes."""
         self._postponed_row: int | None = None
 
     def capture(self, graphs: Graphs) -> None:
@@ -73,9 +76,9 @@ class TrainingLoop:
             NotCapturableError: The step cannot be captured; it runs uncaptured.
         """
         self.state.model.train()
-        self.training_step = CapturedStep(self._step, self._batch(self.state.step), graphs)
+        self.training_step = CapturedStep(self.step, self._batch(self.state.step), graphs)
 
-    def train(self, steps: int, stop_requested: Callable[[], bool]) -> None:
+    def train(self, steps: int, stop_requested: Callable[[], bool], on_stop: Callable[[], None] = lambda: None) -> None:
         """Train until `steps` are done or a stop is requested, then save. When this returns, every save is committed.
 
         Raises:
@@ -84,6 +87,7 @@ class TrainingLoop:
             OSError: A file cannot be written.
         """
         if stop_requested():  # a signal arrived during preparation
+            on_stop()
             return
         self.state.model.train()
         self.rows.restart_stopwatch()
@@ -92,6 +96,8 @@ class TrainingLoop:
             while self.state.step < steps:
                 self._train_step()
                 stopping = stop_requested() and self.state.step < steps
+                if stopping:
+                    on_stop()
                 self._log_and_save(last=self.state.step == steps, stopping=stopping)
                 if stopping:
                     break
@@ -112,7 +118,7 @@ class TrainingLoop:
         batch = self._batch(step)
         stopwatch.data_s += time.perf_counter() - started
         waited = stopwatch.saving_s
-        loss, norm = self.training_step(batch, step, before_update=self._wait_for_saver)
+        loss, norm = self.training_step(batch, step, self._wait_for_saver)
         self.rows.add(step, loss, norm)
         self.state.step += 1
         stopwatch.step_s.append(time.perf_counter() - started - (stopwatch.saving_s - waited))
@@ -124,8 +130,8 @@ class TrainingLoop:
             hook(self.state.step, known_loss)
 
     def _batch(self, step: int) -> Tensor:
-        """The tokens of a step on the device, `(B, T + 1)`."""
-        batch = torch.from_numpy(self.data.windows.batch(step))
+        """The tokens of a step on the device, `(B, T + 1)`; with several processes, the rows of this one."""
+        batch = torch.from_numpy(self.windows.batch(step))
         if self.settings.device == "cuda":
             batch = batch.pin_memory()  # a copy from pageable memory waits for the previous step
         return batch.to(self.settings.device, non_blocking=True)
@@ -181,19 +187,16 @@ class TrainingLoop:
                 self.data.val_starts,
                 sequence_length=self.train_spec.sequence_length,
                 settings=self.settings,
+                workers=self.workers,
             )
         seconds = time.perf_counter() - started
         return self.rows.validation_row(step, evaluation, seconds, on_grid=self._validates_at(step))
 
     def _save(self, *, resumable: bool) -> None:
         self.rows.settle()
-        step, copy = self.state.step, not states.on_host(self.state)
+        step = self.state.step
         loop_state = self.state.loop.model_copy(update={"elapsed_s": self.rows.elapsed_s(), "cpu_s": self.rows.cpu_s()})
         header = states.checkpoint_header(self.record, step, self.rows.last_losses)
         manifest = states.manifest_fields(self.record, self.rows.attempt, step, loop_state)
         with self.rows.stopwatch.saving():
-            self.saver.finish()  # before the copy, so that only one copy of a GPU's tensors exists at a time
-            files = states.checkpoint_files(self.state, resumable=resumable, copy=copy)
-            if resumable:
-                manifest["optimizer_values"] = optimizers.state_values(self.state.model, self.state.optimizer)
-            self.saver.save(files, header, manifest, copied=copy)
+            self.saver.save_state(self.state, header, manifest, resumable=resumable)

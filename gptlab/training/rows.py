@@ -7,19 +7,49 @@ run drops it. A branch begins with a row at its parent's step and with empty sum
 
 import math
 import time
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gptlab.data.windows import Windows
+from gptlab.distributed.workers import SINGLE, Workers
 from gptlab.errors import DivergedError
-from gptlab.tracking.metrics import COLUMNS, MetricsFile, Row
+from gptlab.tracking.metrics import COLUMNS, Row
 from gptlab.tracking.records import RunRecord
 from gptlab.training.evaluate import Evaluation
 from gptlab.training.schedule import learning_rates
 from gptlab.training.settings import Settings, peak_flops
 from gptlab.training.state import TrainingState
 from gptlab.training.stopwatch import Stopwatch, peak_memory_gib
+
+
+class Metrics(Protocol):
+    """Where rows are appended; see `MetricsFile`."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row."""
+
+    def checksum(self) -> str:
+        """Return the xxh3_128 of all rows, in hexadecimal."""
+
+
+class NoMetrics:
+    """Keeps no rows, in a process whose rows another process writes as its own."""
+
+    size = 0
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """See `Metrics`."""
+
+    def checksum(self) -> str:
+        """See `Metrics`."""
+        return ""
 
 
 class RowWriter:
@@ -31,8 +61,9 @@ class RowWriter:
         attempt: int,
         windows: Windows,
         settings: Settings,
-        metrics: MetricsFile,
+        metrics: Metrics,
         state: TrainingState,
+        workers: Workers = SINGLE,
     ) -> None:
         """Continue from the sums of a checkpoint.
 
@@ -43,12 +74,13 @@ class RowWriter:
             settings: The device, precision and kernels.
             metrics: The file to append to.
             state: Its `loop` holds the sums since the last row on the grid, and the best validation loss so far.
+            workers: The processes that train together. Each computes a part of the tokens.
         """
         self._record, self.attempt, self._windows = record, attempt, windows
         self._run, self._spec = record.run, record.spec
         self._learning_rate = learning_rates(record.spec.train)
         self._settings, self._metrics = settings, metrics
-        self._state = state
+        self._state, self._workers = state, workers
         self.stopwatch = Stopwatch()
         self.last_losses: dict[str, float | None] = {"train/loss": None}
         """Losses of the newest step: of training, and of validation if there was one on the grid."""
@@ -152,7 +184,7 @@ class RowWriter:
             batch_tokens, steps_ahead=self._state.step - step, asynchronous=self._settings.asynchronous
         )
         if "perf/tokens_per_s" in row and (peak := peak_flops(self._settings.device)):
-            row["perf/mfu"] = row["perf/tokens_per_s"] * self._record.flops_per_token / peak
+            row["perf/mfu"] = row["perf/tokens_per_s"] * self._record.flops_per_token / (peak * self._workers.size)
         if step > self._record.start_step:
             row["perf/peak_mem_gib"] = peak_memory_gib(self._settings.device)
         return row

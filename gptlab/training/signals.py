@@ -7,6 +7,7 @@ a container's host SIGPWR. By default, each of them ends a process at once.
 
 import os
 import signal
+from collections.abc import Collection
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -27,9 +28,20 @@ class StopSignals:
     A signal that was ignored when the context began, such as SIGHUP under `nohup`, stays ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, insistent: Collection[signal.Signals] = INSISTENT) -> None:
+        """Create the context.
+
+        Args:
+            insistent: Signals of which a second one ends the process at once. Processes that torchrun has started take
+                none: a signal may arrive twice, and torchrun itself ends those that do not end in time.
+        """
         self.received: signal.Signals | None = None
-        self._insisted = False
+        self.insistent = insistent
+        self._repeated = False
+
+    def stop_requested(self) -> bool:
+        """Return whether a signal was received."""
+        return self.received is not None
 
     def __enter__(self) -> Self:
         before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -48,13 +60,13 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number in INSISTENT and not (number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ):
-            if self._insisted:
+        if number in self.insistent and not (number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ):
+            if self._repeated:
                 self.insist(number)
-            self._insisted = True
+            self._repeated = True
         if self.received is None:
             self.received = signal.Signals(number)
 
     def insist(self, number: int) -> None:
-        """Answer a second signal: end the process at once. The next attempt removes what this leaves unfinished."""
+        """Handle a second signal: end the process at once. The next attempt removes what this leaves unfinished."""
         os._exit(128 + number)

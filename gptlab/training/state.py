@@ -1,5 +1,6 @@
 """The state that checkpoints save and restore: weights, optimizer state, step and running sums."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,31 +29,60 @@ class TrainingState:
     loop: LoopState = field(default_factory=lambda: LoopState(cpu_s=0.0))
 
 
+@dataclass(frozen=True)
+class StoredState:
+    """A state as checkpoints hold it, on the CPU."""
+
+    weights: Tensors
+    optimizer: Tensors | None
+    """None before the first step."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """State of the optimizer besides the tensors."""
+    step: int = 0
+    loop: LoopState = field(default_factory=lambda: LoopState(cpu_s=0.0))
+
+
 def restore(record: RunRecord, saved: SavedState | None, settings: Settings) -> TrainingState:
     """Return the state of a checkpoint, or the state that the run begins with, on the settings' device.
 
     Raises:
         BadInputError: The parent's weights or optimizer state are missing or damaged.
     """
-    spec, branch = record.spec, record.branch
+    stored = stored_state(record, saved)
+    if stored is None:
+        model = initial_model(record).to(settings.device)
+        return TrainingState(model, build_optimizer(model, record.spec.train, settings))
+    return build_state(record, stored, settings)
+
+
+def stored_state(record: RunRecord, saved: SavedState | None) -> StoredState | None:
+    """Return the state of a checkpoint, of `saved` or of the run's parent; None if the run begins at step 0.
+
+    Raises:
+        BadInputError: See `restore`.
+    """
     if saved:
         manifest = saved.checkpoint.manifest
-        weights, tensors, values = saved.weights, saved.optimizer, manifest.optimizer_values
-        step, loop = manifest.step, manifest.progress
-    elif branch:
-        weights, tensors = read_branch(branch, spec)
-        values = branch.optimizer_values
-        step, loop = branch.step, LoopState(elapsed_s=branch.elapsed_s, cpu_s=branch.cpu_s)
-    else:
-        model = initial_model(record).to(settings.device)
-        return TrainingState(model, _optimizer(model, spec.train, settings))
-    model = with_weights(spec.model, weights).to(settings.device)
-    built = _optimizer(model, spec.train, settings)
-    optimizer.load_state(model, built, tensors, values)
-    return TrainingState(model, built, step, loop)
+        values, step, loop = manifest.optimizer_values, manifest.step, manifest.progress
+        return StoredState(saved.weights, saved.optimizer, values, step, loop)
+    if branch := record.branch:
+        weights, tensors = read_branch(branch, record.spec)
+        loop = LoopState(elapsed_s=branch.elapsed_s, cpu_s=branch.cpu_s)
+        return StoredState(weights, tensors, branch.optimizer_values, branch.step, loop)
+    return None
 
 
-def _optimizer(model: GPT, spec: TrainSpec, settings: Settings) -> torch.optim.Optimizer:
+def build_state(record: RunRecord, stored: StoredState, settings: Settings) -> TrainingState:
+    """Return a stored state on the settings' device. Tensors that are there already are used without a copy."""
+    model = with_weights(record.spec.model, stored.weights).to(settings.device)
+    built = build_optimizer(model, record.spec.train, settings)
+    if stored.optimizer is not None:
+        optimizer.load_state(model, built, stored.optimizer, stored.values)
+    return TrainingState(model, built, stored.step, stored.loop)
+
+
+def build_optimizer(model: GPT, spec: TrainSpec, settings: Settings) -> torch.optim.Optimizer:
+    """Return a model's optimizer without state."""
     return optimizer.build(model, spec, fused=settings.fused, capturable=settings.capturable)
 
 

@@ -14,6 +14,9 @@ from gptlab.training import optimizer as optimizers
 from gptlab.training.schedule import learning_rates, set_learning_rate
 from gptlab.training.settings import Settings
 
+Step = Callable[[Tensor, int, Callable[[], None]], tuple[Tensor, Tensor]]
+"""See `TrainingStep.__call__`."""
+
 
 @dataclass(frozen=True)
 class TrainingStep:
@@ -58,12 +61,17 @@ class TrainingStep:
 
     def compute_gradients(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Run the forward and the backward pass. Return the loss and the gradient norm, scalars on the device."""
+        loss = self.backward(batch)
+        return loss, optimizers.gradient_norm(cast(Any, self.model)).detach()
+
+    def backward(self, batch: Tensor) -> Tensor:
+        """Run the forward and the backward pass. Return the loss, a scalar on the device."""
         with self.settings.autocast():
-            loss = self.model(batch[:, :-1], batch[:, 1:])
-        loss.backward()
+            loss: Tensor = self.model(batch[:, :-1], batch[:, 1:])
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         if self.experiment.model.parts:
             optimizers.check_gradients(self.model)
-        return loss.detach(), optimizers.gradient_norm(cast(Any, self.model)).detach()
+        return loss.detach()
 
     def may_update(self, finite: Tensor) -> bool:
         """Return whether to call `update`, given whether all results are finite, a scalar on the device."""

@@ -28,6 +28,7 @@ PARTS = [
     "analysis_load",
     "gpu",
     "growth",
+    "planning",
 ]
 
 

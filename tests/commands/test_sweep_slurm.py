@@ -12,6 +12,8 @@ import pytest
 
 from gptlab import cli
 from gptlab.commands.run_jobs import newest_jobs
+from gptlab.distributed import nodes
+from gptlab.limits import THREAD_VARIABLES
 from gptlab.slurm import job as slurm_job
 from gptlab.slurm.job import MAX_REQUEUES, RunJob
 from gptlab.slurm.queue import states
@@ -110,6 +112,41 @@ def test_a_machine_without_a_gpu_submits_runs_for_one(gptlab, fake, project):
     out = submit(gptlab, fake, "--device", "cuda", "--gpus", "1")
     assert "options     --gpus-per-node=1" in out
     assert [state.job.run for state in newest_jobs()] == [None, None], "the node resolves their ids"
+
+
+def test_several_nodes_are_asked_for_and_a_process_for_each_gpu(gptlab, fake, project):
+    out = submit(gptlab, fake, "--nodes", "2", "--gpus", "1", "--shard")
+    assert "processes   2 for each run: 1 on each of 2 nodes" in out
+    (script,) = (project.parent / "runs").glob(".slurm/*/12_submission.sh")
+    asked = set(script.read_text().splitlines())
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=1"} <= asked
+
+
+def test_the_nodes_of_a_job_agree_on_the_place_where_they_meet(tmp_path, monkeypatch):
+    for name, value in {"NTASKS": "2", "JOB_ID": "47", "LAUNCH_NODE_IPADDR": "10.0.0.1", "CPUS_PER_TASK": "8"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    job = RunJob(("run", "micro"), tmp_path, tmp_path, tmp_path, processes=4)
+    assert job.command()[-2:] == ["--nproc", "4"]
+    for number in (0, 1):
+        monkeypatch.setenv("SLURM_PROCID", str(number))
+        environment = job.environment()
+        assert environment["OMP_NUM_THREADS"] == "2", "the processes share the node"
+        monkeypatch.setenv(nodes.VARIABLE, environment[nodes.VARIABLE])
+        assert nodes.nodes() == nodes.Nodes(2, number, "10.0.0.1:15047")
+
+
+def test_only_the_first_node_decides_what_becomes_of_a_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(RunJob, "command", lambda self: ["sh", "-c", "exit 3"])
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    codes = []
+    for number in (1, 0):
+        monkeypatch.setenv("SLURM_PROCID", str(number))
+        with pytest.raises(SystemExit) as ended:
+            RunJob((), tmp_path, tmp_path, tmp_path)()
+        codes.append((ended.value.code, [each.event for each in read_events(tmp_path, "12")]))
+    assert codes == [(3, []), (3, ["start", "end"])]
 
 
 def test_without_a_time_the_partition_has_its_own(gptlab, fake, project):

@@ -355,6 +355,11 @@ def test_no_run_in_training_is_said(capfd):
 # --- in a real terminal ---
 
 
+def _without_size() -> dict[str, str]:
+    """The environment without variables that stand for the terminal's size; other tests' libraries set them."""
+    return {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
+
+
 class Terminal:
     """A pseudo terminal with `gptlab watch` in it."""
 
@@ -364,7 +369,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gptlab", "watch", "--interval", "0.1", *arguments],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            env={**os.environ, "TERM": "xterm", **environment},
+            env={**_without_size(), "TERM": "xterm", **environment},
         )  # fmt: skip
         os.close(slave)
         self.raw = ""

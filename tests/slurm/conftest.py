@@ -1,4 +1,4 @@
-"""A real Slurm of one node, which `make test-slurm` starts for the tests in this folder."""
+"""A real Slurm, which `make test-slurm` starts for the tests in this folder: a node, and two more on this machine."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,12 @@ CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 SlurmUser=root
 AuthInfo=socket={folder}/munge.socket
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -40,9 +40,12 @@ PreemptMode=REQUEUE
 ReturnToService=2
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,sched_min_interval=0
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=8000
+NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 RealMemory=8000
+NodeName=a NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000
+NodeName=b NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=2 RealMemory=4000
 PartitionName=main Nodes={host} Default=YES PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes={host} PriorityTier=2
+PartitionName=pair Nodes=a,b
 """
 
 
@@ -70,8 +73,9 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
             start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
             eventually((folder / "munge.socket").exists)
             start("slurmctld", "-D", "-c")
-            start("slurmd", "-D", "-N", host)
-            eventually(lambda: "idle" in _output("sinfo", "--noheader", "--format=%T"))
+            for name in (host, "a", "b"):
+                start("slurmd", "-D", "-N", name)
+            eventually(lambda: _output("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle"] * 4)
             yield
         except AssertionError:
             sys.stderr.write((folder / "daemons.log").read_text(errors="replace"))
@@ -89,15 +93,15 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
 def _configure(folder: Path) -> str:
     """Write the configuration. Returns the name of the node."""
     folder.chmod(0o755)
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
+    (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
     host = socket.gethostname().partition(".")[0]
-    with socket.socket() as one, socket.socket() as other:
-        for each in (one, other):
+    with ExitStack() as sockets:
+        opened = [sockets.enter_context(socket.socket()) for _ in range(4)]
+        for each in opened:
             each.bind(("127.0.0.1", 0))
-        ports = [each.getsockname()[1] for each in (one, other)]
+        ports = [each.getsockname()[1] for each in opened]
     (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, ports=ports, folder=folder))
     return host
 

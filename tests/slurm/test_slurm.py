@@ -25,6 +25,7 @@ hot = {"train.learning_rate": 1e30, "train.grad_clip": 0}
 short = {"train.steps": 5, "train.checkpoint_every": 5}
 ends = Sweep("ends", why="?", runs=[micro.with_changes(short), micro.with_changes(hot | short)])
 long = {"train.steps": 10**8, "train.log_every": 50, "train.eval_every": 10**8, "train.checkpoint_every": 10**8}
+shared = Sweep("shared", why="?", runs=[micro.with_changes({**long, "train.batch_size": 4})])
 lasting = Sweep("lasting", why="?", runs=[micro.with_changes(long)], seeds=range(5))
 """
 
@@ -166,3 +167,27 @@ def test_jobs_that_are_cancelled_in_the_queue_are_listed_without_a_run(gptlab, s
     assert re.search(r"\d+_1 cancelled +micro +micro +seed 1", gptlab("runs"))
     planned = gptlab("sweep", "micro", "--slurm", "--seeds", "0,1", "--dry-run")
     assert "2 of 2 runs would be submitted" in planned
+
+
+def test_two_nodes_train_one_run_together_and_resume_after_a_requeue(gptlab, slurm, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    options = ["--slurm", "--wandb", "off", "--partition", "pair", "--nodes", "2", "--nproc", "2", "--cpus", "2"]
+
+    def last() -> JobState:
+        return newest_jobs()[-1]
+
+    submitted = gptlab("sweep", "shared", *options)
+    assert re.search(r"processes +4 for each run: 2 on each of 2 nodes", submitted)
+    eventually(lambda: steps_of(last()) > 0)
+    slurm("scontrol", "requeue", last().job.record.job)
+    eventually(lambda: last().word == "requeued")
+    assert has_saved(last())
+    slurm("scontrol", "update", f"JobId={last().job.record.job}", "StartTime=now")
+    eventually(lambda: len(find_run(last().job.run).history().starts) > 1)
+    first, second = find_run(last().job.run).history().starts
+    assert (first["workers"], first["threads"]) == (4, 1)
+    assert (second["workers"], second["from_step"] > 0) == (4, True)
+    slurm("scancel", last().job.record.job)
+    eventually(lambda: last().word == "cancelled")
+    assert has_saved(last())
+    assert [each.event for each in last().job.events].count("start") == 2, "one of the nodes records what happens"

@@ -12,7 +12,7 @@ from torture.trial import PromiseBrokenError, Trial, require
 SIGNALS = (signal.SIGINT, signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COMMANDS = [
     *("list", "show", "check", "runs", "sample", "eval", "diff", "sync", "rm", "gc", "report", "run", "resume json"),
-    *("text", "tokenizer"),
+    *("plan", "text", "tokenizer"),
 ]
 LONGEST_S = dict.fromkeys(("list", "runs", "sync", "rm", "gc"), 1.2)
 

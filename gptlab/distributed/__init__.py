@@ -1,0 +1,1 @@
+"""One run on several processes that torchrun has started."""
