@@ -1,6 +1,7 @@
 """`gptlab export`: write a run's model as a directory that Hugging Face's `transformers` loads."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 from gptlab import project
 from gptlab.checkpoints.manifest import select_checkpoint
 from gptlab.checkpoints.read import load_model
-from gptlab.huggingface.config import CONFIG, config_document
+from gptlab.huggingface.config import config_document
 from gptlab.huggingface.export import document, find_target, write_directory
+from gptlab.huggingface.layout import CARD, CONFIG, GENERATION
 from gptlab.huggingface.model_card import Reference, model_card, reference
 from gptlab.huggingface.tokenizer_files import tokenizer_files
 from gptlab.huggingface.weights import to_theirs
@@ -78,9 +80,9 @@ def export_run(run: Run, directory: str, step: int | None) -> Exported:
     card = model_card(record, target.name, checkpoint.step, _losses(run, checkpoint.step), _versions(run), found)
     files = {
         CONFIG: document(config),
-        "generation_config.json": document({"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}),
+        GENERATION: document({"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}),
         **tokenizer_files(tokenizer, record.spec.model.context_length),
-        "README.md": card.encode(),
+        CARD: card.encode(),
     }
     size = write_directory(target, to_theirs(model.state_dict()), files)
     names = sorted(path.name for path in target.iterdir())
@@ -112,6 +114,7 @@ def _losses(run: Run, step: int) -> dict[str, float]:
 
 def _versions(run: Run) -> dict[str, str]:
     """Return the versions of the last attempt's Python and packages."""
-    last = (run.history().starts or [{}])[-1]
+    starts: list[Mapping[str, Any]] = [*run.history().starts]
+    last = starts[-1] if starts else {}
     known = {"python": last.get("python"), "torch": last.get("torch"), **last.get("packages", {})}
     return {name: str(known[name]) for name in VERSIONS if known.get(name)}

@@ -1,1 +1,1 @@
-"""Directories that Hugging Face's `transformers` loads as `GPT2LMHeadModel`: write and read them, without `transformers`."""
+"""Directories that Hugging Face's `transformers` loads as `GPT2LMHeadModel`; the library itself is not needed."""

@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.huggingface.layout import CONFIG
 from gptlab.spec import ModelSpec
 from gptlab.untrusted import read_document
 from gptlab.validation import explain
 
-CONFIG = "config.json"
 LAYER_NORM_EPSILON = 1e-5
 """That of `torch.nn.LayerNorm`, which gptlab uses."""
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from gptlab.data.vocabularies import Tokenizer
 from gptlab.errors import BadInputError
-from gptlab.huggingface.config import CONFIG, read_spec
+from gptlab.huggingface.config import read_spec
 from gptlab.huggingface.tokenizer_files import read_tokenizer
-from gptlab.huggingface.weights import INDEX, PICKLES, WEIGHTS, read_model_weights
+from gptlab.huggingface.weights import read_model_weights
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import ModelSpec, flatten
 from gptlab.tracking.records import ImportedWeights
-from gptlab.tracking.run import RECORD
 
 NOT_COMPARED = ("dropout", "bias")
 """Fields of a model that its weights do not decide; GPT-2 always has biases, which `_check_spec` says itself."""
@@ -28,16 +27,6 @@ class LoadedDirectory:
     directory: Path
     model: GPT
     tokenizer: Tokenizer
-
-
-def find_directory(reference: str) -> Path | None:
-    """Return the directory that a command was given instead of a run; None if it is none with a model."""
-    try:
-        directory = Path(reference).expanduser()
-        names = {path.name for path in directory.iterdir()} if reference else set()
-    except (OSError, RuntimeError, ValueError):  # no directory; too long, an unknown user's home, a NUL
-        return None
-    return directory if RECORD not in names and names & {CONFIG, WEIGHTS, INDEX, *PICKLES} else None
 
 
 def load_directory(directory: Path) -> LoadedDirectory:
@@ -96,7 +85,9 @@ def _check_spec(directory: Path, ours: ModelSpec, theirs: ModelSpec) -> None:
     if needed:
         differences = ", ".join(f"model.{key} is {values[key]}, not {value}" for key, value in needed.items())
         settings = " ".join(f"--set model.{key}={value}" for key, value in needed.items())
-        raise BadInputError(f"--from {directory} holds another model than the experiment: {differences}; use {settings}")
+        raise BadInputError(
+            f"--from {directory} holds another model than the experiment: {differences}; use {settings}"
+        )
 
 
 def _no_bias(spec: ModelSpec) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from gptlab.checkpoints.tensors import Tensors, write_tensors
 from gptlab.errors import BadInputError
 from gptlab.files import fsync_directory, fsync_file, make_directory, write_durably
-from gptlab.huggingface.weights import WEIGHTS
+from gptlab.huggingface.layout import WEIGHTS
 
 
 def find_target(name: str) -> Path:

@@ -85,8 +85,8 @@ def model_card(
         f"| | |\n|---|---|\n{table}\n\n"
         f"{'' if spec.model.tied else UNTIED + chr(10)}"
         "## Check\n\n"
-        f"The first {len(found.logits)} logits after {_code(PROMPT)}, in float32. Run this in the directory's parent, or "
-        "with another path; the difference should be below 0.001.\n\n"
+        f"The first {len(found.logits)} logits after {_code(PROMPT)}, in float32. Run this in the directory's parent, "
+        "or with another path; the difference should be below 0.001.\n\n"
         f"```python\n{check_script(directory, found)}```\n\n"
         "## Use\n\n"
         "The model was trained on windows of text without separators: it has no token that ends a text, and "
@@ -121,5 +121,3 @@ def _code(value: object) -> str:
     """Return a value as code in Markdown, so that a text from a stranger's record formats nothing."""
     text = one_line(str(value)).replace("`", "'").replace("|", "\\|")
     return f"`{text}`"
-
-

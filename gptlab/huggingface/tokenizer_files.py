@@ -13,10 +13,9 @@ from gptlab.data import byte_pairs, tokenizer
 from gptlab.data.byte_pairs import byte_characters
 from gptlab.data.vocabularies import BYTES, GPT2, FileTokenizer, Tokenizer
 from gptlab.errors import BadInputError
+from gptlab.huggingface.layout import MERGES, TOKENIZER, TOKENIZER_CONFIG, VOCABULARY
 from gptlab.untrusted import open_regular
 
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-VOCABULARY, MERGES = "vocab.json", "merges.txt"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
@@ -41,8 +40,8 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     if content is None:
         if vocab_size < GPT2.vocab_size:
             raise BadInputError(
-                f"{directory} has no {TOKENIZER}, and {vocab_size:,} embeddings are too few for GPT-2's tokenizer; copy "
-                f"the model's {TOKENIZER} there"
+                f"{directory} has no {TOKENIZER}, and {vocab_size:,} embeddings are too few for GPT-2's tokenizer; "
+                f"copy the model's {TOKENIZER} there"
             )
         return GPT2
     found = _recognize(str(directory / TOKENIZER), content)

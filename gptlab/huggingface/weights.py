@@ -16,11 +16,10 @@ from torch import Tensor
 from gptlab.checkpoints.read import weight_shapes
 from gptlab.checkpoints.tensors import Hash, Tensors, read_tensors
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.huggingface.layout import INDEX, PICKLES, WEIGHTS
 from gptlab.spec import ModelSpec
 from gptlab.untrusted import open_regular, read_document
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 MAX_SHARDS = 1000
 
 OUTSIDE = {

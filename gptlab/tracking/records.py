@@ -228,7 +228,9 @@ class RunRecord(BaseModel):
     @model_validator(mode="after")
     def _check_identity(self) -> Self:
         branch = self.branch
-        if branch and (self.initial_weights_sha256 or branch.seed != self.seed or branch.tokenizer_sha256 != self.tokenizer_sha256):
+        if branch and (
+            self.initial_weights_sha256 or branch.seed != self.seed or branch.tokenizer_sha256 != self.tokenizer_sha256
+        ):
             raise ValueError("the branch does not belong to the run")
         if self.initial_weights and self.imported_weights:
             raise ValueError("a run starts from one set of weights")

@@ -16,7 +16,8 @@ from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, Checkpoint, open_tenso
 from gptlab.checkpoints.read import read_optimizer, read_weights
 from gptlab.checkpoints.tensors import Hash, Tensors
 from gptlab.errors import BadInputError, GptlabError
-from gptlab.huggingface.directory import find_directory, find_imported_weights, imported_model
+from gptlab.huggingface.directory import find_imported_weights, imported_model
+from gptlab.huggingface.layout import find_directory
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import Experiment, ModelSpec, TrainSpec, flatten

@@ -14,7 +14,6 @@ from gptlab.tracking.records import Branch, ImportedWeights, InitialWeights
 from gptlab.training.fingerprint_cache import fingerprint
 from gptlab.training.settings import Available, Settings, resolve_settings
 
-
 Parent = InitialWeights | ImportedWeights | Branch
 """What a run starts from instead of drawing its weights from its seed."""
 
@@ -43,9 +42,7 @@ class Plan:
         return project.runs_directory() / self.identity.run_id(self.seed)
 
 
-def plan(
-    experiment: Experiment, seed: int = 0, device: str = "auto", parent: Parent | None = None
-) -> Plan:
+def plan(experiment: Experiment, seed: int = 0, device: str = "auto", parent: Parent | None = None) -> Plan:
     """Resolve an experiment.
 
     Raises:
@@ -54,9 +51,10 @@ def plan(
     """
     settings = resolve_settings(device, experiment.train.precision, Available.here())
     tokenizer = tokenizer_of(experiment)
+    origin = parent.path if isinstance(parent, ImportedWeights) else parent and parent.run
     if parent and parent.tokenizer_sha256 not in {None, tokenizer.sha256}:
         raise BadInputError(
-            f"{parent.path if isinstance(parent, ImportedWeights) else parent.run} has another tokenizer than '{tokenizer.name}' of experiment {experiment.name}, so "
+            f"{origin} has another tokenizer than '{tokenizer.name}' of experiment {experiment.name}, so "
             "its embeddings are those of other tokens; start from weights with the same data.tokenizer"
         )
     text = texts.locate(experiment.data.text)
