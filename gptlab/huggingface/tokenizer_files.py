@@ -18,6 +18,13 @@ from gptlab.untrusted import open_regular
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
+SEQUENCE_A = {"Sequence": {"id": "A", "type_id": 0}}
+TEMPLATES = [
+    {"type": "TemplateProcessing", "single": [SEQUENCE_A], "pair": [SEQUENCE_A, second], "special_tokens": {}}
+    for second in ({"Sequence": {"id": "B", "type_id": number}} for number in (0, 1))
+]
+"""Templates that add no token to a text."""
+
 
 def tokenizer_files(found: Tokenizer, context_length: int) -> dict[str, bytes]:
     """Return the files of a tokenizer by name."""
@@ -80,32 +87,47 @@ def _read(path: Path) -> bytes | None:
 
 
 def _recognize(source: str, content: bytes) -> Tokenizer:
-    """Return GPT-2's tokenizer or the bytes if a file defines them, else the tokenizer of the file."""
-    ordinary = _without_end_of_text(content)
-    tokens = byte_pairs.parse(source, ordinary)
+    """Return GPT-2's tokenizer or the bytes if a file defines them, else the tokenizer of the file.
+
+    Whatever the file declares besides, such as special tokens, would match in a text, so it is refused.
+    """
+    content = _simplified(content)
+    tokens = byte_pairs.parse(source, content)
     if tokens == [bytes([byte]) for byte in range(256)]:
         return BYTES
     if len(tokens) == GPT2.vocab_size - 1 and tokens == _gpt2_tokens():
         return GPT2
-    return FileTokenizer(source, content)  # whatever else it declares would match in the text, so it is refused
+    return FileTokenizer(source, content)
 
 
-def _without_end_of_text(content: bytes) -> bytes:
-    """Return a `tokenizer.json` without the special token that GPT-2's has, and unchanged if it is another one."""
+def _simplified(content: bytes) -> bytes:
+    """Return a `tokenizer.json` without what `transformers` adds and no text shows: GPT-2's special token and a template
+    that adds nothing. Any other file is returned unchanged; `byte_pairs.parse` says what is wrong with it.
+    """
     try:
         document = json.loads(content)
-        added, vocabulary = document.get("added_tokens", []), document["model"]["vocab"]
-        last = len(vocabulary) - 1
-        if vocabulary.get(tokenizer.END_OF_TEXT) != last or last != GPT2.vocab_size - 1:
-            return content
-        if any(token["content"] != tokenizer.END_OF_TEXT or token["id"] != last for token in added):
-            return content
-        del vocabulary[tokenizer.END_OF_TEXT]
-        if document["model"].get("unk_token") == tokenizer.END_OF_TEXT:  # it never occurs: every byte has a token
-            document["model"]["unk_token"] = None
-        return _json({**document, "added_tokens": []})
+        simple = {**document, "model": {**document["model"], "vocab": {**document["model"]["vocab"]}}}
+        if document.get("post_processor") in TEMPLATES:
+            simple["post_processor"] = None
+        if _has_only_end_of_text(document):
+            simple["added_tokens"] = []
+            del simple["model"]["vocab"][tokenizer.END_OF_TEXT]
+            if document["model"].get("unk_token") == tokenizer.END_OF_TEXT:  # it never occurs: each byte has a token
+                simple["model"]["unk_token"] = None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return content  # `byte_pairs.parse` says what is wrong
+        return content
+    return content if simple == document else _json(simple)
+
+
+def _has_only_end_of_text(document: dict[str, Any]) -> bool:
+    """Return whether the last token is `<|endoftext|>`, as in GPT-2's vocabulary, and no other token is special."""
+    vocabulary = document["model"]["vocab"]
+    last = GPT2.vocab_size - 1
+    return (
+        len(vocabulary) == GPT2.vocab_size
+        and vocabulary.get(tokenizer.END_OF_TEXT) == last
+        and all((token["content"], token["id"]) == (tokenizer.END_OF_TEXT, last) for token in document["added_tokens"])
+    )
 
 
 def _gpt2_tokens() -> list[bytes]:
