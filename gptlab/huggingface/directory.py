@@ -36,8 +36,8 @@ def load_directory(directory: Path) -> LoadedDirectory:
         BadInputError: A file is missing or damaged, or gptlab cannot represent the model or the tokenizer.
     """
     spec = read_spec(directory)
-    tokenizer = read_tokenizer(directory, spec.vocab_size)
     weights, _ = read_model_weights(directory, spec)
+    tokenizer = read_tokenizer(directory, spec.vocab_size)
     return LoadedDirectory(directory, gpt.with_weights(spec, weights).eval(), tokenizer)
 
 

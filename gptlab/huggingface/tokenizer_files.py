@@ -101,8 +101,9 @@ def _recognize(source: str, content: bytes) -> Tokenizer:
 
 
 def _simplified(content: bytes) -> bytes:
-    """Return a `tokenizer.json` without what `transformers` adds and no text shows: GPT-2's special token and a template
-    that adds nothing. Any other file is returned unchanged; `byte_pairs.parse` says what is wrong with it.
+    """Return a `tokenizer.json` without GPT-2's special token, and without a template that adds nothing.
+
+    Any other file is returned unchanged; `byte_pairs.parse` says what is wrong with it.
     """
     try:
         document = json.loads(content)

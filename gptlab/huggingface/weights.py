@@ -103,9 +103,9 @@ def read_model_weights(directory: Path, spec: ModelSpec) -> tuple[Tensors, str]:
     digest = hashlib.sha256()
     found: Tensors = {}
     for path in weight_files(directory):
-        for name, tensor in _read_file(path, digest).items():
+        for name, tensor in _read_file(path, digest):
             if name in found:
-                raise BadInputError(f"{path} has {name:.80}, which another file of the directory has as well")
+                raise BadInputError(f"{directory} has {name:.80} twice")
             found[name] = tensor
     if spec.tied:
         _drop_copy_of_embedding(directory, found)
@@ -122,8 +122,8 @@ def _no_weights(directory: Path) -> BadInputError:
     return BadInputError(f"{directory} has no weights: neither {WEIGHTS} nor {INDEX}")
 
 
-def _read_file(path: Path, digest: Hash) -> Tensors:
-    """Return a file's tensors by the names of `GPT2LMHeadModel`; those of a `GPT2Model` have no prefix."""
+def _read_file(path: Path, digest: Hash) -> Iterator[tuple[str, Tensor]]:
+    """Yield a file's tensors by the names of `GPT2LMHeadModel`; those of a `GPT2Model` have no prefix."""
     try:
         with open_regular(path) as file:
             tensors = read_tensors(path, file, os.fstat(file.fileno()).st_size, None, digest, None)
@@ -131,11 +131,9 @@ def _read_file(path: Path, digest: Hash) -> Tensors:
         raise BadInputError(f"{path} is missing") from None
     except GptlabError as error:
         raise BadInputError(str(error)) from error
-    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(MASKS)}
-    return {
-        name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": tensor
-        for name, tensor in weights.items()
-    }
+    for name, tensor in tensors.items():
+        if not name.endswith(MASKS):
+            yield name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}", tensor
 
 
 def _drop_copy_of_embedding(directory: Path, found: Tensors) -> None:
