@@ -1,11 +1,11 @@
 """Write a directory that `GPT2LMHeadModel.from_pretrained` loads. It appears whole or not at all."""
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from stat import S_ISDIR
 
 from gptlab.checkpoints.tensors import Tensors, write_tensors
 from gptlab.errors import BadInputError
@@ -31,9 +31,9 @@ def find_target(name: str) -> Path:
 
 def _check_free(directory: Path) -> None:
     try:
-        is_free = not os.path.lexists(directory) or (
-            directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())
-        )
+        is_free = S_ISDIR(directory.lstat().st_mode) and not any(directory.iterdir())
+    except FileNotFoundError:
+        is_free = True
     except OSError as error:
         raise BadInputError(f"{directory!s:.200} cannot be written: {error.strerror}") from error
     except ValueError as error:  # a NUL
