@@ -358,7 +358,8 @@ def complain(two_runs, monkeypatch, capfd, tmp_path):
 
     def type_(*arguments):
         before = contents()
-        monkeypatch.setattr(sys, "argv", ["gptlab", *(word.replace(HERE, run).replace(EXPORT, str(export)) for word in arguments)])
+        words = [word.replace(HERE, run).replace(EXPORT, str(export)) for word in arguments]
+        monkeypatch.setattr(sys, "argv", ["gptlab", *words])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
