@@ -59,13 +59,20 @@ def write_directory(directory: Path, weights: Tensors, files: Mapping[str, bytes
         fsync_file(staging / WEIGHTS)
         for name, content in files.items():
             write_durably(staging / name, content)
-        _check_free(directory)
-        staging.rename(directory)  # replaces an empty directory
+        _publish(staging, directory)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     fsync_directory(directory.parent)
     return size + sum(map(len, files.values()))
+
+
+def _publish(staging: Path, directory: Path) -> None:
+    try:
+        staging.rename(directory)  # replaces an empty directory
+    except OSError:
+        _check_free(directory)  # another process may have written it meanwhile
+        raise
 
 
 def document(content: object) -> bytes:

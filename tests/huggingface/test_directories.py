@@ -290,6 +290,20 @@ def test_an_export_appears_whole_or_not_at_all(trained, tmp_path, monkeypatch):
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
 
+def test_a_directory_that_another_process_filled_meanwhile_is_left_alone(trained, tmp_path, monkeypatch):
+    target, write = tmp_path / "out", export.write_durably
+
+    def fill(path: Path, content: bytes) -> None:
+        write(path, content)
+        target.mkdir(exist_ok=True)
+        (target / "theirs").touch()
+
+    monkeypatch.setattr(export, "write_durably", fill)
+    assert "exists and is not an empty directory" in message(lambda: export_run(trained[0], str(target), None))
+    assert [path.name for path in target.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_the_card_has_the_facts_of_the_run(trained):
     run, directory = trained
     card = (directory / "README.md").read_text()
