@@ -380,7 +380,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "text.source": record.text.source,
         "text.sha256": record.text.sha256,
         "tokenizer.sha256": record.tokenizer_sha256,
-        "initial_weights": record.initial_weights.sha256 if record.initial_weights else None,
+        "initial_weights": record.initial_weights_sha256,
         "parent": parent and parent.run,
         "parent_step": parent and parent.step,
         "branch": branch and branch.reference,

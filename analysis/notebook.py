@@ -1,5 +1,9 @@
 """What the notebooks begin with: your runs, and figures that are still there in a saved notebook."""
 
+import warnings
+from importlib import import_module
+from types import ModuleType
+
 import plotly.io
 from pandas import DataFrame
 
@@ -37,6 +41,19 @@ def need(table: DataFrame, what: str) -> None:
     """
     if table.empty:
         raise BadInputError(f"there are no {what}")
+
+
+def optional(package: str) -> ModuleType:
+    """Import a package that no other notebook needs, without its warnings, which name local paths.
+
+    Raises:
+        BadInputError: It is not installed.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return import_module(package)
+    except ModuleNotFoundError as error:
+        raise BadInputError(f"this notebook needs {package}: pip install {package}") from error
 
 
 def sweep(runs: DataFrame, setting: str) -> DataFrame:

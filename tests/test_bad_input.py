@@ -20,7 +20,7 @@ from gptlab.spec import SECTIONS, Experiment
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-HERE = "THE-RUN"
+HERE, EXPORT = "THE-RUN", "THE-EXPORT"
 
 COMMANDS = [
     ("lst", "No such command 'lst'; did you mean 'list'?"),
@@ -44,7 +44,7 @@ COMMANDS = [
     ("plan baseline --text missing.txt", "there is no file 'missing.txt'"),
     ("run", "Missing argument 'NAME'"),
     ("run bseline", "did you mean 'baseline'?"),
-    ("run zzz", "available: baseline, tiny-no-bias, tiny-shallow, tiny-tied, tiny, tiny-relu"),
+    ("run zzz", "available: baseline, tiny-no-bias, tiny-shallow, gpt2-small, "),
     ("run ../x", "there is no experiment '../x'"),
     ("run tiny --fres", "--fresh"),
     ("run tiny --steps 0", "'--steps': Input should be"),
@@ -194,6 +194,20 @@ COMMANDS = [
     (f"sample {HERE} --prompt a --prompt-file /dev/null", "--prompt and --prompt-file exclude each other"),
     (f"sample {HERE} --seed -1", "'--seed': Input should be"),
     (f"sample {HERE} --step 7", "keeps no checkpoint of step 7; available: 10, 20"),
+    (f"sample {EXPORT} --step 7", "--step 7 is for runs; "),
+    (f"eval {EXPORT}", "give one to evaluate on: --text FILE, or --string"),
+    (f"eval {EXPORT} --string words", "config.json describes a model that gptlab does not have: model_type is llama"),
+    (f"run tiny --from {EXPORT}", "config.json describes a model that gptlab does not have: model_type is llama"),
+    ("export", "Missing argument 'RUN'"),
+    ("export nothing", "Missing argument 'DIR'"),
+    ("export nothing out", "there is no run 'nothing'"),
+    (f"export {HERE} .", "exists and is not an empty directory"),
+    (f"export {HERE} /", "DIR is '/', which cannot be a new directory"),
+    (f"export {HERE} ~nobody-of-that-name/x", "DIR is '~nobody-of-that-name/x', which cannot be a directory"),
+    (f"export {HERE} {'x' * 5000}", "cannot be written: File name too long"),
+    (f"export {HERE} nul\0", "cannot be a directory"),
+    (f"export {HERE} out --step 7", "keeps no checkpoint of step 7; available: 10, 20"),
+    (f"export {HERE} out --step many", "'--step': Input should be a valid integer"),
     ("batch", "Missing argument 'RUN@STEP'"),
     ("batch nothing@3", "there is no run 'nothing'"),
     (f"batch {HERE}", "give the run and the step as RUN@STEP, such as"),
@@ -335,17 +349,21 @@ def two_runs(micro, cache, tmp_path_factory):
 
 
 @pytest.fixture
-def complain(two_runs, monkeypatch, capfd):
+def complain(two_runs, monkeypatch, capfd, tmp_path):
     """`complain("run", …)` → the command's one-line error; checks that nothing was written."""
     runs, run = two_runs
     monkeypatch.setenv("GPTLAB_RUNS", str(runs))
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "config.json").write_text('{"model_type": "llama"}')
 
     def contents():
         return {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
 
     def type_(*arguments):
         before = contents()
-        monkeypatch.setattr(sys, "argv", ["gptlab", *(word.replace(HERE, run) for word in arguments)])
+        words = [word.replace(HERE, run).replace(EXPORT, str(export)) for word in arguments]
+        monkeypatch.setattr(sys, "argv", ["gptlab", *words])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()

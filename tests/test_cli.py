@@ -423,6 +423,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "sample",
         "eval",
         "batch",
+        "export",
         "diff",
         "sync",
         "text",

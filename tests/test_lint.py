@@ -46,6 +46,7 @@ FORBIDDEN_IMPORTS = {  # one per contract
     "gptlab/data/text.py": "import gptlab.data.tokens",
     "gptlab/mirror/server.py": "import gptlab.mirror.wandb_run",
     "gptlab/slurm/records.py": "import gptlab.slurm.job",
+    "gptlab/huggingface/layout.py": "import gptlab.huggingface.config",
     "gptlab/commands/show.py": "import gptlab.commands.diff",
     "gptlab/terminal/tables.py": "import gptlab.terminal.console",
     "experiments/tiny.py": "import gptlab.data",

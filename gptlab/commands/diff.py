@@ -21,7 +21,7 @@ from gptlab.tracking import provenance
 from gptlab.tracking.comparison import compare_metrics
 from gptlab.tracking.metrics import newest_values
 from gptlab.tracking.provenance import Source
-from gptlab.tracking.records import Start
+from gptlab.tracking.records import RunRecord, Start
 from gptlab.tracking.run import Run
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def recorded_side(run: Run) -> Side:
         spec={
             **spec,
             "seed": record.seed,
-            "initial_weights": record.initial_weights and record.initial_weights.reference,
+            "initial_weights": record.initial_weights.reference if record.initial_weights else _imported(record),
             "branch": record.branch and record.branch.reference,
         },
         code={key: _over_time(start.get(key) for start in starts) for key in (*CODE, "fingerprint")},
@@ -227,6 +227,12 @@ def _arithmetic(a: Side, b: Side) -> list[str]:
 def differing(a: Facts, b: Facts) -> Pairs:
     """Return the keys that both have, with different values."""
     return {key: (a[key], b[key]) for key in a if key in b and a[key] != b[key]}
+
+
+def _imported(record: RunRecord) -> str | None:
+    """Return the weights of a directory that a run starts from, as text."""
+    weights = record.imported_weights
+    return f"{weights.path}:{weights.sha256:.8}" if weights else None
 
 
 def _spec(experiment: Experiment, precision: str, numerics: Any) -> Facts:

@@ -1,9 +1,12 @@
 """`gptlab eval`: evaluate a checkpoint on a full held-out text."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.progress import Progress
 
 from gptlab import project
@@ -12,10 +15,14 @@ from gptlab.checkpoints.read import load_model
 from gptlab.compiler import keep_kernels
 from gptlab.data import text as texts
 from gptlab.data import tokens
+from gptlab.data.tokens import Split
 from gptlab.data.windows import validation_starts
+from gptlab.errors import BadInputError
 from gptlab.files import atomic_write
+from gptlab.huggingface.directory import load_directory
+from gptlab.model.gpt import GPT
 from gptlab.terminal.console import Console
-from gptlab.terminal.text import plural
+from gptlab.terminal.text import plural, printable
 from gptlab.tracking import evaluations
 from gptlab.tracking.run import EVALUATIONS, Run
 from gptlab.training.capacity import limit_threads
@@ -24,20 +31,21 @@ from gptlab.training.memory import explain_out_of_memory, keep_freed_memory
 from gptlab.training.run_code import changed_model
 from gptlab.training.run_text import is_moved_text_of, remember_place, stored_text
 from gptlab.training.run_tokenizer import run_tokenizer
-from gptlab.training.settings import Available, resolve_settings
+from gptlab.training.settings import Available, Settings, resolve_settings
 
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """A run's losses on a held-out text."""
+    """The losses of a run, or of a directory's model, on a held-out text."""
 
     run: str
-    step: int
+    step: int | None
+    """None for a directory."""
     text: str | None
     """The text, or None for the run's validation split."""
     evaluation: Evaluation
-    path: Path
-    """The file with the per-window losses."""
+    path: Path | None
+    """The file with the per-window losses; None for a directory."""
     not_stored: str | None = None
     """Why that file was not written; None if it was."""
     unscored: int = 0
@@ -104,20 +112,7 @@ def evaluate_run(
     if text:
         length = tokens.window_length(held_out, length)
     starts = validation_starts(held_out, length, None)
-    keep_freed_memory()
-    keep_kernels()
-    model = load_model(checkpoint, spec.model).to(settings.device)
-    progress = Progress(console=console.rich, transient=True, disable=not console.rich.is_terminal)
-    with console.surviving(), explain_out_of_memory(), progress as bar:
-        task = bar.add_task("  windows", total=len(starts))
-        evaluation = evaluate(
-            model,
-            held_out,
-            starts,
-            sequence_length=length,
-            settings=settings,
-            advance=lambda windows: bar.update(task, advance=windows),
-        )
+    evaluation = _evaluate(lambda: load_model(checkpoint, spec.model), held_out, starts, length, settings, console)
     path = run.directory / EVALUATIONS / f"step-{checkpoint.step:08d}-{evaluation.yardstick}.safetensors"
     not_stored = changed_model(run)
     if string is None and not not_stored:
@@ -126,11 +121,66 @@ def evaluate_run(
     return RunEvaluation(run.id, checkpoint.step, text, evaluation, path, not_stored, unscored, string)
 
 
+def evaluate_directory(
+    directory: Path, *, text: str | None, device: str, console: Console, string: str | None = None
+) -> RunEvaluation:
+    """Evaluate the model of a directory of `transformers` on a text or a string, as `evaluate_run` does.
+
+    Windows have the length of the model's context. No losses are stored.
+
+    Raises:
+        BadInputError: There is neither text nor string; or see `load_directory` and `evaluate_run`.
+        GptlabError: Memory runs out.
+    """
+    if text is None and string is None:
+        raise BadInputError(
+            f"{directory} holds a model without a text of its own; give one to evaluate on: --text FILE, or --string"
+        )
+    limit_threads()
+    settings = resolve_settings(device, "auto", Available.here())
+    loaded = load_directory(directory)
+    if text is not None:
+        held_out = tokens.prepare(texts.locate(text), 1.0, loaded.tokenizer).val
+    else:
+        held_out, text = tokens.encode_string(string or "", loaded.tokenizer), "the string"
+    length = tokens.window_length(held_out, loaded.model.spec.context_length)
+    starts = validation_starts(held_out, length, None)
+    evaluation = _evaluate(lambda: loaded.model, held_out, starts, length, settings, console)
+    unscored = len(held_out.tokens) - 1 - evaluation.tokens
+    return RunEvaluation(str(directory), None, text, evaluation, None, None, unscored, string)
+
+
+def _evaluate(
+    load: Callable[[], GPT],
+    held_out: Split,
+    starts: NDArray[np.int64],
+    length: int,
+    settings: Settings,
+    console: Console,
+) -> Evaluation:
+    """Evaluate a model with a progress bar."""
+    keep_freed_memory()
+    keep_kernels()
+    model = load().to(settings.device)
+    progress = Progress(console=console.rich, transient=True, disable=not console.rich.is_terminal)
+    with console.surviving(), explain_out_of_memory(), progress as bar:
+        task = bar.add_task("  windows", total=len(starts))
+        return evaluate(
+            model,
+            held_out,
+            starts,
+            sequence_length=length,
+            settings=settings,
+            advance=lambda windows: bar.update(task, advance=windows),
+        )
+
+
 def render(result: RunEvaluation, console: Console) -> None:
     """Print the evaluation."""
     evaluation = result.evaluation
     windows = len(evaluation.window_losses)
-    console.print(f"{result.run} at step {result.step} on {result.text or 'its validation split'}", style="bold")
+    at = "" if result.step is None else f" at step {result.step}"
+    console.print(f"{printable(result.run)}{at} on {result.text or 'its validation split'}", style="bold")
     error = f" ± {evaluation.loss_se:.4f}" if windows > 1 else ""
     console.fact("loss", f"{evaluation.loss:.4f}{error} nats/token")
     console.fact("bits/byte", f"{evaluation.bits_per_byte:.4f}")
@@ -141,7 +191,9 @@ def render(result: RunEvaluation, console: Console) -> None:
         console.notice(
             f"the last {plural(result.unscored, 'token')} of the text are not evaluated: no full window is left"
         )
-    if result.string is not None and not result.not_stored:
+    if result.path is None:
+        console.notice("the losses of the windows are not stored: they belong to no run")
+    elif result.string is not None and not result.not_stored:
         console.notice("the losses of a string are not stored; put it into a file and use --text to store them")
     elif result.not_stored:
         console.notice(f"the losses of the windows are not stored: {result.not_stored}")

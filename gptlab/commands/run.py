@@ -36,7 +36,7 @@ from gptlab.tracking import provenance
 from gptlab.tracking.history import History
 from gptlab.tracking.lineage import children
 from gptlab.tracking.lock import RunLock
-from gptlab.tracking.records import Branch, InitialWeights, TextRecord
+from gptlab.tracking.records import TextRecord
 from gptlab.tracking.run import LOG, RECORD, Run, create_run, load_run
 from gptlab.tracking.space import check_optimizer_state_is_kept
 from gptlab.tracking.verification import find_rows_problem
@@ -49,7 +49,7 @@ from gptlab.training.follower import Work
 from gptlab.training.initial import check_branch, check_initial_weights, check_steps
 from gptlab.training.loop import Hooks
 from gptlab.training.memory import keep_freed_memory
-from gptlab.training.plan import plan
+from gptlab.training.plan import Parent, plan
 from gptlab.training.profiler import Profiler
 from gptlab.training.run_text import moved_text, remember_place, stored_text
 from gptlab.training.run_tokenizer import restore_copy, run_tokenizer
@@ -131,7 +131,7 @@ def run_experiment(
     seed: int,
     options: Options,
     console: Console,
-    parent: InitialWeights | Branch | None = None,
+    parent: Parent | None = None,
     hooks: Hooks | None = None,
 ) -> Result:
     """Start, resume or extend the run of an experiment, or report that it is complete.
@@ -141,7 +141,7 @@ def run_experiment(
         seed: Seed for initialization, data order and dropout.
         options: How to run it.
         console: Where to print.
-        parent: The checkpoint to start from instead of drawing the weights from the seed.
+        parent: The weights or the checkpoint to start from instead of drawing the weights from the seed.
         hooks: More functions for the training loop to call.
 
     Raises:
@@ -175,6 +175,7 @@ def run_experiment(
             tokenizer=planned.tokenizer.content,
             initial_weights=planned.initial_weights,
             branch=branch,
+            imported_weights=planned.imported_weights,
             fingerprint=planned.fingerprint,
             size=size,
         )

@@ -167,6 +167,8 @@ def opening(
     console.fact("question", spec.why)
     if parent := run.record.parent:
         console.fact("parent", describe_parent(parent))
+    elif imported := run.record.imported_weights:
+        console.fact("weights", f"{printable(imported.path)} · sha256 {imported.sha256:.8}, as step 0")
     console.fact(
         "model",
         f"{run.record.model_size.parameters:,} parameters · {plural(model.n_layer, 'layer')} · "

@@ -14,7 +14,7 @@ from gptlab.failures import describe, report
 from gptlab.spec import Experiment
 from gptlab.terminal.console import Console
 from gptlab.terminal.text import plural, shell_command
-from gptlab.tracking.records import InitialWeights
+from gptlab.tracking.records import ImportedWeights, InitialWeights
 from gptlab.tracking.run import Run, load_run
 from gptlab.training.plan import plan
 
@@ -73,7 +73,7 @@ def run_seeds(
     experiment: Experiment,
     seeds: Sequence[int],
     options: Options,
-    parent: InitialWeights | None = None,
+    parent: InitialWeights | ImportedWeights | None = None,
     *,
     stderr: bool = False,
 ) -> SeedResults:
@@ -105,7 +105,7 @@ def _run_seed(
     experiment: Experiment,
     seed: int,
     options: Options,
-    parent: InitialWeights | None,
+    parent: InitialWeights | ImportedWeights | None,
     stderr: bool,
     *,
     is_first: bool,

@@ -62,7 +62,7 @@ def _differ_only_in_code(records: Sequence[RunRecord], settings: Sequence[dict[s
     """Whether two runs have equal settings and parents, but not the same identity."""
     seen: dict[tuple[str, ...], str] = {}
     for record, each in zip(records, settings, strict=True):
-        parent = record.parent.sha256 if record.parent else ""
+        parent = record.parent.sha256 if record.parent else record.initial_weights_sha256 or ""
         known = seen.setdefault((record.spec.name, parent, *each.values()), record.run.rpartition("-")[0])
         if known != record.run.rpartition("-")[0]:
             return True

@@ -5,12 +5,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gptlab.checkpoints.manifest import select_checkpoint
 from gptlab.checkpoints.read import load_model
 from gptlab.data.text import find_file
+from gptlab.data.vocabularies import Tokenizer
 from gptlab.errors import BadInputError
+from gptlab.huggingface.directory import load_directory
+from gptlab.model.gpt import GPT
 from gptlab.model.sample import samples
 from gptlab.terminal.text import printable
 from gptlab.tracking.run import Run
@@ -67,7 +71,7 @@ def sample(
 
 
 def sample_each(
-    run: Run,
+    run: Run | Path,
     step: int | None,
     prompts: list[str],
     count: int,
@@ -83,7 +87,7 @@ def sample_each(
     """Continue each prompt.
 
     Args:
-        run: The run.
+        run: The run, or a directory with a model of `transformers`.
         step: The checkpoint's step; the newest for None.
         prompts: The beginnings of the texts.
         count: Number of texts per prompt.
@@ -101,18 +105,15 @@ def sample_each(
         GptlabError: The checkpoint is damaged, or the model's output is not finite.
     """
     limit_threads()
-    spec = run.record.spec
-    model = load_model(select_checkpoint(run.directory, step), spec.model)
-    if problem := changed_model(run):
-        logger.warning(problem)
-    tokenizer, found = run_tokenizer(run), []
+    name, model, tokenizer, trained_length = _load(run, step)
+    found = []
     for number, prompt in enumerate(prompts, start=1):
         with _streaming(prompt, number, len(prompts), enabled=stream) as on_text:
             texts = samples(
                 model,
                 prompt,
                 count,
-                trained_length=spec.train.sequence_length,
+                trained_length=trained_length,
                 tokenizer=tokenizer,
                 max_tokens=max_tokens,
                 temperature=temperature,
@@ -122,8 +123,23 @@ def sample_each(
                 seed=seed,
                 on_text=on_text,
             )
-        found.append(Samples(run.id, prompt, texts))
+        found.append(Samples(name, prompt, texts))
     return found
+
+
+def _load(source: Run | Path, step: int | None) -> tuple[str, GPT, Tokenizer, int]:
+    """Return the name, the model, the tokenizer and the number of positions that saw training.
+
+    `transformers` does not record that number, so all positions of a directory's model count.
+    """
+    if isinstance(source, Path):
+        loaded = load_directory(source)
+        return str(source), loaded.model, loaded.tokenizer, loaded.model.spec.context_length
+    spec = source.record.spec
+    model = load_model(select_checkpoint(source.directory, step), spec.model)
+    if problem := changed_model(source):
+        logger.warning(problem)
+    return source.id, model, run_tokenizer(source), spec.train.sequence_length
 
 
 def read_prompt(source: str) -> str:

@@ -97,6 +97,8 @@ def render(description: Description) -> None:
     console.print(f"tokenizer {tokenizer} · {experiment.model.vocab_size:,} embeddings · sha256 {sha256:.8}")
     if description.run and (parent := description.run.record.parent):
         console.print(f"parent {run_messages.describe_parent(parent)}")
+    elif description.run and (imported := description.run.record.imported_weights):
+        console.print(f"weights {printable(imported.path)} · sha256 {imported.sha256:.8}, as step 0")
     console.print()
     console.table(_spec_table(experiment))
     console.print()

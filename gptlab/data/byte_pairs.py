@@ -119,6 +119,16 @@ def byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
 
 
+def parts(word: str, vocabulary: dict[str, int]) -> list[str]:
+    """Return the two tokens that the merge of a token joins.
+
+    Args:
+        word: The token, spelled with one character per byte.
+        vocabulary: The ids of all tokens by their spelling, in the order of the merges.
+    """
+    return _merge(word, vocabulary, vocabulary[word])
+
+
 def _tokens(model: _Model) -> list[bytes]:
     """Return the bytes of each token.
 

@@ -16,6 +16,14 @@ RunArgument = Annotated[
         metavar="RUN", help="A run's id, a unique prefix of one, or its directory.", autocompletion=completion.runs
     ),
 ]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|DIR",
+        help="A run's id, a unique prefix of one, or its directory; or a directory of transformers' GPT-2.",
+        autocompletion=completion.runs,
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and everything else on stderr.")
 ]

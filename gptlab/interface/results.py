@@ -1,7 +1,8 @@
-"""Commands that read runs: runs, watch, report, diff, eval, batch, sample."""
+"""Commands that read runs: runs, watch, report, diff, eval, batch, sample, export."""
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from gptlab import completion
 from gptlab.errors import BadInputError
 from gptlab.imports import importing
-from gptlab.interface.options import MAX_COUNT, DeviceOption, JsonOption, RunArgument, StepOption
+from gptlab.interface.options import MAX_COUNT, DeviceOption, JsonOption, ModelArgument, RunArgument, StepOption
 from gptlab.interface.output import heavy_imports, print_json
 
 
@@ -142,7 +143,7 @@ def diff(
 
 
 def eval_(
-    run: RunArgument,
+    run: ModelArgument,
     text: Annotated[
         str | None,
         typer.Option(
@@ -155,20 +156,24 @@ def eval_(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a run on the full validation split, or on another text."""
+    """Evaluate a run on the full validation split, or a run or a directory of transformers on another text."""
     if string is not None and text is not None:
         raise BadInputError("--text and --string exclude each other: --text takes a file, --string the text itself")
     with importing():
+        from gptlab.huggingface.layout import find_directory
         from gptlab.tracking.run import find_run
 
-    found = find_run(run)
+    found = find_directory(run, step) or find_run(run)
 
     with heavy_imports():
         from gptlab.commands import evaluate
         from gptlab.terminal.console import Console
 
     console = Console(stderr=as_json)
-    result = evaluate.evaluate_run(found, step=step, text=text, device=device, console=console, string=string)
+    if isinstance(found, Path):
+        result = evaluate.evaluate_directory(found, text=text, device=device, console=console, string=string)
+    else:
+        result = evaluate.evaluate_run(found, step=step, text=text, device=device, console=console, string=string)
     evaluate.render(result, console)
     if as_json:
         print_json(result.document())
@@ -199,7 +204,7 @@ def batch(
 
 
 def sample(
-    run: RunArgument,
+    run: ModelArgument,
     prompt: Annotated[str | None, typer.Option(help="Text to continue. Default: The.", show_default=False)] = None,
     prompt_files: Annotated[
         list[str] | None,
@@ -225,13 +230,14 @@ def sample(
     step: StepOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue a prompt with a run's model. One text on a terminal appears while it is drawn."""
+    """Continue a prompt with the model of a run or of a directory of transformers. Streams one text to a terminal."""
     if prompt is not None and prompt_files:
         raise BadInputError("--prompt and --prompt-file exclude each other: give one text, or files with one each")
     with importing():
+        from gptlab.huggingface.layout import find_directory
         from gptlab.tracking.run import find_run
 
-    found = find_run(run)
+    found = find_directory(run, step) or find_run(run)
 
     with heavy_imports():
         from gptlab.commands import sample
@@ -256,3 +262,25 @@ def sample(
         print_json(documents if len(prompt_files or ()) > 1 else documents[0])
     elif not stream:
         sample.render(results)
+
+
+def export(
+    run: RunArgument,
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Directory to write; it must not exist.")],
+    step: StepOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's model for Hugging Face's transformers, as GPT2LMHeadModel."""
+    with importing():
+        from gptlab.tracking.run import find_run
+
+    found = find_run(run)
+
+    with heavy_imports():
+        from gptlab.commands import export
+        from gptlab.terminal.console import Console
+
+    result = export.export_run(found, directory, step)
+    export.render(result, Console(stderr=as_json))
+    if as_json:
+        print_json(result.document())

@@ -65,8 +65,8 @@ def run(
         str | None,
         typer.Option(
             "--from",
-            metavar="RUN[@STEP]",
-            help="Start from the weights of another run. Default step: the newest.",
+            metavar="RUN[@STEP]|DIR",
+            help="Start from the weights of another run, or of a directory of transformers' GPT-2.",
             autocompletion=completion.runs,
         ),
     ] = None,
@@ -107,7 +107,7 @@ def run(
         from gptlab.commands.run import Options, run_experiment
         from gptlab.commands.run_seeds import render, run_seeds
         from gptlab.terminal.console import Console
-        from gptlab.training.initial import find_branch, find_initial_weights
+        from gptlab.training.initial import find_branch, find_start
 
     options = Options(
         device=device,
@@ -124,13 +124,13 @@ def run(
         artifacts=artifacts,
     )
     if several:
-        weights = find_initial_weights(from_) if from_ is not None else None
+        weights = find_start(from_, experiment.model) if from_ is not None else None
         outcome = run_seeds(experiment, several, options, weights, stderr=as_json)
         render(outcome, experiment, Console(stderr=as_json))
         exit_with(outcome, as_json)
         return
     branch_point = find_branch(branch, experiment) if branch is not None else None
-    parent = find_initial_weights(from_) if from_ is not None else branch_point
+    parent = find_start(from_, experiment.model) if from_ is not None else branch_point
     if seed is None:
         seed = branch_point.seed if branch_point else 0
     exit_with(run_experiment(experiment, seed, options, Console(stderr=as_json), parent), as_json)

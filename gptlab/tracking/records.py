@@ -65,6 +65,19 @@ class InitialWeights(ParentCheckpoint):
     """A warm start: step 0 begins with the parent's weights."""
 
 
+class ImportedWeights(BaseModel):
+    """A warm start from a directory of Hugging Face's `transformers`: step 0 begins with its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: AbsolutePath
+    """The directory."""
+    sha256: Sha256
+    """The SHA-256 of the file with the weights; of several, of all their bytes in the order of their names."""
+    tokenizer_sha256: Sha256 | None = None
+    """Of the directory's tokenizer; None if it has none that gptlab knows."""
+
+
 class Branch(ParentCheckpoint):
     """A branch: the run continues from the parent's weights and optimizer state, and its steps from the parent's.
 
@@ -137,6 +150,8 @@ class RunRecord(BaseModel):
     """None unless the run starts from another run's weights."""
     branch: Branch | None = None
     """None unless the run continues from another run's checkpoint."""
+    imported_weights: ImportedWeights | None = None
+    """None unless the run starts from a directory of `transformers`; the file does not have it then."""
     fingerprint: Fingerprint | None = None
     """Of the code that the run began with; None in records of earlier versions of gptlab."""
     size: Size | None = None
@@ -152,6 +167,12 @@ class RunRecord(BaseModel):
         size = self.size or size_in_closed_form(self.spec)
         assert size, "validated"  # noqa: S101 - `_check_size`
         return size
+
+    @property
+    def initial_weights_sha256(self) -> str | None:
+        """The SHA-256 of the weights of a warm start; None if the run has none."""
+        weights = self.initial_weights or self.imported_weights
+        return weights.sha256 if weights else None
 
     @property
     def parent(self) -> InitialWeights | Branch | None:
@@ -195,7 +216,9 @@ class RunRecord(BaseModel):
 
     def to_json(self) -> str:
         """Return the content of the file."""
-        return json.dumps(with_digest(self.model_dump(mode="json")), indent=2, ensure_ascii=False) + "\n"
+        without = None if self.imported_weights else {"imported_weights"}  # as earlier versions wrote it
+        content = with_digest(self.model_dump(mode="json", exclude=without))
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     @model_validator(mode="before")
     @classmethod
@@ -204,15 +227,19 @@ class RunRecord(BaseModel):
 
     @model_validator(mode="after")
     def _check_identity(self) -> Self:
-        weights, branch = self.initial_weights, self.branch
-        if branch and (weights or branch.seed != self.seed or branch.tokenizer_sha256 != self.tokenizer_sha256):
+        branch = self.branch
+        if branch and (
+            self.initial_weights_sha256 or branch.seed != self.seed or branch.tokenizer_sha256 != self.tokenizer_sha256
+        ):
             raise ValueError("the branch does not belong to the run")
+        if self.initial_weights and self.imported_weights:
+            raise ValueError("a run starts from one set of weights")
         own = identify(
             self.spec,
             precision=self.precision,
             text_sha256=self.text.sha256,
             tokenizer_sha256=self.tokenizer_sha256,
-            initial_weights_sha256=weights.sha256 if weights else None,
+            initial_weights_sha256=self.initial_weights_sha256,
             branch=branch.identity() if branch else None,
             fingerprint=self.fingerprint,
         )

@@ -16,12 +16,14 @@ from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, Checkpoint, open_tenso
 from gptlab.checkpoints.read import read_optimizer, read_weights
 from gptlab.checkpoints.tensors import Hash, Tensors
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.huggingface.directory import find_imported_weights, imported_model
+from gptlab.huggingface.layout import find_directory
 from gptlab.model import gpt
 from gptlab.model.gpt import GPT
 from gptlab.spec import Experiment, ModelSpec, TrainSpec, flatten
 from gptlab.terminal.text import plural
 from gptlab.tracking.lineage import places
-from gptlab.tracking.records import Branch, InitialWeights, ParentCheckpoint, RunRecord
+from gptlab.tracking.records import Branch, ImportedWeights, InitialWeights, ParentCheckpoint, RunRecord
 from gptlab.tracking.run import Run, find_run, run_directories
 from gptlab.tracking.space import check_optimizer_state_is_kept
 from gptlab.training import optimizer
@@ -32,6 +34,17 @@ CHANGEABLE = ("model.dropout",)
 """Fields of the model that a branch may change."""
 FIXED = ("train.optimizer",)
 """Other fields that a branch may not change, besides the tokenizer, which `plan` checks."""
+
+
+def find_start(reference: str, spec: ModelSpec) -> InitialWeights | ImportedWeights:
+    """Find and verify the weights that `--from` names: those of `RUN@STEP`, or of a directory of `transformers`.
+
+    Raises:
+        BadInputError: See `find_initial_weights` and `find_imported_weights`.
+        GptlabError: The run cannot be loaded.
+    """
+    directory = find_directory(reference)
+    return find_imported_weights(directory, spec) if directory else find_initial_weights(reference)
 
 
 def find_initial_weights(reference: str) -> InitialWeights:
@@ -129,6 +142,8 @@ def initial_model(record: RunRecord) -> GPT:
         BadInputError: The weights of a warm start are missing or damaged.
     """
     weights, spec = record.initial_weights, record.spec.model
+    if record.imported_weights:
+        return imported_model(record.imported_weights, spec)
     if weights is None:
         return gpt.build(spec, record.seed)
     return gpt.with_weights(spec, _read(weights, weights.sha256, MODEL, spec, read_weights))

@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom on new runs, and are committed with their outputs."""
 
+import base64
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from unittest.mock import MagicMock
 
 import nbconvert
 import nbformat
+import numpy as np
 import pytest
 from pandas import DataFrame
 from selenium.webdriver.support.wait import WebDriverWait
@@ -23,7 +25,7 @@ from gptlab.tracking.run import all_runs
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("compare_runs", "inside_a_checkpoint", "learning_rate")
+NAMES = ("compare_runs", "export", "inside_a_checkpoint", "learning_rate")
 PLOTLY = "application/vnd.plotly.v1+json"
 
 Outputs = dict[str, list[Any]]
@@ -121,6 +123,18 @@ def test_inside_a_checkpoint_shows_weights_over_training(execute: Callable[[str]
     assert (first["name"], last["name"]) == ("step 0", "step 20")
     assert len(first["x"]) == 8
     assert text(outputs["neighbors"]).count("→") == 4
+
+
+def test_export_loads_in_transformers_with_equal_logits_and_text(execute: Callable[[str], Outputs]) -> None:
+    pytest.importorskip("transformers", reason="needs transformers: pip install 'gptlab[dev]'")
+    outputs = execute("export")
+    assert "model.safetensors" in text(outputs["export"])
+    assert float(text(outputs["logits"]).split()[2].rstrip(",")) < 1e-10
+    encoded = [trace["y"] for trace in traces(outputs["head"])]
+    card, loaded, skipping = (np.frombuffer(base64.b64decode(y["bdata"]), y["dtype"]) for y in encoded)
+    assert np.abs(card - loaded).max() < 1e-4 < 1e-2 < np.abs(card - skipping).max()
+    theirs, ours = text(outputs["text"]).splitlines()
+    assert theirs == ours
 
 
 def test_learning_rate_finds_an_optimum_within_the_range_of_values(execute: Callable[[str], Outputs]) -> None:

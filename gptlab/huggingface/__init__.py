@@ -1,0 +1,1 @@
+"""Directories that Hugging Face's `transformers` loads as `GPT2LMHeadModel`; the library itself is not needed."""
