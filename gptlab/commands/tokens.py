@@ -27,8 +27,6 @@ from gptlab.training.run_tokenizer import run_tokenizer
 from gptlab.training.settings import Available, resolve_settings
 from gptlab.training.token_scores import score_tokens
 
-MAX_TOKENS = 4096
-"""Tokens of a passage: a page with two runs then has about 2 MB."""
 SURPRISING = 3
 """How many tokens the terminal shows."""
 AROUND = 24
