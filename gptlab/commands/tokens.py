@@ -1,6 +1,7 @@
 """`gptlab tokens`: look at the single tokens of a passage, as one model or two predict them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -96,20 +97,12 @@ def read_passage(
     keep_freed_memory()
     keep_kernels()
     scores = []
-    bar = Progress(console=console.rich, transient=True, disable=not console.rich.is_terminal)
-    with console.surviving(), explain_out_of_memory(), bar:
+    with console.surviving(), explain_out_of_memory(), _progress(console) as advance:
         for reader, how in zip(readers, settings, strict=True):
-            task = bar.add_task("  windows", total=None)
+            model = reader.load().to(how.device)
+            length = reader.sequence_length
             scores.append(
-                score_tokens(
-                    reader.load().to(how.device),
-                    source,
-                    first,
-                    count,
-                    sequence_length=reader.sequence_length,
-                    settings=how,
-                    advance=lambda done, total, task=task: bar.update(task, completed=done, total=total),
-                )
+                score_tokens(model, source, first, count, sequence_length=length, settings=how, advance=advance)
             )
     ids = source.tokens[first : first + count].astype(np.int64)
     notes = list(_notes(readers, is_own_text=text is None and string is None))
@@ -135,6 +128,15 @@ def render(passage: Passage, page: Path, console: Console) -> None:
     for note in passage.notes:
         console.notice(printable(note))
     console.fact("page", project.display_path(page))
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; yields a function that takes the windows done and in all."""
+    bar = Progress(console=console.rich, transient=True, disable=not console.rich.is_terminal)
+    with bar:
+        task = bar.add_task("  windows", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _in_context(passage: Passage, number: int) -> str:

@@ -55,7 +55,8 @@ def window_starts(positions: NDArray[np.int64], text_length: int, sequence_lengt
     """
     stride = max(sequence_length // 2, 1)
     beyond = np.maximum(positions - sequence_length, 0)
-    return np.minimum(-(-beyond // stride) * stride, text_length - 1 - sequence_length)
+    starts: NDArray[np.int64] = np.minimum(-(-beyond // stride) * stride, text_length - 1 - sequence_length)
+    return starts
 
 
 @torch.no_grad()
