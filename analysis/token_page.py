@@ -6,6 +6,7 @@ It displays the document that `gptlab tokens --json` prints. `analysis.rendering
 import math
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,8 @@ def page_path(out: str | None, names: Sequence[str]) -> Path:
     try:
         path = Path(out).expanduser().absolute()
         nearest = next(folder for folder in path.parents if folder.exists())
+        with suppress(FileNotFoundError):
+            path.lstat()
         usable = path.suffix == ".html" and nearest.is_dir() and not path.is_dir()
     except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, a NUL
         usable = False
