@@ -4,6 +4,7 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const LETTERS = "AB";
 const passage = document.getElementById("passage"), panel = document.getElementById("panel");
 const tokens = [...passage.querySelectorAll(".tok")];
+const isNarrow = matchMedia("(max-width: 60rem)");
 const two = DATA.tokens.some(([, scores]) => scores.length > 1);
 let selected = null, active = null;
 
@@ -34,7 +35,7 @@ function column(id, [loss, rank, context, ids, probabilities], run) {
     return made;
   };
   const rows = ids.map((other, n) => row(other, probabilities[n]));
-  if (!ids.includes(id)) rows.push(row(id, Math.exp(-loss), element("span", { className: "rank" }, "the token itself")));
+  if (!ids.includes(id)) rows.push(row(id, Math.exp(-loss), element("span", { className: "rank" }, "this token")));
   const letter = two ? [element("b", { className: "letter" }, LETTERS[run])] : [];
   return element("div", {}, ...letter, facts([
     ["loss", `${loss.toFixed(2)} nats`], ["probability", percent(Math.exp(-loss))],
@@ -72,8 +73,10 @@ function select(token, move = false) {
   selected = token;
   (token ?? tokens[0]).tabIndex = 0;
   if (token) token.ariaSelected = "true";
-  if (move) token?.focus();
   show(token);
+  if (!move || !token) return;
+  token.focus({ preventScroll: true });
+  token.scrollIntoView({ block: "nearest" }); // above the panel, which covers a phone's lower half
 }
 
 // The token in the next line, or the one before, that is closest to a token.
@@ -96,7 +99,8 @@ const MOVES = {
   Home: () => tokens[0], End: () => tokens.at(-1),
 };
 
-passage.addEventListener("mouseover", (event) => show(event.target.closest(".tok") ?? active));
+// In a narrow window the panel covers tokens, so only a click or a tap opens it.
+passage.addEventListener("mouseover", (event) => { if (!isNarrow.matches) show(event.target.closest(".tok") ?? active); });
 passage.addEventListener("mouseleave", () => show(selected));
 passage.addEventListener("click", (event) => { const token = event.target.closest(".tok"); if (token) select(token, true); });
 passage.addEventListener("focusin", (event) => { const token = event.target.closest(".tok"); if (token && token !== selected) select(token); });
@@ -110,10 +114,10 @@ document.addEventListener("keydown", (event) => { if (event.key === "Escape") { 
 document.querySelectorAll("a[href^='#t']").forEach((link) => link.addEventListener("click", (event) => {
   event.preventDefault();
   const token = document.querySelector(link.getAttribute("href"));
-  token.scrollIntoView({ block: "center" });
   select(token, true);
+  token.scrollIntoView({ block: "center" });
 }));
 
 tokens.forEach((token) => { token.ariaSelected = "false"; });
 const largest = document.querySelector("a[href^='#t']");
-select(matchMedia("(max-width: 60rem)").matches || !largest ? null : document.querySelector(largest.getAttribute("href")));
+select(isNarrow.matches || !largest ? null : document.querySelector(largest.getAttribute("href")));

@@ -21,7 +21,7 @@ from gptlab.terminal.console import Console
 from gptlab.terminal.text import one_line, plural, printable
 from gptlab.tracking.run import Run
 from gptlab.training.capacity import limit_threads
-from gptlab.training.memory import explain_out_of_memory, keep_freed_memory
+from gptlab.training.memory import explain_out_of_memory
 from gptlab.training.run_code import changed_model
 from gptlab.training.run_text import stored_text
 from gptlab.training.run_tokenizer import run_tokenizer
@@ -94,7 +94,6 @@ def read_passage(
             f"--from-token is {first}, but {name} has {plural(available, 'token')}; give at most {available - 1}"
         )
     count = min(count, available - first)
-    keep_freed_memory()
     keep_kernels()
     scores = []
     with console.surviving(), explain_out_of_memory(), _progress(console) as advance:

@@ -19,8 +19,8 @@ from gptlab.model.gpt import GPT
 from gptlab.training.settings import Settings
 
 ALTERNATIVES = 5
-LOGITS = 1 << 24
-"""Logits in memory at once, unless a single window has more: 64 MiB."""
+LOGITS = 1 << 23
+"""Logits in memory at once, unless a single window has more: 32 MiB."""
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,12 @@ def test_tokens_are_legible_and_described_for_mouse_keyboard_and_touch(browser: 
             assert page.panel() == "", "on a phone it opens with a tap"
             page.token(3).click()
             assert "token 3" in page.panel()
+            last = len(contents) - 1
+            page.run(f"document.getElementById('t{last}').click()")
+            panel, token = (
+                f"document.getElementById('{name}').getBoundingClientRect()" for name in ("panel", f"t{last}")
+            )
+            assert page.run(f"return {token}.bottom <= {panel}.top"), "the panel does not cover its token"
             browser.find_element(By.CSS_SELECTOR, ".close").click()
             assert page.panel() == ""
         assert page.run("return document.documentElement.lang") == "en"
