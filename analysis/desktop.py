@@ -5,6 +5,8 @@ import sys
 import webbrowser
 from pathlib import Path
 
+from gptlab.failures import print_line
+
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 """Variables of which one is set on a Linux desktop. Without one, a browser in the terminal would take its place."""
 
@@ -17,3 +19,9 @@ def open_in_browser(path: Path) -> bool:
         return webbrowser.open(path.absolute().as_uri())
     except (webbrowser.Error, OSError):
         return False
+
+
+def open_or_explain(path: Path) -> None:
+    """Open a page, or say that there is no desktop to open it on."""
+    if not open_in_browser(path):
+        print_line("note: there is no desktop to open the page on; copy it to one, or forward it to a browser")

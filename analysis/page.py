@@ -1,16 +1,10 @@
-"""The report as one self-contained HTML page, rendered from `templates/`.
-
-Names, questions and samples are untrusted. The templates escape everything they insert and replace control characters.
-The scripts get their data as JSON without `<`, `>` and `&`, and the page's Content-Security-Policy forbids the network.
-"""
+"""The report as one self-contained HTML page; `analysis.rendering` makes it safe."""
 
 import json
 import re
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import plotly.offline
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame, isna
 from plotly.graph_objects import Figure
 
@@ -26,9 +20,9 @@ from analysis.findings import (
 )
 from analysis.formatting import MISSING
 from analysis.questions import Question, questions
+from analysis.rendering import asset, render
 from analysis.sentences import COST_NOTE, HOW_TO_READ, TREE_NOTE, all_caveats, comparison_note, headlines
 from analysis.tree import tree_table
-from gptlab.terminal.text import printable
 
 SCRIPTS = ("theme.js", "curves.js", "table.js", "figures.js")
 
@@ -92,7 +86,7 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
     chips = [("status", status) for status in dict.fromkeys(findings.runs["status"])]
     chips += [("experiment", label) for label in labels] if len(labels) <= MAX_CHIPS else []
     loss = findings.measure.short
-    return _render(
+    return render(
         "report.html.j2",
         heading=heading,
         headlines=headlines(findings),
@@ -122,13 +116,13 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
         provenance=_table(provenance_table(findings)),
         data=data,
         plotly=plotly.offline.get_plotlyjs(),
-        scripts=[_asset(name) for name in SCRIPTS],
+        scripts=[asset(name) for name in SCRIPTS],
     )
 
 
 def empty(message: str) -> str:
     """Return a page that contains only a message."""
-    return _render("empty.html.j2", message=message)
+    return render("empty.html.j2", message=message)
 
 
 def _figures(findings: Findings, asked: list[Question]) -> dict[str, Figure]:
@@ -205,27 +199,3 @@ def _kind(cells: list[str]) -> str:
 def _is_number(cell: str) -> bool:
     """Whether a cell starts with a number, as in `5.1 ± 0.2` or `10 of 20`, or is `< 0.001` or `≈ 5.1`."""
     return re.match(r"([<≈] )?[-+]?[\d.,]*\d(e[-+]?\d+)?(\W|$)", cell) is not None
-
-
-def _render(template: str, **context: Any) -> str:
-    return _TEMPLATES.get_template(template).render(css=_asset("report.css"), **context)
-
-
-def _asset(name: str) -> str:
-    return files("analysis").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _printable(value: Any) -> Any:
-    """Replace control characters, except in markup from a template."""
-    return value if hasattr(value, "__html__") else printable(str(value))
-
-
-_TEMPLATES = Environment(
-    loader=PackageLoader("analysis"),
-    autoescape=True,
-    finalize=_printable,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_TEMPLATES.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}

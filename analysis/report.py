@@ -31,7 +31,7 @@ from analysis.progress import Progress, showing
 from analysis.reference import find_experiment
 from gptlab import project
 from gptlab.errors import BadInputError, GptlabError
-from gptlab.failures import exit_code, print_line
+from gptlab.failures import exit_code
 from gptlab.files import make_directory, write_durably
 from gptlab.terminal.text import one_line, plural
 from gptlab.tracking import decisions
@@ -97,8 +97,8 @@ def write(options: Options) -> None:
             output = output if findings else [NO_RUNS, *output]
     for line in output:
         sys.stdout.write(f"{line}\n")
-    if options.open_page and not desktop.open_in_browser(directory / "report.html"):
-        print_line("note: there is no desktop to open the page on; copy it to one, or forward it to a browser")
+    if options.open_page:
+        desktop.open_or_explain(directory / "report.html")
 
 
 def _find(options: Options) -> Findings | None:

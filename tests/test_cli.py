@@ -422,6 +422,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "watch",
         "sample",
         "eval",
+        "tokens",
         "batch",
         "export",
         "diff",

@@ -57,6 +57,7 @@ COMMANDS = {
     "sample": "sample {run} --tokens 2",
     "eval": "eval {run}",
     "batch": "batch {run}@3",
+    "tokens": "tokens {run} --tokens 9",
     "export": "export {run} {folder}/export",
     "sync": "sync",
     "rm": "rm {run}",

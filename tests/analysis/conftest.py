@@ -1,14 +1,16 @@
 """Synthetic runs, written by the classes that write real ones."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from selenium.webdriver.chrome.webdriver import WebDriver
 
+from analysis.browser import headless
 from gptlab.checkpoints.manifest import MANIFEST, MODEL, LoopState, Manifest, checkpoint_directory, compute_digest
 from gptlab.identity import identify
 from gptlab.spec import Experiment, ModelSpec, TrainSpec
@@ -36,6 +38,13 @@ FACTS = {
     "tags": ["first", "second"],
     "notes": "",
 }
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[WebDriver]:
+    """A real browser, one for all tests of a worker."""
+    with headless() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="session")

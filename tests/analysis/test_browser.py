@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from analysis import load, page, palette, report
-from analysis.browser import BROWSER, DRIVER, headless
+from analysis.browser import BROWSER, DRIVER
 from analysis.findings import analyze
 from gptlab.tracking.run import Run
 
@@ -27,12 +27,6 @@ pytestmark = [
         not (BROWSER and DRIVER), reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[WebDriver]:
-    with headless() as driver:
-        yield driver
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ COMMANDS: dict[str, list[str]] = {
     "sample": ["sample", "{micro}", "--tokens", "8"],
     "eval": ["eval", "{micro}", "--json"],
     "batch": ["batch", "{micro}@3"],
+    "tokens": ["tokens", "{micro}", "--tokens", "40", "--json"],
     "export": ["export", "{micro}", "{folder}/export", "--json"],
     "diff": ["diff", "{micro}", "{micro 1}"],
     "diff now": ["diff", "{micro}", "--json"],
