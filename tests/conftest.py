@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache as cache_calls
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,10 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: results depend on it, and workers share the cores
 os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own reserves room that a test's limit would count
 
+from gptlab import project as projects
 from gptlab.limits import processors
 from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
+from gptlab.tracking import working_tree
 
 if TYPE_CHECKING:
     from gptlab.commands.run import Result
@@ -40,6 +44,7 @@ hypothesis.settings.register_profile(
     "fuzz", parent=hypothesis.settings.get_profile("default"), max_examples=int(os.environ.get("EXAMPLES", "10000"))
 )
 
+ROOT = Path(__file__).parents[1]
 SENTENCE = "the a model learns to read one token after another and so it writes what it has read"
 
 
@@ -90,6 +95,20 @@ def places(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def remembered_changes() -> Iterator[None]:
+    """Ask git once about this repository, which no test edits: seven processes take half of the time of a short run."""
+    ask = working_tree.uncommitted_changes
+    ask_once = cache_calls(ask)
+
+    def answer(repository: working_tree.Repository, limit: int) -> bytes:
+        return (ask_once if projects.root() == ROOT else ask)(repository, limit)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptlab.tracking.provenance.uncommitted_changes", answer)
+        yield
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 20 kB of sentences, always the same."""
@@ -122,10 +141,10 @@ def micro(text_file: Path) -> Experiment:
     )
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: Experiment) -> Path:
-    """A project of its own, under git, that has the experiment `micro`."""
-    folder = tmp_path / "project"
+@pytest.fixture(scope="session")
+def project_under_git(tmp_path_factory: pytest.TempPathFactory, micro: Experiment) -> Path:
+    """A project, under git, that has the experiment `micro`; tests get copies."""
+    folder = tmp_path_factory.mktemp("committed") / "project"
     (folder / "experiments").mkdir(parents=True)
     (folder / "pyproject.toml").write_text("[tool.gptlab]\n")
     spec = micro.model_dump(include={"name", "why", "model", "data", "train"})
@@ -135,6 +154,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: Experiment) 
     git = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_under_git: Path) -> Path:
+    """A project of its own, under git, that has the experiment `micro`."""
+    folder = shutil.copytree(project_under_git, tmp_path / "project")
     monkeypatch.chdir(folder)
     return folder
 
