@@ -58,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels are tested on the CPU
+    gc.disable()  # until `pytest_collection_finish`: imports and tests that are collected are no garbage
     sys.modules["rfc3987_syntax"] = None  # jsonschema, behind nbformat, works without it; it takes each worker 1.2 s
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA starts, for deterministic kernels
 
@@ -71,6 +72,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+    gc.enable()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
