@@ -340,13 +340,13 @@ MAKE = [
 
 
 @pytest.fixture(scope="module")
-def two_runs(micro, cache, tmp_path_factory):
+def two_runs(micro, gpt2_micro, cache, tmp_path_factory):
     """A runs directory with two runs whose ids share a prefix, and the id of the first."""
     runs = tmp_path_factory.mktemp("kept") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTLAB_RUNS", str(runs))
         patch.setenv("GPTLAB_CACHE", str(cache))
-        first = run_attempt(micro, seed=0, steps=20).run
+        first = run_attempt(gpt2_micro, seed=0, steps=20).run
         run_attempt(micro, seed=1, steps=20)
     return runs, first.id
 
