@@ -1,10 +1,10 @@
 """The contents of a report, as tables of strings. `sentences` has its texts; `page` and `markdown` format both."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, wraps
+from typing import Any, NamedTuple, TypeVar
 
 from pandas import DataFrame, Series, isna
 
@@ -21,6 +21,8 @@ MAX_SETTING_COLUMNS = 4
 """If more settings differ, they share one column in the table of runs, so that it is not too wide."""
 
 MAX_SAMPLES = 8
+
+Result = TypeVar("Result")
 
 HASHES = ("git_commit", "diff_sha256", "text.sha256")
 """Columns that are shortened to eight digits."""
@@ -44,6 +46,8 @@ class Findings:
     """The experiment that the others are compared with, if the user has chosen one."""
     decisions: Sequence[Decision] = ()
     """The stored decisions of `gptlab decide`."""
+    computed: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Results of functions by function; see `once`."""
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -123,6 +127,19 @@ class Findings:
         return dict(self.runs.drop_duplicates("experiment")[["experiment", "why"]].itertuples(index=False, name=None))
 
 
+def once(compute: Callable[[Findings], Result]) -> Callable[[Findings], Result]:
+    """Decorate a function that both formats of the report call: it computes once per findings."""
+
+    @wraps(compute)
+    def remembered(findings: Findings) -> Result:
+        if compute not in findings.computed:
+            findings.computed[compute] = compute(findings)
+        result: Result = findings.computed[compute]
+        return result
+
+    return remembered
+
+
 class Sample(NamedTuple):
     """A generated text and the run that it is from."""
 
@@ -166,6 +183,7 @@ def experiment_table(findings: Findings) -> DataFrame:
     return DataFrame(rows, dtype="str")
 
 
+@once
 def cost_table(findings: Findings) -> DataFrame:
     """One row per experiment, best first: its steps to the reference's loss, and its mean at equal FLOPs and time."""
     experiments = findings.summary["experiment"].head(MAX_EXPERIMENTS)

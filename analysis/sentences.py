@@ -6,7 +6,7 @@ from pathlib import Path
 from pandas import DataFrame, isna
 
 from analysis import advice, caveats, replicates
-from analysis.findings import Findings
+from analysis.findings import Findings, once
 from analysis.measures import LOSS
 from analysis.verdicts import add_seeds, clearest, mean
 
@@ -26,6 +26,7 @@ TREE_NOTE = (
 )
 
 
+@once
 def headlines(findings: Findings) -> list[str]:
     """The answers: a sentence for each experiment that is compared with the reference, then which one is the best."""
     return [*clearest(findings), *_lowest(findings)]
@@ -59,6 +60,7 @@ def comparison_note(findings: Findings) -> str:
     )
 
 
+@once
 def all_caveats(findings: Findings) -> list[str]:
     """The caveats about these runs; the last one is about best values."""
     found = [

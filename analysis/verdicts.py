@@ -7,7 +7,7 @@ from typing import Any
 from pandas import isna
 
 from analysis import advice, formatting, replicates
-from analysis.findings import Findings, mixed_seeds
+from analysis.findings import Findings, mixed_seeds, once
 from gptlab.terminal.text import plural
 from gptlab.tracking.decision_sentences import sentence
 
@@ -19,6 +19,7 @@ MAX_VERDICTS = 5
 """Maximum number of comparisons among the headlines. The others are counted."""
 
 
+@once
 def verdicts(findings: Findings) -> dict[str, str]:
     """One sentence per experiment (`NAME-HASH8`), the clearest differences first and the reference last.
 

@@ -50,6 +50,7 @@ def one_of(field: str) -> Callable[[str], str]:
         if name in known or is_part(name):
             return name
         hint = did_you_mean(name, known) or f"; choose {' or '.join([', '.join(known), f'a part, {EXAMPLE}'])}"
-        raise ValueError(f"there is no {field.partition('.')[2]} '{name:.{MAX_LENGTH}}'{hint}")
+        shown = name[:MAX_LENGTH].encode(errors="backslashreplace").decode()  # pydantic refuses a lone surrogate
+        raise ValueError(f"there is no {field.partition('.')[2]} '{shown}'{hint}")
 
     return check

@@ -32,11 +32,15 @@ def import_closure(modules: Iterable[str], folders: dict[str, Path]) -> dict[str
     """
     found: dict[str, Path] = {}
     waiting = list(modules)
+    known = set(waiting)
     while waiting:
         for name, path in _files_of(waiting.pop(), folders):
-            if name not in found:
-                found[name] = path
-                waiting += [] if name in LAZY else _imported_modules(name, path)
+            if name in found:
+                continue
+            found[name] = path
+            new = set() if name in LAZY else {*_imported_modules(name, path)} - known
+            known |= new
+            waiting += new
     return dict(sorted(found.items()))
 
 
@@ -67,7 +71,12 @@ def function_hash(path: Path, qualified_name: str) -> str:
     Raises:
         BadInputError: See `parse`.
     """
-    node: ast.AST = parse(path)
+    return _function_hash(parse(path), qualified_name)
+
+
+@cache
+def _function_hash(tree: ast.Module, qualified_name: str) -> str:
+    node: ast.AST = tree
     for part in qualified_name.split("."):
         inner = [child for child in ast.walk(node) if isinstance(child, DEFINITIONS) and child.name == part]
         node = inner[0] if inner else node

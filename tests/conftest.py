@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache as cache_calls
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,10 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts: results depend on it, and workers share the cores
 os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # Arrow's own reserves room that a test's limit would count
 
+from gptlab import project as projects
 from gptlab.limits import processors
 from gptlab.spec import DataSpec, Experiment, ModelSpec, TrainSpec
+from gptlab.tracking import working_tree
 
 if TYPE_CHECKING:
     from gptlab.commands.run import Result
@@ -40,6 +44,7 @@ hypothesis.settings.register_profile(
     "fuzz", parent=hypothesis.settings.get_profile("default"), max_examples=int(os.environ.get("EXAMPLES", "10000"))
 )
 
+ROOT = Path(__file__).parents[1]
 SENTENCE = "the a model learns to read one token after another and so it writes what it has read"
 
 
@@ -53,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: kernels are tested on the CPU
+    gc.disable()  # until `pytest_collection_finish`: imports and tests that are collected are no garbage
     sys.modules["rfc3987_syntax"] = None  # jsonschema, behind nbformat, works without it; it takes each worker 1.2 s
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA starts, for deterministic kernels
 
@@ -66,6 +72,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+    gc.enable()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -90,6 +97,20 @@ def places(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def remembered_changes() -> Iterator[None]:
+    """Ask git once about this repository, which no test edits: seven processes take half of the time of a short run."""
+    ask = working_tree.uncommitted_changes
+    ask_once = cache_calls(ask)
+
+    def answer(repository: working_tree.Repository, limit: int) -> bytes:
+        return (ask_once if projects.root() == ROOT else ask)(repository, limit)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptlab.tracking.provenance.uncommitted_changes", answer)
+        yield
+
+
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 20 kB of sentences, always the same."""
@@ -104,12 +125,12 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def micro(text_file: Path) -> Experiment:
-    """An experiment whose steps take milliseconds."""
+    """An experiment whose steps take milliseconds; with the tokens of GPT-2 they would take five times as long."""
     return Experiment(
         name="micro",
         why="Does it hold?",
-        model=ModelSpec(n_layer=2, n_head=2, n_embd=8, context_length=32),
-        data=DataSpec(text=str(text_file), val_windows=4),
+        model=ModelSpec(vocab_size=256, n_layer=2, n_head=2, n_embd=8, context_length=32),
+        data=DataSpec(text=str(text_file), tokenizer="bytes", val_windows=4),
         train=TrainSpec(
             sequence_length=16,
             batch_size=2,
@@ -122,10 +143,16 @@ def micro(text_file: Path) -> Experiment:
     )
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: Experiment) -> Path:
-    """A project of its own, under git, that has the experiment `micro`."""
-    folder = tmp_path / "project"
+@pytest.fixture(scope="session")
+def gpt2_micro(micro: Experiment) -> Experiment:
+    """The same with the tokens of GPT-2, for what depends on them or needs large files."""
+    return micro.with_changes({"data.tokenizer": "gpt2", "model.vocab_size": 50257})
+
+
+@pytest.fixture(scope="session")
+def project_under_git(tmp_path_factory: pytest.TempPathFactory, micro: Experiment) -> Path:
+    """A project, under git, that has the experiment `micro`; tests get copies."""
+    folder = tmp_path_factory.mktemp("committed") / "project"
     (folder / "experiments").mkdir(parents=True)
     (folder / "pyproject.toml").write_text("[tool.gptlab]\n")
     spec = micro.model_dump(include={"name", "why", "model", "data", "train"})
@@ -135,6 +162,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: Experiment) 
     git = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_under_git: Path) -> Path:
+    """A project of its own, under git, that has the experiment `micro`."""
+    folder = shutil.copytree(project_under_git, tmp_path / "project")
     monkeypatch.chdir(folder)
     return folder
 

@@ -4,6 +4,7 @@ The tables have a case for every option of every command, every field of a spec,
 and of make. A new one without a case fails a test.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from faults import in_child
 from support import run_attempt
+from torture import __main__ as torture
 
 from analysis import report
 from gptlab import cli, project
@@ -355,13 +358,13 @@ MAKE = [
 
 
 @pytest.fixture(scope="module")
-def two_runs(micro, cache, tmp_path_factory):
+def two_runs(micro, gpt2_micro, cache, tmp_path_factory):
     """A runs directory with two runs whose ids share a prefix, and the id of the first."""
     runs = tmp_path_factory.mktemp("kept") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTLAB_RUNS", str(runs))
         patch.setenv("GPTLAB_CACHE", str(cache))
-        first = run_attempt(micro, seed=0, steps=20).run
+        first = run_attempt(gpt2_micro, seed=0, steps=20).run
         run_attempt(micro, seed=1, steps=20)
     return runs, first.id
 
@@ -407,14 +410,51 @@ def test_an_invalid_field_value_is_a_one_line_error(complain, field, value, answ
     assert field.rpartition(".")[2] in line
 
 
+REAL = ("exp NAME=basline", "report TABLE=html FIGURES=x OPEN=1", "torture MINUTES=long")
+"""Calls of make that start the programs themselves. Each start takes one or two seconds."""
+
+STAND_IN = """#!/bin/sh
+printf '%s\\0' "${0##*/}" "$@" > "${0%/*}/typed"
+exit 2
+"""
+"""A program that writes down how make has called it."""
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory) -> Path:
+    """A virtual environment whose programs are stand-ins."""
+    environment = tmp_path_factory.mktemp("stand-ins")
+    (environment / "bin").mkdir()
+    for name in ("gptlab", "python"):
+        (environment / "bin" / name).write_text(STAND_IN)
+        (environment / "bin" / name).chmod(0o755)
+    return environment
+
+
+def called(words: list[str]) -> int | None:
+    """Do what the programs do that make has called with these words."""
+    os.chdir(ROOT)
+    program = words[2] if words[:2] == ["python", "-m"] else words[0]
+    sys.argv = [program, *words[1 if program == "gptlab" else 3 :]]
+    return {"gptlab": cli.main, "analysis.report": report.main, "torture": torture.main}[program]()
+
+
 @pytest.mark.parametrize(("variables", "answer"), MAKE, ids=[" ".join(variables) for variables, _ in MAKE])
-def test_an_invalid_make_variable_is_a_one_line_error(variables, answer, tmp_path):
-    own = ["-o", f"{sys.prefix}/.ready", f"VENV={sys.prefix}"] if "VENV={empty}" not in variables else []
+def test_an_invalid_make_variable_is_a_one_line_error(variables, answer, stand_ins, tmp_path):
+    environment = sys.prefix if " ".join(variables) in REAL else stand_ins
+    own = ["-o", f"{environment}/.ready", f"VENV={environment}"] if "VENV={empty}" not in variables else []
     command = ["make", *own, *(word.format(empty=tmp_path / "venv") for word in variables)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if not re.match(r"make.*: \*\*\* \[.*Error \d+$", line)]
     assert done.returncode == 2
-    assert len(lines) == 1, done.stderr
+    typed = stand_ins / "bin" / "typed"
+    if typed.exists():
+        words = typed.read_text().split("\0")[:-1]
+        typed.unlink()
+        ended = in_child(lambda: called(words), tmp_path)
+        assert (ended.code, done.stdout, lines) == (2, ended.out, [])
+        lines = ended.err.splitlines()
+    assert len(lines) == 1, lines
     assert answer in lines[0]
     assert not (tmp_path / "runs").exists()
 

@@ -10,7 +10,7 @@ import pytest
 
 import gptlab
 from gptlab.commands import evaluate, sample
-from gptlab.data.vocabularies import GPT2
+from gptlab.data.vocabularies import BYTES
 from gptlab.errors import BadInputError
 from gptlab.model import gpt
 from gptlab.terminal.console import Console
@@ -107,7 +107,7 @@ def test_a_model_of_ones_own_needs_its_tokenizer(model):
     for function in (gptlab.generate, gptlab.perplexity):
         with pytest.raises(BadInputError, match="the model's tokenizer is unknown: pass tokenizer="):
             function(own, "one two")
-        assert function(own, "one two", tokenizer=GPT2)
+        assert function(own, "one two", tokenizer=BYTES)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_model_of_ones_own_needs_its_tokenizer(model):
     [
         ({"prompt": ""}, "the prompt is empty"),
         ({"max_tokens": 0}, "max_tokens must be 1 or more, not 0"),
-        ({"max_tokens": 99}, "ask for at most 15"),
+        ({"max_tokens": 99}, "ask for at most 13"),
         ({"temperature": float("nan")}, "temperature must be 0 or more, not nan"),
         ({"top_k": -1}, "top_k must be 0 or more, not -1"),
         ({"top_p": 0}, "top_p must be more than 0 and at most 1, not 0"),

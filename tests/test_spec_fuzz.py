@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from strategies import SCALARS, as_json, oddly
@@ -47,6 +47,7 @@ def test_any_document_is_a_spec_or_refused_with_a_reason(document):
 @given(
     key=st.sampled_from(KEYS) | st.text(max_size=10), value=SCALARS.map(str) | st.text(), equals=st.sampled_from("= ")
 )
+@example(key="model.block", value="\ud800", equals="=")  # an argument that is not UTF-8
 def test_any_setting_is_valid_or_refused(key, value, equals):
     try:
         experiment = PLAIN.with_changes(parse_settings([key + equals + value]))

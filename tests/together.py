@@ -7,16 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 
 import torch.distributed as dist
 from faults import Ended, _exit_code
 
 from gptlab.cli import main
-from gptlab.commands import follow as _follow  # noqa: F401 - imported once, not in each child
-from gptlab.commands import run as _run  # noqa: F401
 from gptlab.data.vocabularies import GPT2
-from gptlab.training import sharded as _sharded  # noqa: F401
+
+IN_THE_CHILDREN = ("gptlab.commands.run_seeds", "gptlab.commands.follow", "gptlab.training.sharded", "torch._dynamo")
+"""What a child would import, in most of its time; only DistributedDataParallel needs the last one."""
 
 
 def run_together(
@@ -33,6 +34,8 @@ def run_together(
         processes: Number of processes.
         meanwhile: Called in the parent with the ids of the processes.
     """
+    for module in IN_THE_CHILDREN:
+        import_module(module)
     GPT2.encode("the same for all children")
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with ExitStack() as stack:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ TEMPORARY = re.compile(r"^\.(.+)\.[0-9a-f]{8}\.tmp$")
 FOREIGN = re.compile(r"os\.(system|exec|spawn|posix_spawn|fork|forkpty)|pty\.spawn|pickle\.find_class|socket\.connect")
 
 
+@cache
+def is_foreign(event: str) -> bool:
+    """Return whether an audit event starts another program or connects to one."""
+    return FOREIGN.fullmatch(event) is not None
+
+
 @dataclass
 class Watch:
     """An audit hook that records what the process must not do."""
@@ -53,7 +60,7 @@ class Watch:
         if event == "open":
             path, _, flags = arguments
             if not isinstance(path, int):
-                offence = self._opening(Path(os.fsdecode(path)), flags)
+                offence = self._opening(os.fsdecode(path), flags)
         elif event in CHANGES:
             offence = self._changing(event, arguments)
         elif event == "subprocess.Popen":
@@ -64,16 +71,16 @@ class Watch:
             )
             if isinstance(source, str) and not set(self.hostile).isdisjoint(Path(source).parents):
                 offence = f"{event} of {source}"
-        elif FOREIGN.fullmatch(event):
+        elif is_foreign(event):
             offence = f"{event} {arguments}"
         if offence:
             self.offences.append(offence)
 
-    def _opening(self, path: Path, flags: int) -> str | None:
-        real = Path(os.path.realpath(path))
-        if self.private in real.parents:
+    def _opening(self, path: str, flags: int) -> str | None:
+        real = os.path.realpath(path)
+        if real.startswith(f"{self.private}{os.sep}"):
             return f"opens {path}"
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) and not self._may_change(real):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC) and not self._may_change(Path(real)):
             return f"writes {path}"
         return None
 

@@ -12,6 +12,7 @@ import platform
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,7 @@ def _tree(source: Source, top: str, index: Mapping[str, str]) -> str:
     return git("write-tree", environment=index).decode().strip()
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

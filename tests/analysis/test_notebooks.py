@@ -32,7 +32,7 @@ Outputs = dict[str, list[Any]]
 
 
 @pytest.fixture(scope="module")
-def trained(micro: Experiment, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(gpt2_micro: Experiment, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs directory with three learning rates of two seeds each, two of the runs evaluated on all windows."""
     runs = tmp_path_factory.mktemp("trained") / "runs"
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +44,7 @@ def trained(micro: Experiment, cache: Path, tmp_path_factory: pytest.TempPathFac
         for learning_rate in (1e-3, 3e-2, 1.0):
             changes = {"name": "tiny", "train.learning_rate": learning_rate, "train.snapshots": True}
             for seed in (0, 1):
-                result = run_attempt(micro.with_changes(changes), seed, steps=20)
+                result = run_attempt(gpt2_micro.with_changes(changes), seed, steps=20)
             evaluate_run(result.run, step=None, text=None, device="cpu", console=Console(stderr=True))
     return runs
 

@@ -275,16 +275,16 @@ def test_a_file_that_does_not_read_back_is_not_committed_and_older_checkpoints_s
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
-def test_repeated_saves_take_no_additional_memory(train, micro):
-    run = train(micro, steps=1).run
-    model = gpt.build(micro.with_changes({"model.n_embd": 64}).model, seed=0)
-    adamw = optimizer.build(model, micro.train, fused=True)
+def test_repeated_saves_take_no_additional_memory(train, gpt2_micro):
+    run = train(gpt2_micro, steps=1).run
+    model = gpt.build(gpt2_micro.with_changes({"model.n_embd": 64}).model, seed=0)
+    adamw = optimizer.build(model, gpt2_micro.train, fused=True)
     model(torch.arange(8).view(1, 8), torch.arange(8).view(1, 8)).backward()
     adamw.step()
     size = sum(t.nbytes for t in [*model.state_dict().values(), *optimizer.state_tensors(model, adamw).values()])
     assert size > 70 << 20
     training = TrainingState(model, adamw)
-    with BackgroundSaver(run.directory, micro.train) as saving:
+    with BackgroundSaver(run.directory, gpt2_micro.train) as saving:
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = memory("VmRSS")
         for step in range(2, 6):

@@ -10,11 +10,11 @@ from gptlab.errors import BadInputError
 from gptlab.training.loop import TrainingLoop
 
 
-def test_passages_are_those_of_the_step_and_lie_in_the_text(micro, monkeypatch):
+def test_passages_are_those_of_the_step_and_lie_in_the_text(gpt2_micro, monkeypatch):
     trained, original = {}, TrainingLoop._batch
     monkeypatch.setattr(TrainingLoop, "_batch", lambda loop, step: trained.setdefault(step, original(loop, step)))
-    run = run_attempt(micro, steps=12).run
-    text = Path(micro.data.text).read_bytes()
+    run = run_attempt(gpt2_micro, steps=12).run
+    text = Path(gpt2_micro.data.text).read_bytes()
     for step in (0, 7, 11):
         batch = read_batch(run, step)
         assert len(batch.passages) == 2

@@ -55,9 +55,10 @@ def test_the_opening_lines_say_how_the_step_runs(train, micro, monkeypatch, caps
     settings = replace(CPU, compile=True, capture=True)
     run = train(micro, steps=2).run
     from gptlab.data import text
+    from gptlab.data.vocabularies import BYTES
     from gptlab.training.training_data import load_training_data
 
-    data = load_training_data(micro, text.locate(micro.data.text), seed=0)
+    data = load_training_data(micro, text.locate(micro.data.text), 0, BYTES)
     capsys.readouterr()
     run_messages.opening(run, 0, 2, data, settings, "off", Console())
     assert "(chosen by auto; part of the id) · compiled · captured as a CUDA graph\n" in capsys.readouterr().out

@@ -182,8 +182,8 @@ def test_resume_refuses_a_changed_text(train, micro, tmp_path, text_file):
     assert contents(run.directory) == before
 
 
-def test_resume_refuses_another_tokenizer(train, micro, monkeypatch):
-    run = train(micro, steps=5).run
+def test_resume_refuses_another_tokenizer(train, gpt2_micro, monkeypatch):
+    run = train(gpt2_micro, steps=5).run
     monkeypatch.setattr("gptlab.data.tokenizer.TOKENIZER_SHA256", "0" * 64)
     with pytest.raises(BadInputError, match="another tokenizer.*" + run.record.tokenizer_sha256):
         resume_run(run, Options(wandb="off", steps=9), Console(stderr=True))
@@ -358,9 +358,9 @@ def test_another_number_of_threads_is_reported_and_recorded(train, micro, capfd,
 
 def test_load_gives_the_trained_model_and_its_tokenizer(long_run: Run):
     model, tokenizer = gptlab.load(str(long_run.directory))
-    tokens = torch.tensor([tokenizer.encode_ordinary("the model learns to read one token after another")])
+    tokens = torch.tensor([tokenizer.encode("the model learns to read")])
     assert not model.training
-    assert model(tokens[:, :-1], tokens[:, 1:]).item() < 7
+    assert model(tokens[:, :-1], tokens[:, 1:]).item() < 4
     assert gptlab.load(str(long_run.directory), step=30)[0].final_norm.weight.ne(model.final_norm.weight).any()
     assert checkpoint_directory(long_run.directory, 30).is_dir()
 
@@ -380,7 +380,7 @@ def test_a_warm_start_has_the_parents_weights_and_their_hash_in_its_identity(tra
 def test_a_warm_start_from_another_shape_or_a_missing_step_is_refused(train, micro, long_run, tmp_path):
     parent = initial.find_initial_weights(str(long_run.directory))
     wider = micro.with_changes({"model.n_embd": 16})
-    with pytest.raises(BadInputError, match=r"belongs to another model: [0-9,]+ bytes for 1,6[0-9,]+ parameters"):
+    with pytest.raises(BadInputError, match=r"belongs to another model: [0-9,]+ bytes for 15,[0-9,]+ parameters"):
         train(wider, initial_weights=parent)
     assert not (tmp_path / "runs").exists()
     with pytest.raises(BadInputError, match="no checkpoint of step 7"):

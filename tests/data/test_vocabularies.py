@@ -304,7 +304,7 @@ def test_a_relative_path_is_resolved_as_that_of_a_text(project: Path, monkeypatc
 # --- The model fits ---
 
 
-def test_a_mismatch_names_the_right_number(micro: Experiment):
+def test_a_mismatch_names_the_right_number(gpt2_micro: Experiment):
     for changes, answer in [
         ({"data.tokenizer": "bytes"}, "model.vocab_size 50257 does not fit data.tokenizer 'bytes', .*=256$"),
         ({"data.tokenizer": "bytes", "model.vocab_size": 257}, "which has 256 tokens; set model.vocab_size=256$"),
@@ -312,12 +312,12 @@ def test_a_mismatch_names_the_right_number(micro: Experiment):
         ({"model.vocab_size": 50256}, "model.vocab_size: .* greater than or equal to 50257, not 50256: "),
     ]:
         with pytest.raises(BadInputError, match=answer):
-            micro.with_changes(changes)
+            gpt2_micro.with_changes(changes)
     for size in (4095, 4097, 50257):
-        other = micro.with_changes({"data.tokenizer": str(COMMITTED), "model.vocab_size": size})
+        other = gpt2_micro.with_changes({"data.tokenizer": str(COMMITTED), "model.vocab_size": size})
         with pytest.raises(BadInputError, match=f"vocab_size {size} does not fit .* has 4096 .*model.vocab_size=4096$"):
             tokenizer_of(other)
-    assert tokenizer_of(micro.with_changes({"model.vocab_size": 50304})) is GPT2
+    assert tokenizer_of(gpt2_micro.with_changes({"model.vocab_size": 50304})) is GPT2
 
 
 # --- Training ---

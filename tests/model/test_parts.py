@@ -11,6 +11,7 @@ from gptlab import catalog, parts
 from gptlab.checkpoints.manifest import MODEL, OPTIMIZER, checkpoint_directory, list_checkpoints
 from gptlab.checkpoints.read import load_model
 from gptlab.commands import list_experiments, show
+from gptlab.data.vocabularies import tokenizer_of
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.model import gpt
 from gptlab.model.measure import count, size_of
@@ -126,7 +127,7 @@ def test_a_model_with_parts_is_resumed_exactly(request, train, micro, tmp_path, 
     model = load_model(list_checkpoints(whole.directory)[-1], spec.model)
     assert whole.record.size == size_of(spec) == count(spec.model, 16)
     assert whole.record.size.parameters == sum(parameter.numel() for parameter in model.parameters())
-    (text,) = samples(model, "The", 1, trained_length=16)
+    (text,) = samples(model, "The", 1, trained_length=16, tokenizer=tokenizer_of(spec))
     assert load_run(whole.directory).samples()[-1]["text"] == text
 
 

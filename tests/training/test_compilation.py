@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gptlab.data import text
+from gptlab.data.vocabularies import tokenizer_of
 from gptlab.errors import GptlabError
 from gptlab.model import gpt
 from gptlab.training import plan
@@ -44,7 +45,7 @@ def test_one_compilation_serves_all_blocks_and_steps_and_evaluation_needs_none(m
     model = gpt.build(experiment.model, seed=0)
     names = list(model.state_dict())
     compile_blocks(model)
-    data = load_training_data(experiment, text.locate(experiment.data.text), seed=0)
+    data = load_training_data(experiment, text.locate(experiment.data.text), 0, tokenizer_of(experiment))
 
     def step(number):
         batch = torch.from_numpy(data.windows.batch(number))

@@ -172,8 +172,8 @@ def test_a_parent_with_another_tokenizer_of_the_same_size_is_refused(train, of_f
     assert getattr(train(moved, initial_weights=parent).run.record, kind) == parent
 
 
-def test_another_tokenizer_of_an_experiment_is_another_run_with_the_reason(train, micro, of_bytes, capfd):
-    train(micro, steps=1)
+def test_another_tokenizer_of_an_experiment_is_another_run_with_the_reason(train, gpt2_micro, of_bytes, capfd):
+    train(gpt2_micro, steps=1)
     train(of_bytes, steps=1)
     said = " ".join(capfd.readouterr().err.split())
     assert "new run; differs from micro-" in said
@@ -181,8 +181,8 @@ def test_another_tokenizer_of_an_experiment_is_another_run_with_the_reason(train
     assert "bytes · 256 tokens · 1.00 bytes per token" in said
 
 
-def test_show_and_diff_name_the_tokenizers(train, micro, of_bytes, project):
-    runs = [train(spec, steps=5).run for spec in (micro, of_bytes)]
+def test_show_and_diff_name_the_tokenizers(train, gpt2_micro, of_bytes, project):
+    runs = [train(spec, steps=5).run for spec in (gpt2_micro, of_bytes)]
     assert show.describe(runs[1].id).document()["tokenizer"] == {"name": "bytes", "sha256": BYTES.sha256}
     compared = diff.compare(*map(diff.recorded_side, runs))
     assert compared.sections["data"]["tokenizer"] == ("gpt2", "bytes")

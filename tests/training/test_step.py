@@ -7,6 +7,7 @@ import torch
 
 from gptlab.checkpoints.manifest import LoopState
 from gptlab.data import text
+from gptlab.data.vocabularies import tokenizer_of
 from gptlab.model import gpt
 from gptlab.tracking.metrics import read_metrics
 from gptlab.training import optimizer, plan
@@ -31,7 +32,7 @@ def new_step(experiment, state, settings=SETTINGS):
 
 @pytest.fixture
 def batch(micro):
-    data = load_training_data(micro, text.locate(micro.data.text), seed=0)
+    data = load_training_data(micro, text.locate(micro.data.text), 0, tokenizer_of(micro))
     return lambda step: torch.from_numpy(data.windows.batch(step))
 
 
