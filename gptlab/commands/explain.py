@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptlab.commands import evaluate
 from gptlab.commands.evaluate import RunEvaluation, Subject, working
@@ -20,6 +19,7 @@ from gptlab.explanation.stored import Explanation, Facts
 from gptlab.model.gpt import GPT
 from gptlab.terminal.console import Console
 from gptlab.terminal.text import printable
+from gptlab.tracking.run import Run
 from gptlab.training import memorization
 from gptlab.training.run_text import stored_text
 from gptlab.training.run_tokenizer import run_tokenizer
@@ -44,11 +44,8 @@ class Explained:
     def document(self) -> dict[str, Any]:
         """Return what `gptlab eval --explain --json` prints of one model."""
         explanation = self.explanation
-        gain = rows.context_gain(explanation)
         return self.evaluation.document() | {
-            "context_gain": gain.value,
-            "context_gain_low": gain.low,
-            "context_gain_high": gain.high,
+            "context": rows.context(explanation)[0],
             "counted_in_training_part": explanation.facts.counted_in_training_part,
             "by_position": rows.by_position(explanation),
             "by_frequency": rows.by_frequency(explanation),
@@ -103,7 +100,9 @@ def explain(subject: Subject, passages: int, console: Console) -> Explained:
     evaluation = evaluate.evaluate_subject(subject, console, observed)
     ((model, summing),) = loaded
     not_measured = _why_not(subject)
-    facts, matches = _NOTHING if not_measured or not own else _memorization(subject, model, own, passages, console)
+    facts, matches = _NOTHING
+    if own and subject.run and not not_measured:
+        facts, matches = _memorization(subject, subject.run, model, own, passages, console)
     explanation = Explanation(
         Facts(
             windows=len(subject.starts),
@@ -163,7 +162,7 @@ def _why_not(subject: Subject) -> str | None:
     return None
 
 
-_NOTHING: tuple[dict[str, Any], dict[str, NDArray[np.int64]]] = (
+_NOTHING: tuple[dict[str, Any], dict[str, Any]] = (
     {},
     {f"{part}_start": np.zeros(0, np.int64) for part in ("trained", "held_out")}
     | {f"{part}_match": np.zeros((0, 0), np.int64) for part in ("trained", "held_out")},
@@ -172,17 +171,16 @@ _NOTHING: tuple[dict[str, Any], dict[str, NDArray[np.int64]]] = (
 
 
 def _memorization(
-    subject: Subject, model: GPT, own: Tokens, passages: int, console: Console
-) -> tuple[dict[str, Any], dict[str, NDArray[np.int64]]]:
+    subject: Subject, run: Run, model: GPT, own: Tokens, passages: int, console: Console
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure how far training and held-out passages are continued verbatim; returns facts and arrays."""
-    assert subject.run is not None
-    record, step = subject.run.record, subject.step or 0
+    record, step = run.record, subject.step or 0
     batch_size = record.spec.train.batch_size
     windows = Windows(own.train.tokens, subject.length, batch_size, record.seed, record.window_offset)
     trained, available = memorization.trained_starts(windows, range(record.start_step, step), passages)
     starts = {"trained": trained, "held_out": memorization.held_out_starts(subject.starts, passages)}
     parts = {"trained": (own.train, own.val), "held_out": (own.val, own.train)}
-    matches: dict[str, NDArray[np.int64]] = {}
+    matches: dict[str, Any] = {}
     model.eval()
     with working(console, "passages", sum(map(len, starts.values()))) as advance:
         for name, (part, other) in parts.items():

@@ -59,7 +59,8 @@ def _hashes(tokens: NDArray[np.int64], length: int) -> NDArray[np.uint64]:
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(tokens.astype(np.uint64) * powers)])
     stretches = sums[length:] - sums[:-length]
     inverse = np.uint64(pow(int(MULTIPLIER), -1, 2**64))
-    return stretches * np.cumprod(np.full(len(stretches), inverse))
+    hashes: NDArray[np.uint64] = stretches * np.cumprod(np.full(len(stretches), inverse))
+    return hashes
 
 
 def _are_among(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:

