@@ -12,6 +12,7 @@ passages (`gptlab.explanation.estimates`).
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pandas import DataFrame
@@ -21,7 +22,7 @@ from gptlab.errors import BadInputError
 from gptlab.explanation import rows
 from gptlab.explanation.rows import Row
 from gptlab.explanation.stored import Explanation, Stored, read_all
-from gptlab.tracking.run import EVALUATIONS, Run, find_run
+from gptlab.tracking.run import EVALUATIONS, Run, find_run, load_run, skip_unreadable
 
 
 def by_position(runs: DataFrame | None = None) -> DataFrame:
@@ -119,6 +120,23 @@ def differences(first: str, second: str) -> DataFrame:
         )
     own = next((key for key in shared if of_a[key].explanation.facts.prompts), shared[0])
     return load.frame(rows.differences(of_a[own].explanation, of_b[own].explanation), columns.DIFFERENCES)
+
+
+def explained_runs(runs: DataFrame) -> dict[str, Stored]:
+    """Return the newest explanation of each run that has one, on its own validation split if possible, by run id.
+
+    A run with a damaged file is left out, with a warning that names the file.
+    """
+    directories = runs.drop_duplicates("directory")[["run", "directory"]].itertuples(index=False, name=None)
+
+    def read(selected: tuple[str, str]) -> tuple[str, list[Stored]]:
+        return selected[0], list(newest(load_run(Path(selected[1]))).values())
+
+    found = {run: explanations for run, explanations in skip_unreadable(read, directories) if explanations}
+    return {
+        run: max(several, key=lambda one: (bool(one.explanation.facts.prompts), one.step))
+        for run, several in found.items()
+    }
 
 
 def newest(run: Run) -> dict[str, Stored]:

@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame, isna
 from plotly.graph_objects import Figure
 
-from analysis import compare, page_data, palette, plots, unusual
+from analysis import compare, explained, page_data, palette, plots, unusual
 from analysis.caveats import seconds_caveat
+from analysis.explained import Section
 from analysis.findings import (
     Findings,
     cost_table,
@@ -64,19 +65,21 @@ class Column(NamedTuple):
     """Its CSS classes: `number`, `text`, or `long` for text that may break anywhere; `setting` if phones hide it."""
 
 
-def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
+def to_html(findings: Findings, checkpoints: DataFrame, heading: str, parts: Section | None = None) -> str:
     """Return the report.
 
     Args:
         findings: The report's contents.
         checkpoints: Rows of `load.checkpoints()` for the runs whose weights are displayed.
         heading: The line below the title: the number and place of the runs, and the date.
+        parts: What the losses are made of; None if no run has an explanation.
     """
     curves, stride = page_data.run_curves(findings)
     differences = page_data.difference_curves(findings)
     weights = page_data.weight_tables(checkpoints, _run_labels(findings))
     order = findings.summary["experiment"].tolist()
     asked = questions(findings)
+    figures = _figures(findings, asked) | (parts.figures if parts else {})
     data = {
         "palette": {"colors": palette.COLORS, "dashes": palette.DASHES},
         "runs": curves,
@@ -84,7 +87,7 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
         "measure": findings.measure.axis,
         "unit": findings.measure.unit,
         "reference": findings.labels[findings.reference],
-        "figures": {name: json.loads(str(figure.to_json())) for name, figure in _figures(findings, asked).items()},
+        "figures": {name: json.loads(str(figure.to_json())) for name, figure in figures.items()},
         "weights": weights,
     }
     experiments = experiment_table(findings)
@@ -115,6 +118,10 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
         tree_note=TREE_NOTE,
         unusual=unusual.sentences(findings.metrics),
         unusual_note=unusual.NOTE,
+        explained=parts,
+        explained_note=explained.NOTE,
+        explained_differences=_table(parts.differences) if parts else None,
+        memorization=_table(parts.memorization) if parts else None,
         speed=_sortable(speed_table(findings), findings.runs),
         chips=chips,
         weight_runs=[(number, table["run"]) for number, table in enumerate(weights)],
