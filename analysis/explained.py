@@ -17,6 +17,10 @@ from gptlab.explanation.stored import Explanation, Stored
 MAX_RUNS = 6
 """Runs that are displayed: the best explained run of each of the best experiments."""
 
+OTHER_WINDOWS = (
+    "The curves are of runs on different windows, as with another text or sequence length; the table of differences "
+    "has only runs on the same ones."
+)
 NOTE = f"{sentences.NOTE} Make this for other runs with `gptlab eval RUN --explain`."
 
 
@@ -24,12 +28,16 @@ NOTE = f"{sentences.NOTE} Make this for other runs with `gptlab eval RUN --expla
 class Section:
     """What the section displays."""
 
+    best: str
+    """The best run that has an explanation."""
     sentences: list[str]
-    """About the best run."""
+    """About that run."""
+    note: str
+    """How to read the section."""
     figures: dict[str, Figure]
     """By the id of their element."""
     by_position: DataFrame
-    """The loss in each bin (row) of each run (column), as text."""
+    """The loss in each bin (row) of each run (column), as text, in the unit of the report."""
     by_frequency: DataFrame
     memorization: DataFrame
     differences: DataFrame
@@ -53,13 +61,16 @@ def section(findings: Findings, explained: Mapping[str, Stored]) -> Section | No
     position = _stacked(chosen, labels, rows.by_position)
     frequency = _stacked(chosen, labels, rows.by_frequency)
     best = next(iter(chosen))
-    figures = {"loss-by-context": plots.loss_by_bin(position, "context", colors)}
-    figures["loss-by-count"] = plots.loss_by_bin(frequency, "count", colors)
+    value = "bpb" if findings.measure.column == "val/bpb" else "loss"
+    figures = {"loss-by-context": plots.loss_by_bin(position, "context", value, colors)}
+    figures["loss-by-count"] = plots.loss_by_bin(frequency, "count", value, colors)
     return Section(
-        sentences=[f"{labels[best]}: {line}" for line in sentences.sentences(chosen[best])],
+        best=labels[best],
+        sentences=sentences.sentences(chosen[best]),
+        note=NOTE if len({explained[run].yardstick for run in chosen}) == 1 else f"{OTHER_WINDOWS} {NOTE}",
         figures=figures,
-        by_position=_side_by_side(position, "context"),
-        by_frequency=_side_by_side(frequency, "count"),
+        by_position=_side_by_side(position, "context", value),
+        by_frequency=_side_by_side(frequency, "count", value),
         memorization=_memorization(chosen, labels),
         differences=_differences(findings, explained, chosen, labels),
     )
@@ -84,10 +95,10 @@ def _stacked(chosen: Mapping[str, Explanation], labels: Mapping[str, str], descr
     return DataFrame([{"run": labels[run], **row} for run, found in chosen.items() for row in describe(found)])
 
 
-def _side_by_side(table: DataFrame, bins: str) -> DataFrame:
+def _side_by_side(table: DataFrame, bins: str, value: str) -> DataFrame:
     """The loss of each bin (row) and run (column) as text."""
     order = table.drop_duplicates(bins).sort_values(["first", "last"])[bins].tolist()
-    texts = table.assign(text=[_interval(row, "loss") for row in table.to_dict("records")])
+    texts = table.assign(text=[_interval(row, value) for row in table.to_dict("records")])
     wide = texts.pivot(index=bins, columns="run", values="text").reindex(order)[table["run"].unique().tolist()]
     return wide.fillna(MISSING).rename_axis(columns=None).reset_index().astype("str")
 

@@ -4,7 +4,7 @@ from html import escape
 
 from pandas import DataFrame, Series
 
-from analysis import compare, explained, formatting, unusual
+from analysis import compare, formatting, unusual
 from analysis.caveats import seconds_caveat
 from analysis.explained import Section
 from analysis.findings import (
@@ -68,9 +68,10 @@ def _explained(section: Section) -> list[str]:
         "Differences from the reference": section.differences,
         "Passages continued verbatim": section.memorization,
     }
-    parts = ["## What the loss is made of", _list([_inline(line) for line in section.sentences])]
+    best = f"{_inline(section.best)}, the best run that was explained:"
+    parts = ["## What the loss is made of", best, _list([_inline(line) for line in section.sentences])]
     parts += [part for title, cells in tables.items() if len(cells) for part in (f"### {title}", table(cells))]
-    return [*parts, explained.NOTE]
+    return [*parts, section.note]
 
 
 def empty(message: str) -> str:

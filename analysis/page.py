@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame, isna
 from plotly.graph_objects import Figure
 
-from analysis import compare, explained, page_data, palette, plots, unusual
+from analysis import compare, page_data, palette, plots, unusual
 from analysis.caveats import seconds_caveat
 from analysis.explained import Section
 from analysis.findings import (
@@ -119,7 +119,6 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str, parts: Sec
         unusual=unusual.sentences(findings.metrics),
         unusual_note=unusual.NOTE,
         explained=parts,
-        explained_note=explained.NOTE,
         explained_differences=_table(parts.differences) if parts else None,
         memorization=_table(parts.memorization) if parts else None,
         speed=_sortable(speed_table(findings), findings.runs),

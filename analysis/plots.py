@@ -27,6 +27,8 @@ BIN_TITLES = {
 }
 """The titles of the axes of columns with bins."""
 
+LOSS_TITLES = {"loss": "loss, nats per token", "bpb": "loss, bits per byte"}
+
 MAX_EXPERIMENTS = 20
 """Maximum number of experiments in a figure of intervals."""
 
@@ -168,22 +170,24 @@ def loss_over_setting(values: DataFrame, setting: str, optimum: Estimate) -> go.
     return figure.update_xaxes(type="log", dtick=1, exponentformat="e")  # 1e-4 and not 100µ
 
 
-def loss_by_bin(table: DataFrame, bins: str, colors: Mapping[str, int] | None = None) -> go.Figure:
+def loss_by_bin(table: DataFrame, bins: str, value: str = "loss", colors: Mapping[str, int] | None = None) -> go.Figure:
     """The loss in bins of positions or frequencies with 95% intervals, a curve for each run.
 
     Args:
         table: Rows of `explain.by_position()` or `explain.by_frequency()`, one checkpoint of each run. Bins without
             tokens are left out.
         bins: The column with the bins: `context` or `count`.
+        value: `loss`, or `bpb` for bits per byte, which compare across tokenizers.
         colors: The number of each run's color; by default the runs have different ones.
     """
     check_choice("bins", bins, list(BIN_TITLES))
-    figure = _figure(BIN_TITLES[bins], "loss, nats per token")
-    known = table.dropna(subset="loss")
+    check_choice("value", value, list(LOSS_TITLES))
+    figure = _figure(BIN_TITLES[bins], LOSS_TITLES[value])
+    known = table.dropna(subset=value)
     for number, run in enumerate(known["run"].unique()):
         rows = known[known["run"] == run]
-        _add_line(figure, run, rows[bins].tolist(), rows["loss"].tolist(), number if colors is None else colors[run])
-        half = ((rows["loss_high"] - rows["loss_low"]) / 2).fillna(0)
+        _add_line(figure, run, rows[bins].tolist(), rows[value].tolist(), number if colors is None else colors[run])
+        half = ((rows[f"{value}_high"] - rows[f"{value}_low"]) / 2).fillna(0)
         figure.data[-1].update(error_y={"type": "data", "array": half.tolist(), "thickness": 1, "width": 3})
     order = known.drop_duplicates(bins).sort_values(["first", "last"])[bins].tolist()
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)

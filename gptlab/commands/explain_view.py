@@ -91,7 +91,7 @@ def render_comparison(comparison: Comparison, console: Console) -> None:
             console.fact("explained", project.display_path(one.path))
         elif one.not_stored:
             console.notice(f"the explanation is not stored: {one.not_stored}")
-        console.fact("below", letter)
+        console.fact("in tables", letter)
     found = {(row["kind"], row["bin"]): row for row in comparison.differences}
     console.print("\nloss by position, nats/token", style="bold")
     pairs = zip(rows.by_position(a.explanation), rows.by_position(b.explanation), strict=True)
@@ -135,11 +135,15 @@ def _print_table(console: Console, headings: list[str], cells: list[list[str]]) 
 
 
 def _with_half(row: Row, name: str, digits: int, sign: str = "") -> str:
+    if math.isnan(row[name]):
+        return "–"
     half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
     interval = f" ± {half:.{digits}f}" if math.isfinite(half) else ""
     return f"{row[name]:{sign}.{digits}f}{interval}".replace("-", "−")
 
 
 def _percents(row: Row, name: str, sign: str = "") -> str:
+    if math.isnan(row[name]):
+        return "–"
     value, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
     return f"{value:{sign}.1f}% ({low:{sign}.1f} to {high:{sign}.1f})".replace("-", "−")

@@ -49,8 +49,8 @@ def difference_sentences(differences: list[Row], first: str, second: str) -> lis
     if ends := of_kind["frequency"]:
         rare, common = ends[0], ends[-1]
         found.append(
-            f"For tokens that occur {_times(rare['bin'])} in the training part it is {_lower(rare)}, and for those "
-            f"that occur {_times(common['bin'])}, {_lower(common)}."
+            f"For tokens that {_occur(rare['bin'])} in the training part it is {_lower(rare)}, and for those that "
+            f"{_occur(common['bin'])}, {_lower(common)}."
         )
     trained = [row for row in of_kind["memorization"] if row["bin"].endswith("trained")]
     if trained:
@@ -58,8 +58,8 @@ def difference_sentences(differences: list[Row], first: str, second: str) -> lis
         found.append(
             f"With a prompt of {row['bin'].partition(',')[0]} tokens, {second} continues "
             f"{100 * abs(row['difference']):.1f} percentage points {'more' if row['difference'] >= 0 else 'fewer'} of "
-            f"its training passages verbatim than {first} (95% interval {100 * row['difference_low']:+.1f} to "
-            f"{100 * row['difference_high']:+.1f})."
+            f"its training passages verbatim than {first} (95% interval of the difference {_signed(row, 'low')} to "
+            f"{_signed(row, 'high')})."
         )
     return found
 
@@ -73,10 +73,13 @@ def _memorization(explanation: Explanation) -> list[str]:
     if not explanation.facts.prompts:
         return []
     *_, trained, held_out = rows.memorization(explanation)
+    if not trained["passages"]:
+        return ["No training passage is left whose words do not occur in the held-out part as well."]
+    control = f"and {_share(held_out)} of {held_out['passages']:,} held-out passages"
     return [
         f"With a prompt of {trained['prompt']} tokens, {_share(trained)} of {trained['passages']:,} training passages "
-        f"are continued verbatim for {trained['continuation']} tokens, and {_share(held_out)} of "
-        f"{held_out['passages']:,} held-out passages."
+        f"are continued verbatim for {trained['continuation']} tokens, "
+        f"{control if held_out['passages'] else 'and no held-out passage is left to compare with'}."
     ]
 
 
@@ -84,8 +87,8 @@ def _known(differences: list[Row], kind: str) -> list[Row]:
     return [row for row in differences if row["kind"] == kind and math.isfinite(row["difference"])]
 
 
-def _times(label: str) -> str:
-    return "never" if label == "0" else f"{label} times"
+def _occur(label: str) -> str:
+    return "never occur" if label == "0" else f"occur {label} times"
 
 
 def _lower(row: Row) -> str:
@@ -95,6 +98,10 @@ def _lower(row: Row) -> str:
 def _compared(difference: float, half: float) -> str:
     interval = f" ± {half:.2f}" if math.isfinite(half) else ""
     return f"{abs(difference):.2f}{interval} nats per token {'lower' if difference <= 0 else 'higher'}"
+
+
+def _signed(row: Row, end: str) -> str:
+    return f"{100 * row[f'difference_{end}']:+.1f}".replace("-", "−")
 
 
 def _share(row: Row) -> str:
