@@ -6,41 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import safetensors.numpy
+from explained import explanation
 
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.explanation import rows, stored
 from gptlab.explanation.bins import frequency_bins, numbers_of_bins, position_bins
-from gptlab.explanation.stored import Explanation, Facts
-
-
-def explanation(seed: int = 0, lower: float = 0.0, blocks: int = 40) -> Explanation:
-    """Eight positions, tokens that occur up to 30 times, and passages of which every other one is memorized."""
-    random = np.random.default_rng(seed)
-    facts = Facts(
-        windows=2 * blocks,
-        sequence_length=8,
-        counted="ab" * 32,
-        counted_in_training_part=True,
-        most=30,
-        prompts=[8, 16],
-        continuation=4,
-        trained_windows=100,
-    )
-    tokens = np.tile([0, 2, 6, 8], (blocks, 1))
-    matches = np.array([[4, 4], [1, 4], [stored.EXCLUDED, 2]])
-    return Explanation(
-        facts,
-        windows=np.full(blocks, 2),
-        position_loss=random.normal(10, 1, size=(blocks, 4)) - lower,
-        position_bytes=np.full((blocks, 4), 5),
-        frequency_loss=tokens * (4 - lower),
-        frequency_tokens=tokens,
-        frequency_bytes=3 * tokens,
-        trained_start=np.array([0, 8, 16]),
-        trained_match=matches,
-        held_out_start=np.array([0, 8, 16]),
-        held_out_match=np.minimum(matches, 1),
-    )
 
 
 def test_bins_double_by_position_and_quadruple_by_frequency():
