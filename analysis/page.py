@@ -65,21 +65,21 @@ class Column(NamedTuple):
     """Its CSS classes: `number`, `text`, or `long` for text that may break anywhere; `setting` if phones hide it."""
 
 
-def to_html(findings: Findings, checkpoints: DataFrame, heading: str, parts: Section | None = None) -> str:
+def to_html(findings: Findings, checkpoints: DataFrame, heading: str, section: Section | None = None) -> str:
     """Return the report.
 
     Args:
         findings: The report's contents.
         checkpoints: Rows of `load.checkpoints()` for the runs whose weights are displayed.
         heading: The line below the title: the number and place of the runs, and the date.
-        parts: What the losses are made of; None if no run has an explanation.
+        section: What the losses are made of; None if no run has an explanation.
     """
     curves, stride = page_data.run_curves(findings)
     differences = page_data.difference_curves(findings)
     weights = page_data.weight_tables(checkpoints, _run_labels(findings))
     order = findings.summary["experiment"].tolist()
     asked = questions(findings)
-    figures = _figures(findings, asked) | (parts.figures if parts else {})
+    figures = _figures(findings, asked) | (section.figures if section else {})
     data = {
         "palette": {"colors": palette.COLORS, "dashes": palette.DASHES},
         "runs": curves,
@@ -118,9 +118,9 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str, parts: Sec
         tree_note=TREE_NOTE,
         unusual=unusual.sentences(findings.metrics),
         unusual_note=unusual.NOTE,
-        explained=parts,
-        explained_differences=_table(parts.differences) if parts else None,
-        memorization=_table(parts.memorization) if parts else None,
+        explained=section,
+        explained_differences=_table(section.differences) if section else None,
+        memorization=_table(section.memorization) if section else None,
         speed=_sortable(speed_table(findings), findings.runs),
         chips=chips,
         weight_runs=[(number, table["run"]) for number, table in enumerate(weights)],

@@ -61,9 +61,9 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Ratio:
     """Return the ratio of the sums of two arrays with one value per block."""
     above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     total = float(below.sum())
-    if not total:
-        return Ratio(math.nan, np.full(len(below), math.nan))
-    value = float(above.sum()) / total
+    value = float(above.sum()) / total if total else math.nan
+    if not math.isfinite(value):
+        return Ratio(value, np.full(len(below), math.nan))
     return Ratio(value, (above - value * below) / total)
 
 

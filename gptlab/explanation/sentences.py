@@ -17,6 +17,8 @@ NOTE = (
 
 def sentences(explanation: Explanation) -> list[str]:
     """Return a sentence each on context, rare tokens and memorization, as far as they were measured."""
+    if not math.isfinite(float(explanation.position_loss.sum())):
+        return ["The losses are not finite, so they do not tell anything."]
     gain, last = rows.context_gain(explanation), explanation.position_bins[-1].label
     found = [f"With {last} tokens of context the loss is {_compared(-gain.value, gain.half)} than with one."]
     if len(explanation.position_bins) == 1:

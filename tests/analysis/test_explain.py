@@ -1,7 +1,9 @@
 """Stored explanations as tables, paired differences of two runs, and the section of the report."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from explained import explanation, store
 from pandas import DataFrame
@@ -92,6 +94,17 @@ def test_runs_on_other_windows_are_drawn_but_not_compared(make_run: MakeRun) -> 
     assert explained.OTHER_WINDOWS in as_markdown
     assert "### Differences" not in as_markdown
     assert "Differences from base" not in as_html
+
+
+def test_losses_that_are_not_finite_are_said_to_be_and_drawn_as_gaps(make_run: MakeRun) -> None:
+    first, second = make_run("base"), make_run("better", changes={"model.tied": True})
+    for run, value in ((first, np.nan), (second, np.inf)):
+        losses = {name: np.full((40, 4), value) for name in ("position_loss", "frequency_loss")}
+        store(run, replace(explanation(), **losses))
+    as_markdown, as_html = report(load.runs())
+    assert "The losses are not finite" in as_markdown
+    assert "NaN" not in as_html.partition('id="data">')[2].partition("</script>")[0]
+    assert explain.differences(first.id, second.id)["difference"].notna().sum() == 4, "those of memorization"
 
 
 def test_a_figure_has_a_curve_with_intervals_for_each_run(make_run: MakeRun) -> None:
