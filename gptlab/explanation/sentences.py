@@ -7,6 +7,7 @@ from gptlab.explanation import rows
 from gptlab.explanation.estimates import BLOCKS
 from gptlab.explanation.rows import Row
 from gptlab.explanation.stored import Explanation
+from gptlab.terminal.text import plural
 
 NOTE = (
     "A window is a stretch of text that the model reads on its own; its first prediction sees one token of context. "
@@ -77,10 +78,10 @@ def _memorization(explanation: Explanation) -> list[str]:
     *_, trained, held_out = rows.memorization(explanation)
     if not trained["passages"]:
         return ["No training passage is left whose words do not occur in the held-out part as well."]
-    control = f"and {_share(held_out)} of {held_out['passages']:,} held-out passages"
+    control = f"and {_share(held_out)} of {plural(held_out['passages'], 'held-out passage')}"
     return [
-        f"With a prompt of {trained['prompt']} tokens, {_share(trained)} of {trained['passages']:,} training passages "
-        f"are continued verbatim for {trained['continuation']} tokens, "
+        f"With a prompt of {trained['prompt']} tokens, {_share(trained)} of "
+        f"{plural(trained['passages'], 'training passage')} are continued verbatim for {trained['continuation']} tokens, "
         f"{control if held_out['passages'] else 'and no held-out passage is left to compare with'}."
     ]
 
