@@ -81,8 +81,8 @@ def _memorization(explanation: Explanation) -> list[str]:
     control = f"and {_share(held_out)} of {plural(held_out['passages'], 'held-out passage')}"
     return [
         f"With a prompt of {trained['prompt']} tokens, {_share(trained)} of "
-        f"{plural(trained['passages'], 'training passage')} are continued verbatim for {trained['continuation']} tokens, "
-        f"{control if held_out['passages'] else 'and no held-out passage is left to compare with'}."
+        f"{plural(trained['passages'], 'training passage')} are continued verbatim for {trained['continuation']} "
+        f"tokens, {control if held_out['passages'] else 'and no held-out passage is left to compare with'}."
     ]
 
 

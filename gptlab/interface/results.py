@@ -151,7 +151,7 @@ def eval_(
     other: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN2|DIR2]", help="With --explain: another one to compare.", autocompletion=completion.runs
+            metavar="RUN2|DIR2", help="With --explain: another one to compare.", autocompletion=completion.runs
         ),
     ] = None,
     text: Annotated[
