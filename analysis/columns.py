@@ -115,6 +115,39 @@ HEADERS = {
 
 WINDOWS = {**KEYS, "step": "Int64", "yardstick": "str", "start": "Int64", "loss": "float64"}
 
+_EXPLAINED = {**KEYS, "step": "Int64", "yardstick": "str"}
+_BIN = {"first": "Int64", "last": "Int64", "tokens": "Int64"}
+_LOSS = dict.fromkeys(("loss", "loss_low", "loss_high", "bpb", "bpb_low", "bpb_high"), "float64")
+_OVER = {"windows": "Int64", "blocks": "Int64"}
+_DIFFERENCE = dict.fromkeys(("difference", "difference_low", "difference_high"), "float64")
+
+BY_POSITION = {**_EXPLAINED, "context": "str", **_BIN, **_LOSS, **_OVER}
+
+BY_FREQUENCY = {
+    **_EXPLAINED,
+    "count": "str",
+    **_BIN,
+    "share_of_tokens": "float64",
+    **dict.fromkeys(("share_of_loss", "share_of_loss_low", "share_of_loss_high"), "float64"),
+    **_LOSS,
+    **_OVER,
+}
+
+CONTEXT = {**_EXPLAINED, "gain": "float64", "gain_low": "float64", "gain_high": "float64", **_OVER}
+
+MEMORIZATION = {
+    **_EXPLAINED,
+    "prompt": "Int64",
+    "continuation": "Int64",
+    "part": "str",
+    "passages": "Int64",
+    "excluded": "Int64",
+    "verbatim": "Int64",
+    **dict.fromkeys(("share", "share_low", "share_high", "match", "match_low", "match_high"), "float64"),
+}
+
+DIFFERENCES = {"kind": "str", "bin": "str", **_DIFFERENCE, "n": "Int64", "paired": "boolean"}
+
 COPIES = {**KEYS, "directory": "str"}
 
 SAMPLES = {**KEYS, "step": "Int64", "prompt": "str", "text": "str"}

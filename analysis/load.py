@@ -267,7 +267,7 @@ def windows(runs: DataFrame | None = None) -> DataFrame:
         start: Index of the window's first token in the validation tokens.
         loss: Mean over the window, in nats per token.
     """
-    return _frame(_rows_of(runs, window_losses), columns.WINDOWS)
+    return frame(rows_of(runs, window_losses), columns.WINDOWS)
 
 
 def samples(runs: DataFrame | None = None) -> DataFrame:
@@ -284,7 +284,7 @@ def samples(runs: DataFrame | None = None) -> DataFrame:
         prompt: The prompt.
         text: The model's continuation of the prompt.
     """
-    return _frame(_rows_of(runs, Run.samples), columns.SAMPLES)
+    return frame(rows_of(runs, Run.samples), columns.SAMPLES)
 
 
 def _check(status: str | None, spec: Mapping[str, Any]) -> None:
@@ -400,14 +400,17 @@ def _facts(run: Run) -> dict[str, Any]:
     }
 
 
-def _frame(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> DataFrame:
-    """A table built column by column, so that no dtype is inferred from the values."""
+def frame(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> DataFrame:
+    """Return a table built column by column, so that no dtype is inferred from the values."""
     table = list(rows)
     return DataFrame({column: Series([row.get(column) for row in table], dtype=dtypes[column]) for column in dtypes})
 
 
-def _rows_of(table: DataFrame | None, read: Callable[[Run], Iterable[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """The rows that `read` returns for each run of the table, with the run's keys."""
+def rows_of(table: DataFrame | None, read: Callable[[Run], Iterable[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows that `read` returns for each run of `runs()` or of some of its rows, with the run's keys.
+
+    A run with an unreadable file is left out, with a warning that names the file.
+    """
 
     def rows(selected: tuple[Any, ...]) -> list[dict[str, Any]]:
         directory, *keys = selected

@@ -6,6 +6,7 @@ from pandas import DataFrame, Series
 
 from analysis import compare, formatting, unusual
 from analysis.caveats import seconds_caveat
+from analysis.explained import Section
 from analysis.findings import (
     Findings,
     cost_table,
@@ -24,12 +25,13 @@ LOSSES = {"val/loss": "Validation loss", "val/bpb": "Bits per byte", "train/loss
 MAX_RUNS = 50
 
 
-def to_markdown(findings: Findings, heading: str) -> str:
+def to_markdown(findings: Findings, heading: str, section: Section | None = None) -> str:
     """Return the report.
 
     Args:
         findings: The report's contents.
         heading: The line below the title: the number and place of the runs, and the date.
+        section: What the losses are made of; None if no run has an explanation.
     """
     parts = ["# Runs", _inline(heading), *(f"**{_inline(line)}**" for line in headlines(findings))]
     parts += ["## Caveats", _list([_inline(caveat) for caveat in all_caveats(findings)])]
@@ -47,6 +49,7 @@ def to_markdown(findings: Findings, heading: str) -> str:
     parts += [table(runs.head(MAX_RUNS))]
     steps = unusual.sentences(findings.metrics)
     parts += ["## Unusual steps", unusual.NOTE, _list([_inline(step) for step in steps])] if steps else []
+    parts += _explained(section) if section else []
     parts += ["## Speed and memory", table(speed_table(findings).head(MAX_RUNS))]
     for column in (findings.measure.column, "train/loss"):
         if findings.metrics[column].notna().any():
@@ -55,6 +58,20 @@ def to_markdown(findings: Findings, heading: str) -> str:
         parts += [f"## {_inline(sample.label)}", _inline(sample.description), _code_block(sample.prompt + sample.text)]
     parts += ["## Provenance", table(provenance_table(findings))]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _explained(section: Section) -> list[str]:
+    """What the losses are made of."""
+    tables = {
+        "By tokens of context": section.by_position,
+        "By count in the training part": section.by_frequency,
+        "Differences from the reference": section.differences,
+        "Passages continued verbatim": section.memorization,
+    }
+    best = f"{_inline(section.best)}, the best run that was explained:"
+    parts = ["## What the loss is made of", best, _list([_inline(line) for line in section.sentences])]
+    parts += [part for title, cells in tables.items() if len(cells) for part in (f"### {title}", table(cells))]
+    return [*parts, section.note]
 
 
 def empty(message: str) -> str:

@@ -10,6 +10,7 @@ from plotly.graph_objects import Figure
 
 from analysis import compare, page_data, palette, plots, unusual
 from analysis.caveats import seconds_caveat
+from analysis.explained import Section
 from analysis.findings import (
     Findings,
     cost_table,
@@ -58,19 +59,21 @@ class Column(NamedTuple):
     """Its CSS classes: `number`, `text`, or `long` for text that may break anywhere; `setting` if phones hide it."""
 
 
-def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
+def to_html(findings: Findings, checkpoints: DataFrame, heading: str, section: Section | None = None) -> str:
     """Return the report.
 
     Args:
         findings: The report's contents.
         checkpoints: Rows of `load.checkpoints()` for the runs whose weights are displayed.
         heading: The line below the title: the number and place of the runs, and the date.
+        section: What the losses are made of; None if no run has an explanation.
     """
     curves, stride = page_data.run_curves(findings)
     differences = page_data.difference_curves(findings)
     weights = page_data.weight_tables(checkpoints, _run_labels(findings))
     order = findings.summary["experiment"].tolist()
     asked = questions(findings)
+    figures = _figures(findings, asked) | (section.figures if section else {})
     data = {
         "palette": {"colors": palette.COLORS, "dashes": palette.DASHES},
         "runs": curves,
@@ -78,7 +81,7 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
         "measure": findings.measure.axis,
         "unit": findings.measure.unit,
         "reference": findings.labels[findings.reference],
-        "figures": {name: json.loads(str(figure.to_json())) for name, figure in _figures(findings, asked).items()},
+        "figures": {name: json.loads(str(figure.to_json())) for name, figure in figures.items()},
         "weights": weights,
     }
     experiments = experiment_table(findings)
@@ -109,6 +112,9 @@ def to_html(findings: Findings, checkpoints: DataFrame, heading: str) -> str:
         tree_note=TREE_NOTE,
         unusual=unusual.sentences(findings.metrics),
         unusual_note=unusual.NOTE,
+        explained=section,
+        explained_differences=_table(section.differences) if section else None,
+        memorization=_table(section.memorization) if section else None,
         speed=_sortable(speed_table(findings), findings.runs),
         chips=chips,
         weight_runs=[(number, table["run"]) for number, table in enumerate(weights)],

@@ -21,6 +21,14 @@ GRAY = "#808080"
 MAX_MARKERS = 60
 """Lines with more points have no markers. With few points markers help, and a single point is invisible without one."""
 
+BIN_TITLES = {
+    "context": "tokens of context that a prediction sees",
+    "count": "how often the token occurs in the training part",
+}
+"""The titles of the axes of columns with bins."""
+
+LOSS_TITLES = {"loss": "loss, nats per token", "bpb": "loss, bits per byte"}
+
 MAX_EXPERIMENTS = 20
 """Maximum number of experiments in a figure of intervals."""
 
@@ -160,6 +168,30 @@ def loss_over_setting(values: DataFrame, setting: str, optimum: Estimate) -> go.
     if math.isfinite(optimum.mean):
         figure.add_vline(x=optimum.mean, line_color=optimum_color)
     return figure.update_xaxes(type="log", dtick=1, exponentformat="e")  # 1e-4 and not 100µ
+
+
+def loss_by_bin(table: DataFrame, bins: str, value: str = "loss", colors: Mapping[str, int] | None = None) -> go.Figure:
+    """The loss in bins of positions or frequencies with 95% intervals, a curve for each run.
+
+    Args:
+        table: Rows of `explain.by_position()` or `explain.by_frequency()`, one checkpoint of each run. Bins without
+            tokens are left out.
+        bins: The column with the bins: `context` or `count`.
+        value: `loss`, or `bpb` for bits per byte, which compare across tokenizers.
+        colors: The number of each run's color; by default the runs have different ones.
+    """
+    check_choice("bins", bins, list(BIN_TITLES))
+    check_choice("value", value, list(LOSS_TITLES))
+    figure = _figure(BIN_TITLES[bins], LOSS_TITLES[value])
+    known = table.dropna(subset=value)
+    for number, run in enumerate(known["run"].unique()):
+        rows = known[known["run"] == run]
+        _add_line(figure, run, rows[bins].tolist(), rows[value].tolist(), number if colors is None else colors[run])
+        half = ((rows[f"{value}_high"] - rows[f"{value}_low"]) / 2).fillna(0)
+        figure.data[-1].update(error_y={"type": "data", "array": half.tolist(), "thickness": 1, "width": 3})
+    order = known.drop_duplicates(bins).sort_values(["first", "last"])[bins].tolist()
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
+    return figure.update_layout(legend={"orientation": "h", "y": -0.3})
 
 
 def spectra(singular_values: Mapping[str, Sequence[float]]) -> go.Figure:

@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from pandas import DataFrame
 
-from analysis import desktop, load, markdown, page, tables
+from analysis import desktop, explain, explained, load, markdown, page, tables
 from analysis.choices import check_choice
 from analysis.findings import Findings, analyze
 from analysis.progress import Progress, showing
@@ -130,12 +130,13 @@ def _reports(findings: Findings | None, progress: Progress) -> dict[str, str]:
     progress.stage(f"reading the weights of {len(best)} of {len(findings.runs)} runs")
     checkpoints = load.checkpoints(best)
     progress.stage("comparing the runs")
+    section = explained.section(findings, explain.explained_runs(findings.runs))
     runs = findings.runs
     count = f"{len(runs)} runs of {plural(len(findings.summary), 'experiment')}" if len(runs) > 1 else "1 run"
     heading = f"{count} in {project.display_path(project.runs_directory())}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return {
-        "report.md": markdown.to_markdown(findings, heading),
-        "report.html": page.to_html(findings, checkpoints, heading),
+        "report.md": markdown.to_markdown(findings, heading, section),
+        "report.html": page.to_html(findings, checkpoints, heading, section),
     }
 
 

@@ -44,6 +44,7 @@ FORBIDDEN_IMPORTS = {  # one per contract
     "gptlab/model/loss.py": "import gptlab.model.gpt",
     "gptlab/distributed/place.py": "import gptlab.distributed.workers",
     "gptlab/data/text.py": "import gptlab.data.tokens",
+    "gptlab/explanation/bins.py": "import gptlab.explanation.rows",
     "gptlab/mirror/server.py": "import gptlab.mirror.wandb_run",
     "gptlab/slurm/records.py": "import gptlab.slurm.job",
     "gptlab/huggingface/layout.py": "import gptlab.huggingface.config",

@@ -1,13 +1,16 @@
 """`gptlab eval`: evaluate a checkpoint on a full held-out text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
+from torch import nn
 
 from gptlab import project
 from gptlab.checkpoints.manifest import select_checkpoint
@@ -69,18 +72,73 @@ class RunEvaluation:
         }
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model and the windows to evaluate it on."""
+
+    name: str
+    """The run's id, or the directory."""
+    run: Run | None
+    """None for a directory."""
+    step: int | None
+    """None for a directory."""
+    load: Callable[[], GPT]
+    held_out: Split
+    text: str | None
+    """The text, or None for the run's validation split."""
+    string: str | None
+    length: int
+    """Predicted tokens per window."""
+    starts: NDArray[np.int64]
+    settings: Settings
+
+    def file(self, name: str) -> Path | None:
+        """The path of a file with results; None for a directory of `transformers`."""
+        return self.run.directory / EVALUATIONS / name if self.run else None
+
+    def not_stored(self) -> str | None:
+        """Return why results are not stored: the model's code computes something else now. None if it does not."""
+        return changed_model(self.run) if self.run else None
+
+
 def evaluate_run(
     run: Run, *, step: int | None, text: str | None, device: str, console: Console, string: str | None = None
 ) -> RunEvaluation:
     """Evaluate a checkpoint on every window of the run's validation split, or of another text.
 
-    Windows are adjacent, so each token that is scored is scored once. Another text that is shorter than a window is one
-    window: all its tokens but the first are scored. Of a longer one the tokens at its end that do not fill a window are
-    not.
-
     The per-window losses are written to the run's `evaluations/`, in a file named by step and yardstick. If this fails,
     as in a read-only run, or if the model's code computes something else now, the result says why not. Losses on a
     string are never stored.
+
+    Raises:
+        BadInputError: See `find_windows`.
+        GptlabError: The checkpoint is damaged, or memory runs out.
+    """
+    return evaluate_subject(
+        find_windows(run, step=step, text=text, device=device, console=console, string=string), console
+    )
+
+
+def evaluate_directory(
+    directory: Path, *, text: str | None, device: str, console: Console, string: str | None = None
+) -> RunEvaluation:
+    """Evaluate the model of a directory of `transformers` on a text or a string. No losses are stored.
+
+    Raises:
+        BadInputError: See `find_directory_windows`.
+        GptlabError: Memory runs out.
+    """
+    return evaluate_subject(find_directory_windows(directory, text=text, device=device, string=string), console)
+
+
+def find_windows(
+    run: Run, *, step: int | None, text: str | None, device: str, console: Console, string: str | None = None
+) -> Subject:
+    """Return a run's checkpoint and every window of its validation split, or of another text.
+
+    Windows are adjacent, so each token that is scored is scored once. Another text that is shorter than a window is one
+    window: all its tokens but the first are scored. Of a longer one the tokens at its end that do not fill a window are
+    not.
 
     Args:
         run: The run.
@@ -89,12 +147,11 @@ def evaluate_run(
             not where it was, a file with its sha256 is that text: the validation split is used, and the place is
             remembered.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        console: Where to show progress.
+        console: Where to say that the place of the text is remembered.
         string: A text to evaluate on, instead of `text`.
 
     Raises:
         BadInputError: There is no such checkpoint, text, tokenizer or device, or the text is too short or has changed.
-        GptlabError: The checkpoint is damaged, or memory runs out.
     """
     limit_threads()
     spec = run.record.spec
@@ -112,25 +169,15 @@ def evaluate_run(
     if text:
         length = tokens.window_length(held_out, length)
     starts = validation_starts(held_out, length, None)
-    evaluation = _evaluate(lambda: load_model(checkpoint, spec.model), held_out, starts, length, settings, console)
-    path = run.directory / EVALUATIONS / f"step-{checkpoint.step:08d}-{evaluation.yardstick}.safetensors"
-    not_stored = changed_model(run)
-    if string is None and not not_stored:
-        not_stored = _store(path, evaluations.to_bytes(starts, evaluation.window_losses))
-    unscored = len(held_out.tokens) - 1 - evaluation.tokens if text else 0
-    return RunEvaluation(run.id, checkpoint.step, text, evaluation, path, not_stored, unscored, string)
+    load = partial(load_model, checkpoint, spec.model)
+    return Subject(run.id, run, checkpoint.step, load, held_out, text, string, length, starts, settings)
 
 
-def evaluate_directory(
-    directory: Path, *, text: str | None, device: str, console: Console, string: str | None = None
-) -> RunEvaluation:
-    """Evaluate the model of a directory of `transformers` on a text or a string, as `evaluate_run` does.
-
-    Windows have the length of the model's context. No losses are stored.
+def find_directory_windows(directory: Path, *, text: str | None, device: str, string: str | None = None) -> Subject:
+    """Return a directory's model and every window of a text or a string, as long as the model's context.
 
     Raises:
-        BadInputError: There is neither text nor string; or see `load_directory` and `evaluate_run`.
-        GptlabError: Memory runs out.
+        BadInputError: There is neither text nor string; or see `load_directory` and `find_windows`.
     """
     if text is None and string is None:
         raise BadInputError(
@@ -145,34 +192,48 @@ def evaluate_directory(
         held_out, text = tokens.encode_string(string or "", loaded.tokenizer), "the string"
     length = tokens.window_length(held_out, loaded.model.spec.context_length)
     starts = validation_starts(held_out, length, None)
-    evaluation = _evaluate(lambda: loaded.model, held_out, starts, length, settings, console)
-    unscored = len(held_out.tokens) - 1 - evaluation.tokens
-    return RunEvaluation(str(directory), None, text, evaluation, None, None, unscored, string)
+    return Subject(str(directory), None, None, lambda: loaded.model, held_out, text, string, length, starts, settings)
 
 
-def _evaluate(
-    load: Callable[[], GPT],
-    held_out: Split,
-    starts: NDArray[np.int64],
-    length: int,
-    settings: Settings,
-    console: Console,
-) -> Evaluation:
-    """Evaluate a model with a progress bar."""
+def evaluate_subject(
+    subject: Subject, console: Console, observed: Callable[[GPT], nn.Module] = lambda model: model
+) -> RunEvaluation:
+    """Evaluate a model on its windows, with a progress bar, and store the losses of a run's windows.
+
+    `observed` returns a model that computes the same losses.
+
+    Raises:
+        GptlabError: The checkpoint is damaged, or memory runs out.
+    """
     keep_freed_memory()
     keep_kernels()
-    model = load().to(settings.device)
+    model = observed(subject.load().to(subject.settings.device))
+    with working(console, "windows", len(subject.starts)) as advance:
+        evaluation = evaluate(
+            model,
+            subject.held_out,
+            subject.starts,
+            sequence_length=subject.length,
+            settings=subject.settings,
+            advance=advance,
+        )
+    unscored = len(subject.held_out.tokens) - 1 - evaluation.tokens if subject.text else 0
+    name = f"step-{subject.step or 0:08d}-{evaluation.yardstick}.safetensors"
+    path, not_stored = subject.file(name), subject.not_stored()
+    if path and subject.string is None and not not_stored:
+        not_stored = store(path, evaluations.to_bytes(subject.starts, evaluation.window_losses))
+    return RunEvaluation(
+        subject.name, subject.step, subject.text, evaluation, path, not_stored, unscored, subject.string
+    )
+
+
+@contextmanager
+def working(console: Console, noun: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar; yields a function that advances it. Running out of memory is explained."""
     progress = Progress(console=console.rich, transient=True, disable=not console.rich.is_terminal)
     with console.surviving(), explain_out_of_memory(), progress as bar:
-        task = bar.add_task("  windows", total=len(starts))
-        return evaluate(
-            model,
-            held_out,
-            starts,
-            sequence_length=length,
-            settings=settings,
-            advance=lambda windows: bar.update(task, advance=windows),
-        )
+        task = bar.add_task(f"  {noun}", total=total)
+        yield lambda done: bar.update(task, advance=done)
 
 
 def render(result: RunEvaluation, console: Console) -> None:
@@ -201,8 +262,8 @@ def render(result: RunEvaluation, console: Console) -> None:
         console.fact("per window", project.display_path(result.path))
 
 
-def _store(path: Path, content: bytes) -> str | None:
-    """Write the losses of the windows. Returns the reason if this fails: the result is worth more than its file."""
+def store(path: Path, content: bytes) -> str | None:
+    """Write a file with results. Returns the reason if this fails: the result is worth more than its file."""
     try:
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as file:

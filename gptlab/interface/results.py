@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,10 @@ from gptlab.errors import BadInputError
 from gptlab.imports import importing
 from gptlab.interface.options import MAX_COUNT, DeviceOption, JsonOption, ModelArgument, RunArgument, StepOption
 from gptlab.interface.output import heavy_imports, print_json
+
+if TYPE_CHECKING:
+    from gptlab.commands.evaluate import Subject
+    from gptlab.terminal.console import Console
 
 
 def runs(
@@ -144,6 +148,12 @@ def diff(
 
 def eval_(
     run: ModelArgument,
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN2|DIR2", help="With --explain: another one to compare.", autocompletion=completion.runs
+        ),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(
@@ -153,30 +163,64 @@ def eval_(
     ] = None,
     string: Annotated[str | None, typer.Option(help="A text to evaluate on, such as a sentence.")] = None,
     step: StepOption = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also the loss by position and token frequency, and memorization.")
+    ] = False,
+    passages: Annotated[
+        int | None, typer.Option(min=1, max=MAX_COUNT, help="Passages for memorization. Default: 200.")
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a run on the full validation split, or a run or a directory of transformers on another text."""
     if string is not None and text is not None:
         raise BadInputError("--text and --string exclude each other: --text takes a file, --string the text itself")
+    if not explain and other is not None:
+        raise BadInputError(f"two models are compared with --explain: gptlab eval {run} {other} --explain")
+    if not explain and passages is not None:
+        raise BadInputError("--passages is the number of passages for memorization; add --explain")
     with importing():
         from gptlab.huggingface.layout import find_directory
         from gptlab.tracking.run import find_run
 
-    found = find_directory(run, step) or find_run(run)
+    sources = [find_directory(name, step) or find_run(name) for name in (run, other) if name is not None]
 
     with heavy_imports():
         from gptlab.commands import evaluate
         from gptlab.terminal.console import Console
 
     console = Console(stderr=as_json)
-    if isinstance(found, Path):
-        result = evaluate.evaluate_directory(found, text=text, device=device, console=console, string=string)
-    else:
-        result = evaluate.evaluate_run(found, step=step, text=text, device=device, console=console, string=string)
+    subjects = [
+        evaluate.find_directory_windows(source, text=text, device=device, string=string)
+        if isinstance(source, Path)
+        else evaluate.find_windows(source, step=step, text=text, device=device, console=console, string=string)
+        for source in sources
+    ]
+    if explain:
+        _explain(subjects, passages, console, as_json)
+        return
+    result = evaluate.evaluate_subject(subjects[0], console)
     evaluate.render(result, console)
     if as_json:
         print_json(result.document())
+
+
+def _explain(subjects: "list[Subject]", passages: int | None, console: "Console", as_json: bool) -> None:
+    """Explain the loss of one model, or compare two."""
+    from gptlab.commands import explain, explain_view
+
+    if len(subjects) == 2:
+        explain.check_same_windows(*subjects)
+    results = [explain.explain(subject, passages or explain.DEFAULT_PASSAGES, console) for subject in subjects]
+    if len(results) == 2:
+        comparison = explain.Comparison(*results)
+        explain_view.render_comparison(comparison, console)
+        document = comparison.document()
+    else:
+        explain_view.render(results[0], console)
+        document = results[0].document()
+    if as_json:
+        print_json(document)
 
 
 def batch(

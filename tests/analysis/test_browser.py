@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from explained import explanation, store
 from pandas import DataFrame
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from analysis import load, page, palette, report
+from analysis import explain, explained, load, page, palette, report
 from analysis.browser import BROWSER, DRIVER
 from analysis.findings import analyze
 from gptlab.tracking.run import Run
@@ -36,11 +37,15 @@ def three_experiments(make_run: MakeRun, weights, tmp_path_factory: pytest.TempP
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTLAB_RUNS", str(folder / "runs"))
         for seed in range(2):
-            make_run("base", seed, val_losses=(11.0, 8.0, 6.0 + seed / 10), checkpoints={10: weights, 20: weights})
+            base = make_run(
+                "base", seed, val_losses=(11.0, 8.0, 6.0 + seed / 10), checkpoints={10: weights, 20: weights}
+            )
+            store(base, explanation())
             make_run("better", seed, changes={"model.tied": True}, val_losses=(11.0, 7.0, 5.0), samples=[HOSTILE])
-        make_run(
+        odd = make_run(
             "odd", val_losses=(11.0, 9.0, 7.0), why=HOSTILE, source=HOSTILE, sha256="ef" * 32, outcome="interrupted"
         )
+        store(odd, explanation(lower=0.25))
         runs = load.runs()
         is_odd = runs["name"] == "odd"
         renamed = runs.assign(
@@ -54,14 +59,16 @@ def three_experiments(make_run: MakeRun, weights, tmp_path_factory: pytest.TempP
 def write_page(runs: DataFrame, folder: Path, title: str = "") -> Path:
     path = folder / "report.html"
     findings = analyze(runs, load.metrics(runs), load.samples(runs))
-    path.write_text(page.to_html(findings, load.checkpoints(runs), title), encoding="utf-8")
+    section = explained.section(findings, explain.explained_runs(runs))
+    path.write_text(page.to_html(findings, load.checkpoints(runs), title, section), encoding="utf-8")
     return path
 
 
 @pytest.fixture
 def opened(browser: WebDriver, three_experiments: Path) -> WebDriver:
     browser.get(three_experiments.as_uri())
-    drawn = ("#curves .points path", "#estimates .points path", "#differences .points path", "#weights .hm image")
+    drawn = [f"#{name} .points path" for name in ("curves", "estimates", "differences", "loss-by-context")]
+    drawn += ["#loss-by-count .points path", "#weights .hm image"]
     for mark in drawn:  # plotly draws after the load event
         wait_for(browser, lambda mark=mark: browser.find_elements(By.CSS_SELECTOR, mark))
     return browser

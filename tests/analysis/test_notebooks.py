@@ -25,7 +25,7 @@ from gptlab.tracking.run import all_runs
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("compare_runs", "export", "inside_a_checkpoint", "learning_rate")
+NAMES = ("compare_runs", "explain", "export", "inside_a_checkpoint", "learning_rate")
 PLOTLY = "application/vnd.plotly.v1+json"
 
 Outputs = dict[str, list[Any]]
@@ -33,19 +33,21 @@ Outputs = dict[str, list[Any]]
 
 @pytest.fixture(scope="module")
 def trained(gpt2_micro: Experiment, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs directory with three learning rates of two seeds each, two of the runs evaluated on all windows."""
+    """A runs directory with three learning rates of two seeds each, three of the runs explained."""
     runs = tmp_path_factory.mktemp("trained") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTLAB_RUNS", str(runs))
         patch.setenv("GPTLAB_CACHE", str(cache))
-        from gptlab.commands.evaluate import evaluate_run
+        from gptlab.commands.evaluate import find_windows
+        from gptlab.commands.explain import explain
         from gptlab.terminal.console import Console
 
         for learning_rate in (1e-3, 3e-2, 1.0):
             changes = {"name": "tiny", "train.learning_rate": learning_rate, "train.snapshots": True}
             for seed in (0, 1):
                 result = run_attempt(gpt2_micro.with_changes(changes), seed, steps=20)
-            evaluate_run(result.run, step=None, text=None, device="cpu", console=Console(stderr=True))
+            console = Console(stderr=True)
+            explain(find_windows(result.run, step=None, text=None, device="cpu", console=console), 20, console)
     return runs
 
 
@@ -123,6 +125,15 @@ def test_inside_a_checkpoint_shows_weights_over_training(execute: Callable[[str]
     assert (first["name"], last["name"]) == ("step 0", "step 20")
     assert len(first["x"]) == 8
     assert text(outputs["neighbors"]).count("→") == 4
+
+
+def test_explain_shows_context_frequency_differences_and_memorization(execute: Callable[[str], Outputs]) -> None:
+    outputs = execute("explain")
+    assert text(outputs["worth"]).count("tiny-") == 3
+    assert [len(trace["x"]) for trace in traces(outputs["context"])] == [5, 5, 5]
+    assert len(traces(outputs["frequency"])) == 3
+    assert text(outputs["differences"]).count("<td>position</td>") == 5
+    assert text(outputs["memorization"]).count("<td>held out</td>") == 3
 
 
 def test_export_loads_in_transformers_with_equal_logits_and_text(execute: Callable[[str], Outputs]) -> None:
