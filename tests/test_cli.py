@@ -424,6 +424,7 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "eval",
         "batch",
         "export",
+        "bundle",
         "diff",
         "sync",
         "text",
