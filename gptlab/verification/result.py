@@ -1,5 +1,6 @@
 """What a verification found."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ class ValueDifference:
     @property
     def excess(self) -> float:
         """The difference in units of the bound."""
-        return self.difference / self.bound if self.bound else float("inf")
+        return _excess(self.difference, self.bound)
 
     def document(self) -> dict[str, Any]:
         """Return this part of what `gptlab verify --json` prints."""
@@ -59,11 +60,15 @@ class TensorDifference:
     @property
     def excess(self) -> float:
         """The difference in units of the bound."""
-        return self.difference / self.bound if self.bound else float("inf")
+        return _excess(self.difference, self.bound)
 
     def document(self) -> dict[str, Any]:
         """Return this part of what `gptlab verify --json` prints."""
         return vars(self)
+
+
+def _excess(difference: float, bound: float) -> float:
+    return difference / bound if bound else math.inf if difference else 0.0
 
 
 @dataclass(frozen=True)
