@@ -127,7 +127,8 @@ def _check_whole(run: Run) -> None:
 def _steps(run: BundledRun) -> str:
     if not run.checkpoints:
         return "no checkpoint, so that only rows can be compared"
-    return f"checkpoints of steps {', '.join(map(str, run.checkpoints))}"
+    steps = ", ".join(map(str, run.checkpoints))
+    return f"{'checkpoint of step' if len(run.checkpoints) == 1 else 'checkpoints of steps'} {steps}"
 
 
 def _missing(runs: Iterable[BundledRun]) -> list[str]:

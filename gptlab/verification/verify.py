@@ -1,0 +1,215 @@
+"""Verify a run: check its files, then replay a stretch of it and compare."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab.checkpoints.manifest import Checkpoint
+from gptlab.checksums import file_digest
+from gptlab.compiler import keep_kernels
+from gptlab.errors import BadInputError, GptlabError
+from gptlab.identity import Fingerprint
+from gptlab.model.measure import check_parts
+from gptlab.temporary import temporary_directory
+from gptlab.terminal.console import Console
+from gptlab.tracking.history import History
+from gptlab.tracking.lock import lock_holder
+from gptlab.tracking.metrics import METRICS
+from gptlab.tracking.run import Run
+from gptlab.tracking.verification import end_of_rows
+from gptlab.training.capacity import limit_threads
+from gptlab.training.fingerprint_cache import fingerprint
+from gptlab.training.memory import keep_freed_memory
+from gptlab.training.run_text import moved_text, stored_text
+from gptlab.training.run_tokenizer import run_tokenizer
+from gptlab.training.settings import use_deterministic_kernels
+from gptlab.training.training_data import load_training_data
+from gptlab.untrusted import open_regular
+from gptlab.verification import conditions as recorded_conditions
+from gptlab.verification.conditions import Attempts, attempts_of, find_differences, recorded_settings
+from gptlab.verification.integrity import Integrity, check_integrity
+from gptlab.verification.replay import Conditions, Replayed, remove, replay
+from gptlab.verification.result import Verification, Verdict
+from gptlab.verification.rows import RowComparison, compare_rows
+from gptlab.verification.stretch import Stretch, choose_stretch, describe_steps
+from gptlab.verification.tensors import TensorComparison, compare_tensors, same_bytes
+
+
+def verify_run(
+    run: Run, *, first: int | None = None, last: int | None = None, console: Console, text: str | None = None
+) -> Verification:
+    """Check every file of a run that has a checksum, then replay a stretch and compare rows and checkpoints.
+
+    Args:
+        run: The run; its directory is only read.
+        first: The step of a resumable checkpoint to start from; by default, the run's first step.
+        last: The step to end at; by default, the last one that the run has recorded.
+        console: Where to show progress.
+        text: The place of the run's text, if it has moved.
+
+    Raises:
+        BadInputError: There is no such step, or the text, the tokenizer or the parent's weights are missing.
+        GptlabError: A process is training the run, or memory or disk space runs out.
+    """
+    started, history = time.perf_counter(), run.history()
+    if holder := lock_holder(run.directory):
+        raise GptlabError(
+            f"{run.id} is being trained by process {holder.pid} on {holder.host}; verify it when it has ended"
+        )
+    stretch = choose_stretch(run, history, first, last)
+    integrity = check_integrity(run, history)
+    result = Verification(
+        run.id,
+        "damaged" if integrity.damage else "bitwise",
+        stretch.first,
+        stretch.last,
+        damage=integrity.damage,
+        files=integrity.files,
+        notes=integrity.notes,
+    )
+    if not integrity.damage:
+        result = _Replays(run, history, stretch, text, console).verify(result)
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+class _Replays:
+    """The replays of a stretch: one as the run was made, and if that is not equal, one with other rounding."""
+
+    def __init__(self, run: Run, history: History, stretch: Stretch, text: str | None, console: Console) -> None:
+        limit_threads()
+        self.run, self.history, self.stretch, self.console = run, history, stretch, console
+        self.attempts = attempts_of(history, stretch)
+        record = run.record
+        check_parts(record.spec)
+        tokenizer = run_tokenizer(run)
+        located = moved_text(run, text, console.notice) if text else stored_text(run)
+        self.settings = recorded_settings(run, self.attempts)
+        self.code = fingerprint(record.spec, tokenizer, record.precision)
+        data = load_training_data(record.spec, located, record.seed, tokenizer, window_offset=record.window_offset)
+        self.conditions = Conditions(self.settings, data, self.attempts.threads_at)
+
+    def verify(self, result: Verification) -> Verification:
+        """Return the result with what the replays found."""
+        run, stretch, console = self.run, self.stretch, self.console
+        if recorded_conditions.is_deterministic(self.attempts):
+            use_deterministic_kernels()
+        keep_kernels()
+        keep_freed_memory()
+        with temporary_directory("verify") as folder, console.surviving(), _threads_restored():
+            starts = [stretch.first, *(start.get("from_step", 0) for start in self.attempts.involved())]
+            threads = {step: self.attempts.threads_at(step) for step in starts}
+            result = replace(result, conditions=recorded_conditions.describe(self.settings, set(threads.values())))
+            console.print(f"replaying {describe_steps(stretch.first, stretch.last)}, on {result.conditions}")
+            differing: dict[int, Checkpoint] = {}
+            replayed = self._replay(folder / "replay", self._keep_if_different(differing))
+            rows = compare_rows(stretch, run.directory, replayed.directory)
+            tensors = TensorComparison()
+            result = self._with_rows(result, rows)
+            problem = self._divergence_problem(replayed)
+            if rows.first is None and not differing and not problem:
+                return result
+            found = find_differences(run, self.attempts, self.settings, self.code, threads)
+            result = replace(result, environment=found.environment, code=found.code)
+            if problem:
+                result = replace(result, verdict="differs", notes=(*result.notes, problem))
+            if problem or found.reproducible:
+                tensors = compare_tensors(run.record.spec.model, stretch.checkpoints, differing)
+                return _judged(result, rows, tensors, bounded=False)
+            console.print("not every bit is reproduced; replaying once more with other rounding, to measure its effect")
+            rounded: dict[int, Checkpoint] = {}
+            other = self._replay(folder / "rounded", lambda each: _keep(each, rounded, differing), rounded_otherwise=True)
+            rows = compare_rows(stretch, run.directory, replayed.directory, other.directory)
+            tensors = compare_tensors(run.record.spec.model, stretch.checkpoints, differing, rounded)
+            return _judged(result, rows, tensors, bounded=True)
+
+    def _replay(
+        self, folder: Path, on_checkpoint: Callable[[Checkpoint], None], *, rounded_otherwise: bool = False
+    ) -> Replayed:
+        try:
+            return replay(
+                self.run,
+                self.stretch,
+                self.conditions,
+                folder,
+                self.console,
+                on_checkpoint,
+                rounded_otherwise=rounded_otherwise,
+            )
+        except BadInputError as error:
+            if self.stretch.start or not self.run.record.parent:
+                raise
+            raise BadInputError(f"{error}; without them, verify from a checkpoint of the run itself: --from STEP") from error
+
+    def _keep_if_different(self, differing: dict[int, Checkpoint]) -> Callable[[Checkpoint], None]:
+        def compare(replayed: Checkpoint) -> None:
+            if same_bytes(self.stretch.checkpoints[replayed.step], replayed):
+                remove(replayed)
+            else:
+                differing[replayed.step] = replayed
+
+        return compare
+
+    def _with_rows(self, result: Verification, rows: RowComparison) -> Verification:
+        """Add what was compared, and its checksums, by which a later change is noticed."""
+        length = end_of_rows(self.run.directory, self.stretch.last)
+        xxh3 = ""
+        if length:
+            with open_regular(self.run.directory / METRICS) as file:
+                xxh3 = file_digest(file, "xxh3_128", length)
+        checkpoints = self.stretch.checkpoints
+        return replace(
+            result,
+            rows=rows.rows,
+            rows_bytes=length,
+            rows_xxh3=xxh3,
+            checkpoints=tuple(sorted(checkpoints)),
+            digests={
+                step: {name: file.xxh3_128 for name, file in checkpoints[step].manifest.files.items()}
+                for step in sorted(checkpoints)
+            },
+        )
+
+    def _divergence_problem(self, replayed: Replayed) -> str | None:
+        """How the end of the replay differs from the end of the run, which may have diverged."""
+        if self.stretch.diverges and replayed.diverged is None:
+            return f"the run diverged after step {self.stretch.last}, and the replay did not"
+        if replayed.diverged is not None and not self.stretch.diverges:
+            return f"the replay diverged after step {replayed.diverged.get('after_step')}, and the run did not"
+        return None
+
+
+def _keep(checkpoint: Checkpoint, kept: dict[int, Checkpoint], needed: dict[int, Checkpoint]) -> None:
+    """Keep a checkpoint if its step is needed, else remove it."""
+    if checkpoint.step in needed:
+        kept[checkpoint.step] = checkpoint
+    else:
+        remove(checkpoint)
+
+
+def _judged(result: Verification, rows: RowComparison, tensors: TensorComparison, *, bounded: bool) -> Verification:
+    """Return the result with a verdict and the differences that it rests on."""
+    beyond = rows.first_beyond or tensors.first_beyond
+    differs = result.verdict == "differs" or not bounded or beyond
+    return replace(
+        result,
+        verdict="differs" if differs else "within rounding",
+        first_value=rows.first_beyond if bounded and differs else rows.first,
+        largest_value=rows.largest,
+        first_tensor=tensors.first_beyond if bounded and differs else tensors.first,
+        largest_tensor=tensors.largest,
+    )
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    """Restore the number of threads at the end."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
