@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptlab import project
 from gptlab.bundles.code import Code, code_of, escape, show_command
 from gptlab.bundles.missing import Found, find_needed
 from gptlab.bundles.runs import UnpackedRun, unpacked_runs
@@ -101,8 +100,7 @@ def verify_bundle(argument: str, request: Request, console: Console) -> Verified
         _check_found(found, path, console)
         verifications, problems = [], {}
         for each in runs:
-            console.print()
-            console.print(each.needs.run, style="bold")
+            console.print(f"\nverifying {each.needs.run}" if len(runs) > 1 else "")
             for note in found[each.needs.run].notes:
                 console.notice(note)
             text = found[each.needs.run].text
@@ -113,10 +111,9 @@ def verify_bundle(argument: str, request: Request, console: Console) -> Verified
                 console.notice(f"not verified: {problems[each.needs.run]}")
                 continue
             verifications.append(verification)
-            verify.render(verification, console)
+            verify.render(verification, each.run, console)
     verified = VerifiedBundle(path, bundle.sha256, tuple(verifications), problems, code)
-    console.print()
-    console.print(verified.summary, style="bold")
+    console.print(f"\n{verified.summary}", style="bold")
     return verified
 
 
@@ -130,7 +127,7 @@ def _path(argument: str) -> Path:
         raise BadInputError(f"there is no file '{argument}'")
     if not is_file:
         raise BadInputError(f"'{argument}' is not a regular file")
-    return path.resolve()
+    return path
 
 
 def _runs(bundle: Unpacked, path: Path) -> list[UnpackedRun]:
@@ -147,7 +144,7 @@ def _selected(runs: list[UnpackedRun], only: Sequence[str], path: Path) -> list[
         if len(matches) != 1:
             known = ", ".join(run.needs.run for run in matches or runs)
             what = f"'{reference}' matches several runs" if matches else f"there is no run '{reference}'"
-            raise BadInputError(f"{what} in {project.display_path(path)}: {known}")
+            raise BadInputError(f"{what} in {path}: {known}")
         selected += [match for match in matches if match not in selected]
     return selected or runs
 
@@ -156,7 +153,7 @@ def _check_text(given: Text | None, runs: Sequence[UnpackedRun], path: Path) -> 
     if given and all(given.sha256 != run.needs.text.sha256 for run in runs):
         expected = sorted({run.needs.text.sha256 for run in runs})
         raise BadInputError(
-            f"'{given.source}' is the text of no run in {project.display_path(path)}: its sha256 is {given.sha256}, "
+            f"'{given.source}' is the text of no run in {path}: its sha256 is {given.sha256}, "
             f"and the runs have {', '.join(expected)}"
         )
 
@@ -174,19 +171,17 @@ def _check_found(found: dict[str, Found], path: Path, console: Console) -> None:
     if not missing:
         return
     if len(missing) == 1:
-        raise BadInputError(f"{project.display_path(path)} cannot be verified without {next(iter(missing))}")
+        raise BadInputError(f"{path} cannot be verified without {next(iter(missing))}")
     for line, runs in missing.items():
         console.fact("missing", f"{line} ({', '.join(runs)})")
-    raise BadInputError(
-        f"{project.display_path(path)} cannot be verified: {len(missing)} things are missing, see above"
-    )
+    raise BadInputError(f"{path} cannot be verified: {len(missing)} things are missing, see above")
 
 
 def _print_contents(
     bundle: Unpacked, path: Path, runs: Sequence[UnpackedRun], code: dict[str, list[Code]], console: Console
 ) -> None:
     size = format_bytes(bundle.bytes)
-    console.print(f"{project.display_path(path)} · {size} · gptlab {bundle.contents.gptlab}", style="bold")
+    console.print(f"{path} · {size} · gptlab {bundle.contents.gptlab}", style="bold")
     console.fact("sha256", bundle.sha256)
     shown: set[str] = set()
     for run in runs:
@@ -214,6 +209,6 @@ def _print_code(code: Code, path: Path, console: Console) -> None:
         if code.patch.more:
             rest = plural(code.patch.more, "more line")
             console.print(f"    … {rest}: {escape(show_command(path, code.patch.name))} | less")
-    console.fact("to get it", f"in another clone: {' && '.join(map(escape, code.commands(path)))}")
+    console.fact("get it", f"in another clone: {' && '.join(map(escape, code.commands(path)))}")
     if code.patch:
         console.fact("", "read the patch first; it is executed when you verify with it")
