@@ -16,7 +16,7 @@ from gptlab import completion
 from gptlab.distributed.place import place
 from gptlab.errors import EXIT_FAILED, BadInputError
 from gptlab.failures import exit_code
-from gptlab.interface import bundles, comparing, experiments, results, space, texts, training, wandb
+from gptlab.interface import comparing, experiments, results, space, texts, training, verifying, wandb
 from gptlab.interface.group import Commands, program
 from gptlab.interface.output import heavy_imports
 from gptlab.interrupts import STOP_SIGNALS
@@ -48,7 +48,8 @@ app.command()(results.sample)
 app.command("eval")(results.eval_)
 app.command()(results.batch)
 app.command()(results.export)
-app.command()(bundles.bundle)
+app.command()(verifying.verify)
+app.command()(verifying.bundle)
 app.command()(results.diff)
 app.command("text")(texts.text_)
 app.command()(wandb.sync)

@@ -7,6 +7,7 @@ a flipped bit is found wherever it is, in the padding too.
 
 import tarfile
 from collections.abc import Iterable
+from pathlib import Path
 
 from gptlab.errors import BadInputError
 
@@ -21,6 +22,14 @@ KINDS = {
     tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
+
+
+def is_bundle(argument: str) -> bool:
+    """Return whether an argument names a bundle and not a run."""
+    try:
+        return argument.endswith(".tar") or Path(argument).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, a NUL
+        return False
 
 
 def member(name: str, size: int) -> tarfile.TarInfo:

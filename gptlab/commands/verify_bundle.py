@@ -73,14 +73,6 @@ class VerifiedBundle:
         }
 
 
-def is_bundle(argument: str) -> bool:
-    """Return whether an argument names a bundle and not a run."""
-    try:
-        return argument.endswith(".tar") or Path(argument).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, a NUL
-        return False
-
-
 def verify_bundle(argument: str, request: Request, console: Console) -> VerifiedBundle:
     """Check and unpack a bundle, then verify its runs, and print what is found on the way.
 
@@ -97,7 +89,7 @@ def verify_bundle(argument: str, request: Request, console: Console) -> Verified
         found = {each.needs.run: find_needed(each, bundle, given, request.first) for each in runs}
         _print_contents(bundle, path, runs, code, console)
         _check_text(given, runs, path)
-        _check_found(found, path, console)
+        _check_found(found, path)
         verifications, problems = [], {}
         for each in runs:
             console.print(f"\nverifying {each.needs.run}" if len(runs) > 1 else "")
@@ -158,23 +150,21 @@ def _check_text(given: Text | None, runs: Sequence[UnpackedRun], path: Path) -> 
         )
 
 
-def _check_found(found: dict[str, Found], path: Path, console: Console) -> None:
-    """Print everything that is missing, and stop.
+def _check_found(found: dict[str, Found], path: Path) -> None:
+    """Check that nothing is missing.
 
     Raises:
-        BadInputError: Something is missing.
+        BadInputError: Something is; the message names all of it.
     """
-    missing: dict[str, list[str]] = {}
+    runs: dict[str, list[str]] = {}
     for run, needs in found.items():
         for line in needs.missing:
-            missing.setdefault(line, []).append(run)
-    if not missing:
-        return
-    if len(missing) == 1:
-        raise BadInputError(f"{path} cannot be verified without {next(iter(missing))}")
-    for line, runs in missing.items():
-        console.fact("missing", f"{line} ({', '.join(runs)})")
-    raise BadInputError(f"{path} cannot be verified: {len(missing)} things are missing, see above")
+            runs.setdefault(line, []).append(run)
+    if len(runs) == 1:
+        raise BadInputError(f"{path} cannot be verified without {next(iter(runs))}")
+    if runs:
+        lines = [f"({number}) {line}" for number, line in enumerate(runs, start=1)]
+        raise BadInputError(f"{path} cannot be verified without {len(runs)} things: {'; '.join(lines)}")
 
 
 def _print_contents(
