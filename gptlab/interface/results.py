@@ -1,4 +1,4 @@
-"""Commands that read runs: runs, watch, report, diff, eval, batch, sample, export."""
+"""Commands that read runs: runs, watch, report, diff, eval, batch, verify, sample, export."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from gptlab import completion
 from gptlab.errors import BadInputError
 from gptlab.imports import importing
 from gptlab.interface.options import MAX_COUNT, DeviceOption, JsonOption, ModelArgument, RunArgument, StepOption
-from gptlab.interface.output import heavy_imports, print_json
+from gptlab.interface.output import exit_with, heavy_imports, print_json
 
 
 def runs(
@@ -201,6 +201,39 @@ def batch(
         print_json(found.document())
     else:
         batch.render(found, console)
+
+
+def verify(
+    run: RunArgument,
+    first: Annotated[
+        int | None,
+        typer.Option("--from", min=0, metavar="STEP", help="Step of a resumable checkpoint. Default: the first step."),
+    ] = None,
+    last: Annotated[
+        int | None, typer.Option("--to", min=0, metavar="STEP", help="Step to end at. Default: the last one.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="The run's text, if it has moved.", autocompletion=completion.texts)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a run's files, replay it, and compare its metrics and checkpoints."""
+    with importing():
+        from gptlab.tracking.run import find_run
+
+    found = find_run(run)
+
+    with heavy_imports():
+        from gptlab.commands import verify
+        from gptlab.terminal.console import Console
+        from gptlab.verification.verify import verify_run
+
+    console = Console(stderr=as_json)
+    result = verify_run(found, first=first, last=last, console=console, text=text)
+    verify.render(result, found, console)
+    if not_stored := verify.store(found, result):
+        console.notice(f"the result is not stored: {not_stored}")
+    exit_with(result, as_json)
 
 
 def sample(
