@@ -24,4 +24,3 @@ def window_losses(run: Run) -> Iterator[dict[str, Any]]:
         starts, values = evaluations.read(path)
         for start, loss in zip(starts.tolist(), values.tolist(), strict=True):
             yield {"step": int(name[1]), "yardstick": name[2], "start": start, "loss": loss}
-

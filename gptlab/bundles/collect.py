@@ -23,10 +23,10 @@ from gptlab.tracking.metrics import METRICS
 from gptlab.tracking.provenance import patch_path
 from gptlab.tracking.records import Branch, InitialWeights
 from gptlab.tracking.run import EVALUATIONS, RECORD, SAMPLES, TOKENIZER, Run, run_directories
+from gptlab.tracking.verifications import VERIFICATIONS
 from gptlab.training.run_text import stored_text
 from gptlab.untrusted import open_regular
 
-VERIFICATIONS = "verifications.jsonl"
 Choice = Literal["last", "all", "none"]
 
 

@@ -74,9 +74,7 @@ def read_newest_state(
     problems = {checkpoint.step: find_rows_problem(checkpoint.manifest) for checkpoint in resumable}
     for checkpoint in sorted(resumable, key=lambda c: (problems[c.step] is None, c.step), reverse=True):
         try:
-            state = replace(
-                read_state(checkpoint, spec, is_adamw=is_adamw), rows_problem=problems[checkpoint.step]
-            )
+            state = replace(read_state(checkpoint, spec, is_adamw=is_adamw), rows_problem=problems[checkpoint.step])
         except GptlabError as error:
             damage = error
             notice(f"{error}; using an older checkpoint if there is one")

@@ -103,7 +103,7 @@ def verify_bundle(argument: str, request: Request, console: Console) -> Verified
                 console.notice(f"not verified: {problems[each.needs.run]}")
                 continue
             verifications.append(verification)
-            verify.render(verification, each.run, console)
+            verify.render(verification, None, console)
     verified = VerifiedBundle(path, bundle.sha256, tuple(verifications), problems, code)
     console.print(f"\n{verified.summary}", style="bold")
     return verified

@@ -1,7 +1,7 @@
-"""What the numbers of a replay depend on besides the steps: device, kernels, threads, code. As recorded, if possible."""
+"""What the numbers of a replay depend on besides the steps: device, kernels, threads, code. As recorded if possible."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Attempts:
         return before[-1] if before else None
 
     def threads_at(self, step: int) -> int:
-        """Return the number of threads to compute a step with: that of the attempt, if this machine can have as many."""
+        """Return the number of threads to compute a step with: the recorded one, if this machine can have as many."""
         start = self.at(step)
         recorded = start.get("threads", 0) if start else 0
         return recorded if 0 < recorded <= max_threads() else torch.get_num_threads()
@@ -48,6 +48,12 @@ class Attempts:
         steps = [self.stretch.first, *(step for step in begins if self.stretch.first < step < self.stretch.last)]
         found = [start for step in steps if (start := self.at(step))]
         return [start for n, start in enumerate(found) if start not in found[:n]]
+
+    @property
+    def last(self) -> Start | None:
+        """The last of them."""
+        involved = self.involved()
+        return involved[-1] if involved else None
 
 
 def max_threads() -> int:
@@ -66,8 +72,8 @@ def recorded_settings(run: Run, attempts: Attempts) -> Settings:
     Raises:
         BadInputError: No device of this machine supports the run's precision.
     """
-    last = (attempts.involved() or [None])[-1]
-    available, recorded = Available.here(), (last or {}).get("device", "cpu")
+    last = attempts.last
+    available, recorded = Available.here(), last.get("device", "cpu") if last else "cpu"
     device = "cpu"
     if recorded == "mps":
         device = "mps" if available.mps and run.record.precision == "float32" else "cpu"
@@ -81,7 +87,7 @@ def recorded_settings(run: Run, attempts: Attempts) -> Settings:
 
 def is_deterministic(attempts: Attempts) -> bool:
     """Return whether the stretch's last attempt used deterministic kernels only."""
-    return bool((attempts.involved() or [{}])[-1].get("deterministic"))
+    return bool(attempts.last and attempts.last.get("deterministic"))
 
 
 @dataclass(frozen=True)
@@ -111,9 +117,10 @@ def find_differences(
     packages = here.pop("packages")
     environment: dict[str, tuple[Any, Any]] = {}
     involved = attempts.involved()
+    used = [threads.get(start.get("from_step", 0), here["threads"]) for start in involved]
     for key in (*SAME, "host"):
         values = [start.get(key) for start in involved]
-        ours = [threads.get(start.get("from_step", 0), here["threads"]) for start in involved] if key == "threads" else [here[key]] * len(values)
+        ours = used if key == "threads" else [here[key]] * len(values)
         if values != ours:
             environment[key] = (_over_time(values), _over_time(ours))
     for name, version in packages.items():
@@ -130,9 +137,7 @@ def find_differences(
     return Differences(environment, tuple(sentences), on_cpu and same_code and not environment)
 
 
-def _code_sentences(
-    run: Run, involved: list[Start], recorded: Fingerprint | None, code: Fingerprint
-) -> list[str]:
+def _code_sentences(run: Run, involved: list[Start], recorded: Fingerprint | None, code: Fingerprint) -> list[str]:
     """Sentences on what differs between the code of a stretch and the code here."""
     sentences = []
     hashes = {start.get("fingerprint") for start in involved} - {None}

@@ -130,13 +130,13 @@ class _Check:
                 self._count(path, size or changed)
 
     def metrics(self, history: History, checkpoints: list[Checkpoint]) -> None:
-        """Check `metrics.jsonl` against the end of the last attempt, and against every manifest that counts its rows."""
+        """Check `metrics.jsonl` against the end of the last attempt and every manifest that counts its rows."""
         path = self.directory / METRICS
         forget_digests(path)
-        problems = [history.damage]
-        for checkpoint in checkpoints:
-            if checkpoint.manifest.progress.metrics_xxh3 and history.is_current(checkpoint):
-                problems.append(find_rows_problem(self.directory, checkpoint.manifest))
+        counting = [
+            each.manifest for each in checkpoints if each.manifest.progress.metrics_xxh3 and history.is_current(each)
+        ]
+        problems = [history.damage, *(find_rows_problem(self.directory, manifest) for manifest in counting)]
         found = [problem for problem in problems if problem]
         recorded = history.recorded_rows()
         if found:

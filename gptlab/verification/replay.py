@@ -71,7 +71,7 @@ def replay(
         console: Where to show progress.
         on_checkpoint: Called with the replay's checkpoint of each step that the run has one of, in another thread. It
             may remove the checkpoint.
-        rounded_otherwise: Whether to move the weights by one rounding before each step (`gptlab.verification.rounding`).
+        rounded_otherwise: Whether to move the weights by one rounding before each step; see `rounding`.
 
     Raises:
         BadInputError: The parent's weights are missing.
@@ -115,7 +115,9 @@ def _keeping(record: RunRecord, steps: Collection[int]) -> RunRecord:
 
 def _read_start(run: Run, stretch: Stretch) -> SavedState | None:
     spec = run.record.spec
-    return stretch.start and read_state(stretch.start, spec.model, is_adamw=not spec.train.has_own_optimizer)
+    if stretch.start is None:
+        return None
+    return read_state(stretch.start, spec.model, is_adamw=not spec.train.has_own_optimizer)
 
 
 class _Replaying(Alone):

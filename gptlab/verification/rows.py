@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from gptlab.tracking.metrics import DETERMINISTIC, Row, stream_metrics
 from gptlab.verification.result import ValueDifference
@@ -101,8 +102,13 @@ def _differences(step: int, recorded: Row, ours: Row) -> Iterator[ValueDifferenc
     for column in DETERMINISTIC:
         a, b = recorded.get(column), ours.get(column)
         if a != b or type(a) is not type(b):
-            numbers = isinstance(a, float) and isinstance(b, float) and math.isfinite(a) and math.isfinite(b)
-            yield ValueDifference(step, column, a, b, abs(a - b) if numbers else math.inf)
+            yield ValueDifference(step, column, a, b, _distance(a, b))
+
+
+def _distance(a: Any, b: Any) -> float:
+    """The absolute difference; infinite unless both are finite floats."""
+    numbers = isinstance(a, float) and isinstance(b, float) and math.isfinite(a) and math.isfinite(b)
+    return abs(a - b) if numbers else math.inf
 
 
 def _aligned(stretch: Stretch, directories: Sequence[Path]) -> Iterator[tuple[int, tuple[Row | None, ...]]]:

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,7 +13,6 @@ from gptlab.checkpoints.manifest import Checkpoint
 from gptlab.checksums import file_digest
 from gptlab.compiler import keep_kernels
 from gptlab.errors import BadInputError, GptlabError
-from gptlab.identity import Fingerprint
 from gptlab.model.measure import check_parts
 from gptlab.temporary import temporary_directory
 from gptlab.terminal.console import Console
@@ -31,10 +30,10 @@ from gptlab.training.settings import use_deterministic_kernels
 from gptlab.training.training_data import load_training_data
 from gptlab.untrusted import open_regular
 from gptlab.verification import conditions as recorded_conditions
-from gptlab.verification.conditions import Attempts, attempts_of, find_differences, recorded_settings
-from gptlab.verification.integrity import Integrity, check_integrity
+from gptlab.verification.conditions import attempts_of, find_differences, recorded_settings
+from gptlab.verification.integrity import check_integrity
 from gptlab.verification.replay import Conditions, Replayed, remove, replay
-from gptlab.verification.result import Verification, Verdict
+from gptlab.verification.result import Verification
 from gptlab.verification.rows import RowComparison, compare_rows
 from gptlab.verification.stretch import Stretch, choose_stretch, describe_steps
 from gptlab.verification.tensors import TensorComparison, compare_tensors, same_bytes
@@ -120,9 +119,10 @@ class _Replays:
             if problem or found.reproducible:
                 tensors = compare_tensors(run.record.spec.model, stretch.checkpoints, differing)
                 return _judged(result, rows, tensors, bounded=False)
-            console.print("not every bit is reproduced; replaying once more with other rounding, to measure its effect")
+            console.print("not every bit is the same; replaying once more with other rounding, to measure its effect")
             rounded: dict[int, Checkpoint] = {}
-            other = self._replay(folder / "rounded", lambda each: _keep(each, rounded, differing), rounded_otherwise=True)
+            keep = partial(_keep, kept=rounded, needed=differing)
+            other = self._replay(folder / "rounded", keep, rounded_otherwise=True)
             rows = compare_rows(stretch, run.directory, replayed.directory, other.directory)
             tensors = compare_tensors(run.record.spec.model, stretch.checkpoints, differing, rounded)
             return _judged(result, rows, tensors, bounded=True)
@@ -143,7 +143,8 @@ class _Replays:
         except BadInputError as error:
             if self.stretch.start or not self.run.record.parent:
                 raise
-            raise BadInputError(f"{error}; without them, verify from a checkpoint of the run itself: --from STEP") from error
+            remedy = "without it, verify from a checkpoint of the run itself: --from STEP"
+            raise BadInputError(f"{error}; {remedy}") from error
 
     def _keep_if_different(self, differing: dict[int, Checkpoint]) -> Callable[[Checkpoint], None]:
         def compare(replayed: Checkpoint) -> None:
