@@ -1,4 +1,4 @@
-"""The record of a run without absolute paths of the machine that it was made on, which can name its user.
+"""The record of a run without paths of the machine that it was made on, which can name its user.
 
 A run's identity does not contain paths, so the record stays valid and the run keeps its id.
 """
@@ -10,7 +10,7 @@ from gptlab.tracking.records import RunRecord
 
 
 def without_paths(record: RunRecord) -> RunRecord:
-    """Return the record with each absolute path shortened to its last part."""
+    """Return the record with each path shortened to its last part."""
     data = record.spec.data.model_copy(
         update={"text": _last_part(record.spec.data.text), "tokenizer": _last_part(record.spec.data.tokenizer)}
     )
@@ -23,8 +23,8 @@ def without_paths(record: RunRecord) -> RunRecord:
 
 
 def _last_part(path: str) -> str:
-    """Return a name or a relative path as it is, and the last part of an absolute path or one in a user's home."""
-    return PurePosixPath(path).name or path if path.startswith(("/", "~")) else path
+    """Return the last part of a path, and a name as it is."""
+    return PurePosixPath(path).name or path
 
 
 def _root(path: str) -> str:

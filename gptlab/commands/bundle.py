@@ -1,5 +1,6 @@
 """`gptlab bundle`: pack runs into a file that others can verify."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,7 +33,7 @@ class Packed:
         """What the other side types."""
         missing = sorted({run.text.name for run in self.bundle.contents.runs if not run.text.inside})
         text = ["--text", missing[0]] if missing else []
-        return shell_command("verify", self.bundle.path.name, *text)
+        return shlex.join(["gptlab", "verify", self.bundle.path.name, *text])
 
     def document(self) -> dict[str, Any]:
         """Return what `gptlab bundle --json` prints."""
