@@ -86,18 +86,17 @@ def render(packed: Packed, console: Console) -> None:
 
 def _find_target(out: str, *, force: bool) -> Path:
     try:
-        path = Path(out).expanduser().absolute()
-        exists, is_file = path.exists(), path.is_file()
-        has_folder = path.parent.is_dir()
-    except (OSError, RuntimeError, ValueError):  # too long, an unknown user's home, a NUL
-        raise BadInputError(f"--out is '{out}', which cannot be a file") from None
-    if not out or not has_folder:
-        raise BadInputError(f"--out is '{out}', but there is no folder {path.parent}")
-    if exists and not is_file:
-        raise BadInputError(f"--out is '{out}', which is not a regular file")
+        path = Path(out).expanduser()
+        exists, is_file, has_folder = path.resolve().exists(), path.is_file(), path.parent.is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, an unknown user's home, a NUL
+        exists = is_file = has_folder = False
+    if not has_folder or (exists and not is_file):
+        raise BadInputError(
+            f"--out is '{out}', which cannot be a file; give the path of a .tar in a folder that exists"
+        )
     if exists and not force:
-        raise BadInputError(f"'{out}' exists; pass --force to replace it")
-    return path
+        raise BadInputError(f"'{out}' exists; pass --force to replace it, or another --out")
+    return path.absolute()
 
 
 def _check_distinct(runs: Sequence[Run]) -> None:

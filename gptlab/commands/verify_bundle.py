@@ -188,7 +188,7 @@ def _print_code(code: Code, path: Path, console: Console) -> None:
     if code.commit is None:
         console.fact("code", "unknown: the project was not under git")
         return
-    where = "the same as here" if code.same else "another one here" if code.known else "not in this repository"
+    where = "the same as here" if code.same else "not the code here" if code.known else "not in this repository"
     changes = f", with uncommitted changes in {', '.join(code.patch.files)}" if code.patch else ""
     console.fact("code", f"commit {abbreviate_hash(code.commit)}, {where}{changes}")
     if code.same:
@@ -199,6 +199,6 @@ def _print_code(code: Code, path: Path, console: Console) -> None:
         if code.patch.more:
             rest = plural(code.patch.more, "more line")
             console.print(f"    … {rest}: {escape(show_command(path, code.patch.name))} | less")
-    console.fact("get it", f"in another clone: {' && '.join(map(escape, code.commands(path)))}")
+    console.fact("get it", f"in another clone: {' && '.join(map(escape, code.commands(path.absolute())))}")
     if code.patch:
         console.fact("", "read the patch first; it is executed when you verify with it")
