@@ -220,7 +220,7 @@ COMMANDS = [
     (f"bundle {HERE} -o nul\0", "which cannot be a file"),
     (
         f"bundle {HERE} -o x.tar --checkpoints best",
-        "'--checkpoints': Value error, 'best' is not one of 'last', 'all', 'none'",
+        "'best' is not one of 'last', 'all', 'none'",
     ),
     ("batch", "Missing argument 'RUN@STEP'"),
     ("batch nothing@3", "there is no run 'nothing'"),

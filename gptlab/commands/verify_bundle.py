@@ -99,8 +99,11 @@ def verify_bundle(argument: str, request: Request, console: Console) -> Verified
             try:
                 verification = verify_run(each.run, first=request.first, last=request.last, console=console, text=text)
             except GptlabError as error:
-                problems[each.needs.run] = str(error).replace(f"{bundle.folder}/", "")
-                console.notice(f"not verified: {problems[each.needs.run]}")
+                problem = str(error).replace(f"{bundle.folder}/", "")
+                if len(runs) == 1:
+                    raise BadInputError(f"{path} cannot be verified: {problem}") from None
+                problems[each.needs.run] = problem
+                console.notice(f"not verified: {problem}")
                 continue
             verifications.append(verification)
             verify.render(verification, None, console)

@@ -22,12 +22,14 @@ from hypothesis import strategies as st
 from gptlab.bundles.collect import collect
 from gptlab.bundles.contents import CONTENTS, Contents
 from gptlab.bundles.members import end, header, length, padding
+from gptlab.bundles.missing import Found, find_needed
 from gptlab.bundles.pack import Bundle, write
 from gptlab.bundles.runs import UnpackedRun, unpacked_runs
 from gptlab.bundles.unpack import unpacked
 from gptlab.digests import with_digest
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.failures import exit_code
+from gptlab.identity import UNKNOWN
 from gptlab.tracking.provenance import patch_path
 from gptlab.tracking.run import RECORD, Run, load_run
 
@@ -271,6 +273,28 @@ def test_a_record_with_a_path_of_a_machine_is_no_bundle_of_gptlab(run, tmp_path,
     monkeypatch.setattr("gptlab.bundles.collect.without_paths", lambda record: record)
     monkeypatch.setattr("gptlab.bundles.pack.without_paths", lambda record: record)
     assert "run.json is not as gptlab bundles it" in refusal(pack(tmp_path / "paths.tar", run).path, temporary)
+
+
+def test_code_of_parts_that_is_missing_or_differs_here_is_named(bundle, project):
+    """The code itself is never in a bundle; names that lead out of the project are of no file."""
+    part = project / "experiments" / "part.py"
+    part.write_text("1")
+    same = hashlib.sha256(b"1").hexdigest()
+    with unpacked(bundle.path) as opened:
+        (found,) = unpacked_runs(opened)
+
+        def look(**parts: str) -> Found:
+            needs = found.needs.model_copy(
+                update={"parts": {name.replace("_", "/"): sha for name, sha in parts.items()}}
+            )
+            return find_needed(UnpackedRun(found.run, needs), opened, None, None)
+
+        text = look().missing
+        assert look(**{"experiments_part.py": same}) == Found(None, text, ())
+        assert look(**{"experiments_part.py": UNKNOWN}).notes == ()
+        assert "experiments/part.py differs here" in look(**{"experiments_part.py": "0" * 64}).notes[0]
+        for name in ("experiments_gone.py", ".._project_experiments_part.py", "_etc_passwd", "nul\0"):
+            assert len(look(**{name: same}).missing) == len(text) + 1
 
 
 def test_a_pipe_is_not_opened(tmp_path):

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import xxhash
 from support import run_attempt, typed
 
 from gptlab.bundles.code import escape
+from gptlab.commands.verify_bundle import VerifiedBundle
+from gptlab.digests import with_digest
 from gptlab.spec import Experiment
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.run import Run
 from gptlab.training.initial import find_branch
+from gptlab.verification.result import Verification
 
 pytestmark = pytest.mark.slow
 
@@ -173,19 +177,41 @@ def test_uncommitted_code_is_shown_and_never_applied(project, micro, sender, els
     assert not list(folder.rglob("extra.py"))
 
 
-def test_code_of_a_part_that_is_missing_here_is_named(micro, project, sender, elsewhere, gptlab):
-    (project / "experiments" / "parts").mkdir()
-    part = "import torch\n\n\ndef act(x):\n    return torch.tanh(x)\n"
-    (project / "experiments" / "parts" / "mine.py").write_text(part)
-    run = run_attempt(micro.with_changes({"model.activation": "experiments.parts.mine:act"}), steps=1).run
+def test_a_forged_number_is_found_by_the_replay(micro, sender, elsewhere, gptlab):
+    """Whoever makes a bundle can compute every checksum."""
+    run = run_attempt(micro, seed=2, steps=10).run
+    shutil.rmtree(run.directory / "checkpoints")
+    metrics, attempts = run.directory / "metrics.jsonl", run.directory / "attempts.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows[-1]["val/loss"] -= 0.01
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    start, end = (json.loads(line) for line in attempts.read_text().splitlines())
+    del end["digest"]
+    content = metrics.read_bytes()
+    end |= {"metrics_bytes": len(content), "metrics_xxh3": xxhash.xxh3_128(content).hexdigest()}
+    attempts.write_text("".join(json.dumps(row) + "\n" for row in (start, with_digest(end))))
     gptlab("bundle", run.id, "-o", str(sender / "results.tar"), "--text")
-    folder = elsewhere()
-    error = gptlab("verify", "results.tar", code=2)
-    assert "without experiments/parts/mine.py, code that the spec names" in error
-    (folder / "experiments" / "parts").mkdir()
-    (folder / "experiments" / "parts" / "mine.py").write_text(part.replace("tanh", "sin"))
-    out = gptlab("verify", "results.tar", code=1)
-    assert out == ""
+    elsewhere()
+    printed = gptlab("verify", "results.tar", "--json", code=1)  # on stderr
+    assert f"{run.id}: differs, steps 0 to 10" in printed
+    assert "val/loss at step 10: recorded" in printed
+
+
+def test_one_run_that_cannot_be_verified_does_not_hide_the_others():
+    bitwise, differs = Verification("a", "bitwise", 0, 1), Verification("b", "differs", 0, 1)
+    found = {"a": [], "b": [], "c": []}
+    both = VerifiedBundle(Path("x.tar"), "", (bitwise, differs), {"c": "why"}, found)
+    assert (both.exit_code, both.summary) == (1, "3 runs: 1 bitwise, 1 differs, 1 not verified")
+    assert VerifiedBundle(Path("x.tar"), "", (bitwise,), {"c": "why"}, found).exit_code == 2
+    assert VerifiedBundle(Path("x.tar"), "", (bitwise,), {}, found).exit_code == 0
+
+
+def test_a_step_that_the_run_does_not_have_is_one_line(made, sender, elsewhere, gptlab):
+    gptlab("bundle", made.branch.id, "-o", str(sender / "results.tar"), "--text")
+    elsewhere()
+    error = gptlab("verify", "results.tar", "--to", "500", code=2)
+    assert error.startswith("error: results.tar cannot be verified: ")
+    assert error.count("\n") == 1
 
 
 def test_what_a_terminal_could_interpret_is_escaped():
