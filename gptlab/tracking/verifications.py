@@ -94,7 +94,8 @@ def current_verification(directory: Path) -> StoredVerification | None:
         return current[-1] if current else None
     failed = [number for number, row in enumerate(current) if row["verdict"] not in REPRODUCED]
     since = current[failed[-1] + 1 :] if failed else current
-    return max(reversed(since), key=_steps)
+    longest: StoredVerification = max(reversed(since), key=_steps)
+    return longest
 
 
 def _steps(row: StoredVerification) -> int:
