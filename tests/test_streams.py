@@ -58,6 +58,7 @@ COMMANDS = {
     "eval": "eval {run}",
     "batch": "batch {run}@3",
     "export": "export {run} {folder}/export",
+    "verify": "verify {run}",
     "sync": "sync",
     "rm": "rm {run}",
     "gc": "gc --yes",

@@ -103,8 +103,14 @@ def _steps(row: StoredVerification) -> int:
 
 
 def describe_verification(row: StoredVerification) -> str:
-    """Return the verdict and the steps, such as `bitwise 0–300`."""
-    return f"{row['verdict']} {row['first']}–{row['last']}"
+    """Return the verdict and the steps that it holds for, such as `bitwise 0–300`."""
+    steps = "" if row["verdict"] == "damaged" else f" {row['first']}–{row['last']}"
+    return f"{row['verdict']}{steps}"
+
+
+def verified_facts(row: StoredVerification | None) -> dict[str, Any] | None:
+    """Return what `--json` prints of a verification."""
+    return row and {key: row[key] for key in ("verdict", "first", "last", "time")}
 
 
 def _has_rows(directory: Path, row: StoredVerification) -> bool:

@@ -29,6 +29,7 @@ COMMANDS: dict[str, list[str]] = {
     "eval": ["eval", "{micro}", "--json"],
     "batch": ["batch", "{micro}@3"],
     "export": ["export", "{micro}", "{folder}/export", "--json"],
+    "verify": ["verify", "{micro}", "--to", "10"],
     "diff": ["diff", "{micro}", "{micro 1}"],
     "diff now": ["diff", "{micro}", "--json"],
     "sync": ["sync"],
