@@ -94,7 +94,8 @@ def current_verification(directory: Path) -> StoredVerification | None:
         return current[-1] if current else None
     failed = [number for number, row in enumerate(current) if row["verdict"] not in REPRODUCED]
     since = current[failed[-1] + 1 :] if failed else current
-    return max(reversed(since), key=_steps)
+    longest: StoredVerification = max(reversed(since), key=_steps)
+    return longest
 
 
 def _steps(row: StoredVerification) -> int:
@@ -102,8 +103,14 @@ def _steps(row: StoredVerification) -> int:
 
 
 def describe_verification(row: StoredVerification) -> str:
-    """Return the verdict and the steps, such as `bitwise 0–300`."""
-    return f"{row['verdict']} {row['first']}–{row['last']}"
+    """Return the verdict and the steps that it holds for, such as `bitwise 0–300`."""
+    steps = "" if row["verdict"] == "damaged" else f" {row['first']}–{row['last']}"
+    return f"{row['verdict']}{steps}"
+
+
+def verified_facts(row: StoredVerification | None) -> dict[str, Any] | None:
+    """Return what `--json` prints of a verification."""
+    return row and {key: row[key] for key in ("verdict", "first", "last", "time")}
 
 
 def _has_rows(directory: Path, row: StoredVerification) -> bool:
