@@ -78,7 +78,9 @@ def first_size(start: bytes, name: str) -> int:
     except (tarfile.HeaderError, UnicodeDecodeError, ValueError):
         raise BadInputError("it is not a tar, or its beginning is damaged") from None
     if found.name != name or found.size < 0 or start != header(name, found.size):
-        raise BadInputError(f"its first file is not {name} as gptlab writes it, so it is no bundle or it is damaged")
+        raise BadInputError(
+            f"its first file is not {name} as gptlab writes it: it is no bundle, is damaged, or was packed by another tool"
+        )
     return found.size
 
 
