@@ -79,7 +79,7 @@ def first_size(start: bytes, name: str) -> int:
         raise BadInputError("it is not a tar, or its beginning is damaged") from None
     if found.name != name or found.size < 0 or start != header(name, found.size):
         raise BadInputError(
-            f"its first file is not {name} as gptlab writes it: it is no bundle, is damaged, or was packed by another tool"
+            f"its first file is not {name} as gptlab writes it: it is no bundle, is damaged, or another tool packed it"
         )
     return found.size
 
