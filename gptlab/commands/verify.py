@@ -88,6 +88,8 @@ def _checkpoints(result: Verification) -> str:
         return "the run keeps none of these steps, so only rows were compared"
     steps = ", ".join(map(str, result.checkpoints))
     equal = "every byte is equal" if result.largest_tensor is None else "not every byte is equal"
+    if result.other_headers:
+        equal = "every tensor is equal in every bit, but headers of files differ"
     end = "" if result.checkpoints[-1] == result.last else f"; it keeps none of step {result.last}"
     return f"{'step' if len(result.checkpoints) == 1 else 'steps'} {steps} compared; {equal}{end}"
 

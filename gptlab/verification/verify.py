@@ -107,18 +107,21 @@ class _Replays:
             differing: dict[int, Checkpoint] = {}
             replayed = self._replay(folder / "replay", self._keep_if_different(differing))
             rows = compare_rows(stretch, run.directory, replayed.directory)
-            tensors = TensorComparison()
             result = self._with_rows(result, rows)
             problem = self._divergence_problem(replayed)
             if rows.first is None and not differing and not problem:
-                return result
+                return replace(result, notes=(*result.notes, *self._notes_on_end(replayed)))
             found = find_differences(run, self.attempts, self.settings, self.code, threads)
             result = replace(result, environment=found.environment, code=found.code)
             if problem:
                 result = replace(result, verdict="differs", notes=(*result.notes, problem))
+            tensors = compare_tensors(run.record.spec.model, stretch.checkpoints, differing)
+            if tensors.first is None:
+                result = replace(result, other_headers=tuple(sorted(differing)))
             if problem or found.reproducible:
-                tensors = compare_tensors(run.record.spec.model, stretch.checkpoints, differing)
                 return _judged(result, rows, tensors, bounded=False)
+            if rows.first is None and tensors.first is None:
+                return result
             console.print("not every bit is the same; replaying once more with other rounding, to measure its effect")
             rounded: dict[int, Checkpoint] = {}
             keep = partial(_keep, kept=rounded, needed=differing)
@@ -143,8 +146,11 @@ class _Replays:
         except BadInputError as error:
             if self.stretch.start or not self.run.record.parent:
                 raise
-            remedy = "without it, verify from a checkpoint of the run itself: --from STEP"
-            raise BadInputError(f"{error}; {remedy}") from error
+            own = [
+                step for step, each in self.stretch.checkpoints.items() if each.resumable and step < self.stretch.last
+            ]
+            remedy = f", or verify from a checkpoint of the run itself: --from {max(own)}" if own else ""
+            raise BadInputError(f"{error}; restore it{remedy}") from error
 
     def _keep_if_different(self, differing: dict[int, Checkpoint]) -> Callable[[Checkpoint], None]:
         def compare(replayed: Checkpoint) -> None:
@@ -177,11 +183,24 @@ class _Replays:
 
     def _divergence_problem(self, replayed: Replayed) -> str | None:
         """How the end of the replay differs from the end of the run, which may have diverged."""
+        here = None if replayed.diverged is None else replayed.diverged.get("after_step")
+        recorded = self.history.diverged_after if self.stretch.diverges else None
         if self.stretch.diverges and replayed.diverged is None:
             return f"the run diverged after step {self.stretch.last}, and the replay did not"
         if replayed.diverged is not None and not self.stretch.diverges:
-            return f"the replay diverged after step {replayed.diverged.get('after_step')}, and the run did not"
+            return f"the replay diverged after step {here}, and the run did not"
+        if recorded is not None and recorded != here:
+            return f"the run diverged after step {recorded}, and the replay after step {here}"
         return None
+
+    def _notes_on_end(self, replayed: Replayed) -> Iterator[str]:
+        """Notes on the end of a stretch that is bitwise: its divergence, and its sample, which has no checksum."""
+        if self.stretch.diverges:
+            yield f"the run diverged after step {self.stretch.last}, and so did the replay"
+        if self.stretch.completes:
+            ours, recorded = Run(replayed.directory, self.run.record).samples(), self.run.samples()
+            if ours and recorded and ours[-1] != recorded[-1]:
+                yield f"the sample of step {self.stretch.last} is another text than that of the replay"
 
 
 def _keep(checkpoint: Checkpoint, kept: dict[int, Checkpoint], needed: dict[int, Checkpoint]) -> None:
