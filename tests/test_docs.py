@@ -45,6 +45,7 @@ def test_every_test_that_a_table_names_exists(document, least):
         "docs/scale.md",
         "docs/style.md",
         "docs/sweeps.md",
+        "docs/verify.md",
         "docs/wandb.md",
         "experiments/README.md",
     ],

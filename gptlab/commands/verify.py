@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from gptlab import project
+from gptlab.errors import GptlabError
 from gptlab.terminal.console import Console
 from gptlab.terminal.text import abbreviate_hash, format_duration, plural, printable, shell_command
 from gptlab.tracking import provenance
@@ -26,10 +27,15 @@ def store(run: Run, result: Verification) -> str | None:
         "digests": {str(step): files for step, files in result.digests.items()},
         **provenance.working_tree().facts(),
     }
+    path = run.directory / VERIFICATIONS
     try:
+        if path.is_file() and path.lstat().st_nlink > 1:
+            return f"{project.display_path(path)} has a hard link elsewhere; remove it"
         add_verification(run.directory, _finite(facts))
     except OSError as error:
-        return f"{project.display_path(run.directory / VERIFICATIONS)} cannot be written: {error.strerror}"
+        return f"{project.display_path(path)} cannot be written: {error.strerror}"
+    except GptlabError as error:
+        return str(error)
     return None
 
 
@@ -88,6 +94,8 @@ def _checkpoints(result: Verification) -> str:
         return "the run keeps none of these steps, so only rows were compared"
     steps = ", ".join(map(str, result.checkpoints))
     equal = "every byte is equal" if result.largest_tensor is None else "not every byte is equal"
+    if result.other_headers:
+        equal = "every tensor is equal in every bit, but headers of files differ"
     end = "" if result.checkpoints[-1] == result.last else f"; it keeps none of step {result.last}"
     return f"{'step' if len(result.checkpoints) == 1 else 'steps'} {steps} compared; {equal}{end}"
 

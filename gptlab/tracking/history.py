@@ -74,6 +74,13 @@ class History:
         """How the last attempt ended; `interrupted` if no end is recorded, as while it runs."""
         return self._end["status"] if self._end else "interrupted"
 
+    @property
+    def diverged_after(self) -> int | None:
+        """The step after which the last attempt diverged; None if it did not, or if this is not recorded."""
+        facts = self._end.get("diverged") if self._end else None
+        step = facts.get("after_step") if isinstance(facts, dict) else None
+        return step if isinstance(step, int) else None
+
     @cached_property
     def status(self) -> Status:
         """`running` while a process holds the run's lock, else the outcome."""

@@ -20,7 +20,7 @@ from gptlab.tracking import evaluations
 from gptlab.tracking.history import ATTEMPTS, History
 from gptlab.tracking.metrics import METRICS, ROW
 from gptlab.tracking.provenance import MAX_STORED_PATCH_BYTES, patch_path
-from gptlab.tracking.run import EVALUATIONS, RECORD, SAMPLES, TOKENIZER, Run
+from gptlab.tracking.run import EVALUATIONS, RECORD, TOKENIZER, Run
 from gptlab.tracking.verification import find_rows_problem
 from gptlab.untrusted import MAX_DOCUMENT_BYTES, MAX_LINE_BYTES, open_regular, read_json_lines_from
 from gptlab.verification.result import Damage
@@ -55,8 +55,6 @@ def check_integrity(run: Run, history: History) -> Integrity:
     found.tokenizer(run)
     found.patches(history)
     found.evaluations()
-    if (run.directory / SAMPLES).exists():
-        found.notes.append(f"{SAMPLES} has no checksum")
     return Integrity(tuple(found.damage), found.files, tuple(found.notes))
 
 

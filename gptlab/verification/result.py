@@ -93,6 +93,8 @@ class Verification:
     """The checksum of these bytes."""
     checkpoints: tuple[int, ...] = ()
     """Steps of the checkpoints that were compared."""
+    other_headers: tuple[int, ...] = ()
+    """Steps whose tensors are equal in every bit, in files with another header, as another version may write it."""
     digests: dict[int, dict[str, str]] = field(default_factory=dict)
     """By step, the recorded checksum of each file that was compared."""
     first_value: ValueDifference | None = None
@@ -129,6 +131,7 @@ class Verification:
             "files": self.files,
             "rows": self.rows,
             "checkpoints": list(self.checkpoints),
+            "other_headers": list(self.other_headers),
             **{name: found.document() if (found := getattr(self, name)) else None for name in differences},
             "environment": {key: {"recorded": a, "replayed": b} for key, (a, b) in self.environment.items()},
             "code": list(self.code),

@@ -1,7 +1,7 @@
 """Compare the checkpoints of a run with those of its replay."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -63,14 +63,15 @@ def compare_tensors(
             except (GptlabError, KeyError):  # it has another size, or tensors of another model
                 found.add(TensorDifference(step, file, "", math.inf))
                 continue
-            for name, difference in _differences(theirs, our):
+            for name in sorted(theirs.keys() | our.keys()):
                 bound, key = 0.0, (file, name)
                 if other is not None:
                     sensitivity[key] = max(
                         sensitivity.get(key, 0.0), relative_difference(our.get(name), other.get(name))
                     )
                     bound = MULTIPLE * sensitivity[key] + FLOOR
-                if difference:
+                if not _same_bytes(theirs.get(name), our.get(name)):
+                    difference = relative_difference(our.get(name), theirs.get(name))
                     found.add(TensorDifference(step, file, name, difference, bound))
     return found
 
@@ -79,7 +80,7 @@ def relative_difference(a: Tensor | None, b: Tensor | None) -> float:
     """Return ‖a − b‖ / ‖a‖, 0 for equal tensors, and infinity if they cannot be compared or are not finite."""
     if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
         return math.inf
-    if torch.equal(a.view(-1), b.view(-1)):
+    if torch.equal(a, b):
         return 0.0
     if not a.is_floating_point():
         return math.inf
@@ -87,9 +88,11 @@ def relative_difference(a: Tensor | None, b: Tensor | None) -> float:
     return difference / norm if norm and math.isfinite(difference) else math.inf
 
 
-def _differences(a: Tensors, b: Tensors) -> Iterator[tuple[str, float]]:
-    for name in sorted(a.keys() | b.keys()):
-        yield name, relative_difference(b.get(name), a.get(name))
+def _same_bytes(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two tensors are the same in every bit, the sign of a zero included."""
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8))
 
 
 def _read(checkpoint: Checkpoint, file: str, model: ModelSpec) -> Tensors:

@@ -1,7 +1,7 @@
 """Verify a run: check its files, then replay a stretch of it and compare."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from gptlab.checkpoints.manifest import Checkpoint
 from gptlab.checksums import file_digest
 from gptlab.compiler import keep_kernels
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.interrupts import exiting_on_termination
 from gptlab.model.measure import check_parts
 from gptlab.temporary import temporary_directory
 from gptlab.terminal.console import Console
@@ -94,38 +95,50 @@ class _Replays:
 
     def verify(self, result: Verification) -> Verification:
         """Return the result with what the replays found."""
-        run, stretch, console = self.run, self.stretch, self.console
         if recorded_conditions.is_deterministic(self.attempts):
             use_deterministic_kernels()
         keep_kernels()
         keep_freed_memory()
-        with temporary_directory("verify") as folder, console.surviving(), _threads_restored():
-            starts = [stretch.first, *(start.get("from_step", 0) for start in self.attempts.involved())]
-            threads = {step: self.attempts.threads_at(step) for step in starts}
-            result = replace(result, conditions=recorded_conditions.describe(self.settings, set(threads.values())))
-            console.print(f"replaying {describe_steps(stretch.first, stretch.last)}, on {result.conditions}")
-            differing: dict[int, Checkpoint] = {}
-            replayed = self._replay(folder / "replay", self._keep_if_different(differing))
-            rows = compare_rows(stretch, run.directory, replayed.directory)
-            tensors = TensorComparison()
-            result = self._with_rows(result, rows)
-            problem = self._divergence_problem(replayed)
-            if rows.first is None and not differing and not problem:
-                return result
-            found = find_differences(run, self.attempts, self.settings, self.code, threads)
-            result = replace(result, environment=found.environment, code=found.code)
-            if problem:
-                result = replace(result, verdict="differs", notes=(*result.notes, problem))
-            if problem or found.reproducible:
-                tensors = compare_tensors(run.record.spec.model, stretch.checkpoints, differing)
-                return _judged(result, rows, tensors, bounded=False)
-            console.print("not every bit is the same; replaying once more with other rounding, to measure its effect")
-            rounded: dict[int, Checkpoint] = {}
-            keep = partial(_keep, kept=rounded, needed=differing)
-            other = self._replay(folder / "rounded", keep, rounded_otherwise=True)
-            rows = compare_rows(stretch, run.directory, replayed.directory, other.directory)
-            tensors = compare_tensors(run.record.spec.model, stretch.checkpoints, differing, rounded)
-            return _judged(result, rows, tensors, bounded=True)
+        with (
+            exiting_on_termination(),
+            temporary_directory("verify") as folder,
+            self.console.surviving(),
+            _threads_restored(),
+        ):
+            return self._verify(result, folder)
+
+    def _verify(self, result: Verification, folder: Path) -> Verification:
+        run, stretch, model = self.run, self.stretch, self.run.record.spec.model
+        starts = [stretch.first, *(start.get("from_step", 0) for start in self.attempts.involved())]
+        threads = {step: self.attempts.threads_at(step) for step in starts}
+        result = replace(result, conditions=recorded_conditions.describe(self.settings, set(threads.values())))
+        self.console.print(f"replaying {describe_steps(stretch.first, stretch.last)}, on {result.conditions}")
+        compared = _Compared(stretch.checkpoints)
+        replayed = self._replay(folder / "replay", compared.add)
+        rows = compare_rows(stretch, run.directory, replayed.directory)
+        context = find_differences(run, self.attempts, self.settings, self.code, threads)
+        result = replace(
+            self._with_compared(result, rows, compared), environment=context.environment, code=context.code
+        )
+        problem = self._divergence_problem(replayed)
+        if problem:
+            result = replace(result, verdict="differs", notes=(*result.notes, problem))
+        tensors = compare_tensors(model, stretch.checkpoints, compared.differing)
+        if tensors.first is None:
+            result = replace(result, other_headers=tuple(sorted(compared.differing)))
+        if rows.first is None and tensors.first is None and not problem:
+            if compared.differing and context.reproducible:
+                return replace(result, verdict="differs")
+            return replace(result, notes=(*result.notes, *self._notes_on_end(replayed)))
+        if problem or context.reproducible:
+            return _judged(result, rows, tensors, bounded=False)
+        self.console.print("not every bit is the same; replaying once more with other rounding, to measure its effect")
+        rounded: dict[int, Checkpoint] = {}
+        keep = partial(_keep, kept=rounded, needed=compared.differing)
+        other = self._replay(folder / "rounded", keep, rounded_otherwise=True)
+        rows = compare_rows(stretch, run.directory, replayed.directory, other.directory)
+        tensors = compare_tensors(model, stretch.checkpoints, compared.differing, rounded)
+        return _judged(result, rows, tensors, bounded=True)
 
     def _replay(
         self, folder: Path, on_checkpoint: Callable[[Checkpoint], None], *, rounded_otherwise: bool = False
@@ -143,45 +156,69 @@ class _Replays:
         except BadInputError as error:
             if self.stretch.start or not self.run.record.parent:
                 raise
-            remedy = "without it, verify from a checkpoint of the run itself: --from STEP"
-            raise BadInputError(f"{error}; {remedy}") from error
+            kept, last = self.stretch.checkpoints, self.stretch.last
+            own = [step for step in kept if kept[step].resumable and step < last]
+            remedy = f", or verify from a checkpoint of the run itself: --from {max(own)}" if own else ""
+            raise BadInputError(f"{error}; restore it{remedy}") from error
 
-    def _keep_if_different(self, differing: dict[int, Checkpoint]) -> Callable[[Checkpoint], None]:
-        def compare(replayed: Checkpoint) -> None:
-            if same_bytes(self.stretch.checkpoints[replayed.step], replayed):
-                remove(replayed)
-            else:
-                differing[replayed.step] = replayed
-
-        return compare
-
-    def _with_rows(self, result: Verification, rows: RowComparison) -> Verification:
+    def _with_compared(self, result: Verification, rows: RowComparison, compared: "_Compared") -> Verification:
         """Add what was compared, and its checksums, by which a later change is noticed."""
         length = end_of_rows(self.run.directory, self.stretch.last)
         xxh3 = ""
         if length:
             with open_regular(self.run.directory / METRICS) as file:
                 xxh3 = file_digest(file, "xxh3_128", length)
-        checkpoints = self.stretch.checkpoints
+        checkpoints, steps = self.stretch.checkpoints, sorted([*compared.equal, *compared.differing])
+        missing = [f"the replay saved no checkpoint of step {step}" for step in sorted(checkpoints.keys() - steps)]
         return replace(
             result,
             rows=rows.rows,
             rows_bytes=length,
             rows_xxh3=xxh3,
-            checkpoints=tuple(sorted(checkpoints)),
+            checkpoints=tuple(steps),
             digests={
-                step: {name: file.xxh3_128 for name, file in checkpoints[step].manifest.files.items()}
-                for step in sorted(checkpoints)
+                step: {name: file.xxh3_128 for name, file in checkpoints[step].manifest.files.items()} for step in steps
             },
+            notes=(*result.notes, *missing),
         )
 
     def _divergence_problem(self, replayed: Replayed) -> str | None:
         """How the end of the replay differs from the end of the run, which may have diverged."""
+        here = None if replayed.diverged is None else replayed.diverged.get("after_step")
+        recorded = self.history.diverged_after if self.stretch.diverges else None
         if self.stretch.diverges and replayed.diverged is None:
             return f"the run diverged after step {self.stretch.last}, and the replay did not"
         if replayed.diverged is not None and not self.stretch.diverges:
-            return f"the replay diverged after step {replayed.diverged.get('after_step')}, and the run did not"
+            return f"the replay diverged after step {here}, and the run did not"
+        if recorded is not None and recorded != here:
+            return f"the run diverged after step {recorded}, and the replay after step {here}"
         return None
+
+    def _notes_on_end(self, replayed: Replayed) -> Iterator[str]:
+        """Notes on the end of a stretch that is bitwise: its divergence, and its sample, which has no checksum."""
+        if self.stretch.diverges:
+            yield f"the run diverged after step {self.stretch.last}, and so did the replay"
+        if self.stretch.completes:
+            ours, recorded = Run(replayed.directory, self.run.record).samples(), self.run.samples()
+            if ours and recorded and ours[-1] != recorded[-1]:
+                yield f"the sample of step {self.stretch.last} is another text than that of the replay"
+
+
+class _Compared:
+    """The replay's checkpoints, by whether their files are those of the run. Equal ones are removed at once."""
+
+    def __init__(self, recorded: Mapping[int, Checkpoint]) -> None:
+        self._recorded = recorded
+        self.equal: list[int] = []
+        self.differing: dict[int, Checkpoint] = {}
+
+    def add(self, replayed: Checkpoint) -> None:
+        """Compare a checkpoint by the checksums of its files. It is called in the saver's thread."""
+        if same_bytes(self._recorded[replayed.step], replayed):
+            self.equal.append(replayed.step)
+            remove(replayed)
+        else:
+            self.differing[replayed.step] = replayed
 
 
 def _keep(checkpoint: Checkpoint, kept: dict[int, Checkpoint], needed: dict[int, Checkpoint]) -> None:
