@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptlab.bundles.code import Code, code_of, escape, show_command
+from gptlab.bundles.code import SHOWN_COLUMNS, Code, code_of, escape, show_command
 from gptlab.bundles.missing import Found, find_needed
 from gptlab.bundles.runs import UnpackedRun, unpacked_runs
 from gptlab.bundles.unpack import Unpacked, unpacked
@@ -19,6 +19,9 @@ from gptlab.terminal.text import abbreviate_hash, format_bytes, plural
 from gptlab.tracking.provenance import working_tree
 from gptlab.verification.result import Verification
 from gptlab.verification.verify import verify_run
+
+MAX_SHOWN = 5
+"""Different codes of a bundle, and names of files of a patch, that are printed."""
 
 
 @dataclass(frozen=True)
@@ -176,14 +179,15 @@ def _print_contents(
     size = format_bytes(bundle.bytes)
     console.print(f"{path} · {size} · gptlab {bundle.contents.gptlab}", style="bold")
     console.fact("sha256", bundle.sha256)
-    shown: set[str] = set()
+    different: dict[str, Code] = {}
     for run in runs:
         console.fact("run", run.needs.run)
         for each in code[run.needs.run]:
-            key = f"{each.commit}, {each.patch and each.patch.name.rpartition('/')[2]}"
-            if key not in shown:
-                shown.add(key)
-                _print_code(each, path, console)
+            different.setdefault(f"{each.commit}, {each.patch and each.patch.name.rpartition('/')[2]}", each)
+    for each in list(different.values())[:MAX_SHOWN]:
+        _print_code(each, path, console)
+    if len(different) > MAX_SHOWN:
+        console.fact("code", f"and {len(different) - MAX_SHOWN} more, which --json lists")
 
 
 def _print_code(code: Code, path: Path, console: Console) -> None:
@@ -192,7 +196,7 @@ def _print_code(code: Code, path: Path, console: Console) -> None:
         console.fact("code", "unknown: the project was not under git")
         return
     where = "the same as here" if code.same else "not the code here" if code.known else "not in this repository"
-    changes = f", with uncommitted changes in {', '.join(code.patch.files)}" if code.patch else ""
+    changes = f", with uncommitted changes in {_listed(code.patch.files)}" if code.patch else ""
     console.fact("code", f"commit {abbreviate_hash(code.commit)}, {where}{changes}")
     if code.same:
         return
@@ -205,3 +209,8 @@ def _print_code(code: Code, path: Path, console: Console) -> None:
     console.fact("get it", f"in another clone: {' && '.join(map(escape, code.commands(path.absolute())))}")
     if code.patch:
         console.fact("", "read the patch first; it is executed when you verify with it")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(name[:SHOWN_COLUMNS] for name in names[:MAX_SHOWN]) + more
