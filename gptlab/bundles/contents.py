@@ -26,6 +26,8 @@ from gptlab.untrusted import Count
 CONTENTS = "bundle.json"
 MAX_CONTENTS_BYTES = 1 << 22
 MAX_FILES = 10_000
+MAX_BYTES = 1 << 40
+"""Bound on a bundle, besides the free space: a checkpoint of the reference model has 2 GiB."""
 
 RUN_ID = r"[a-z0-9][a-z0-9._-]{0,63}-[0-9a-f]{8}-s[0-9]{1,19}"
 CHECKPOINT_FILE = r"checkpoints/step-[0-9]{8,9}/(?:manifest\.json|(?:model|optimizer)\.safetensors)"

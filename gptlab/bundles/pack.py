@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from gptlab.bundles.anonymous import without_paths
 from gptlab.bundles.collect import Source, digest
-from gptlab.bundles.contents import CONTENTS, MAX_CONTENTS_BYTES, MAX_FILES, Contents, File, describe
+from gptlab.bundles.contents import CONTENTS, MAX_BYTES, MAX_CONTENTS_BYTES, MAX_FILES, Contents, File, describe
 from gptlab.bundles.members import end, header, length, padding
 from gptlab.checkpoints.manifest import MIB
 from gptlab.errors import BadInputError, GptlabError
@@ -40,7 +40,7 @@ def write(path: Path, runs: Sequence[Run], sources: Sequence[Source], *, force: 
         force: Whether to replace a file that exists.
 
     Raises:
-        BadInputError: There are too many files.
+        BadInputError: There are too many files, or they are too large.
         GptlabError: A file cannot be read or changes meanwhile, the disk lacks space, or the path has been taken.
     """
     contents = _contents(runs, sources)
@@ -48,6 +48,10 @@ def write(path: Path, runs: Sequence[Run], sources: Sequence[Source], *, force: 
     if len(sources) > MAX_FILES or len(document) > MAX_CONTENTS_BYTES:
         raise BadInputError(f"a bundle holds at most {MAX_FILES:,} files, not {len(sources):,}; pack fewer runs")
     size = length([(CONTENTS, len(document)), *((file.name, file.bytes) for file in contents.files)])
+    if size > MAX_BYTES:
+        raise BadInputError(
+            f"a bundle has at most {format_bytes(MAX_BYTES)}, not {format_bytes(size)}; pack fewer runs"
+        )
     _check_space(path, size)
     with atomic_write(path, durable=True) as target:
         out = _Hashed(target)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gptlab.bundles.contents import CONTENTS, MAX_CONTENTS_BYTES, MAX_FILES, Contents, File
+from gptlab.bundles.contents import CONTENTS, MAX_BYTES, MAX_CONTENTS_BYTES, MAX_FILES, Contents, File
 from gptlab.bundles.members import BLOCK, difference, end, first_size, header, length, member, padding
 from gptlab.checkpoints.manifest import MIB
 from gptlab.errors import BadInputError, GptlabError
@@ -24,9 +24,6 @@ from gptlab.temporary import temporary_directory
 from gptlab.terminal.text import format_bytes, printable
 from gptlab.untrusted import MAX_EXPLANATION, open_regular
 from gptlab.validation import explain
-
-MAX_BYTES = 1 << 40
-"""Bound on a bundle, besides the free space: a checkpoint of the reference model has 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,8 @@ def _unpack(path: Path, folder: Path) -> Unpacked:
         raise BadInputError(f"there is no file {path}") from None
     except BadInputError as error:
         raise BadInputError(f"{path} cannot be verified: {error}") from None
+    except GptlabError as error:  # it is not a regular file or cannot be read
+        raise BadInputError(str(error)) from None
 
 
 class _Reader:
@@ -155,4 +154,4 @@ class _Reader:
 
 def _check_filter() -> None:
     if not hasattr(tarfile, "data_filter"):
-        raise GptlabError("this Python's tarfile has no data filter; bundles need Python 3.11.4 or later")
+        raise BadInputError("this Python's tarfile has no data filter; bundles need Python 3.11.4 or later")

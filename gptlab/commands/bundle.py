@@ -29,11 +29,17 @@ class Packed:
     """The names of the machines that trained the runs, which the bundle holds."""
 
     @property
-    def command(self) -> str:
-        """What the other side types."""
-        missing = sorted({run.text.name for run in self.bundle.contents.runs if not run.text.inside})
-        text = ["--text", missing[0]] if missing else []
-        return shlex.join(["gptlab", "verify", self.bundle.path.name, *text])
+    def commands(self) -> list[str]:
+        """What the other side types: one command, or one for each text that it must have."""
+        by_text: dict[str | None, list[str]] = {}
+        for run in self.bundle.contents.runs:
+            by_text.setdefault(None if run.text.inside else run.text.name, []).append(run.run)
+        commands = []
+        for text, runs in by_text.items():
+            words = ["gptlab", "verify", self.bundle.path.name, *(["--text", text] if text else [])]
+            words += [word for run in runs for word in ("--run", run)] if len(by_text) > 1 else []
+            commands.append(shlex.join(words))
+        return commands
 
     def document(self) -> dict[str, Any]:
         """Return what `gptlab bundle --json` prints."""
@@ -81,7 +87,8 @@ def render(packed: Packed, console: Console) -> None:
     if packed.hosts:
         console.fact("reveals", f"names of machines ({', '.join(packed.hosts)}), tags and notes")
     console.fact("sha256", bundle.sha256)
-    console.fact("verify", packed.command)
+    for command in packed.commands:
+        console.fact("verify", command)
 
 
 def _find_target(out: str, *, force: bool) -> Path:

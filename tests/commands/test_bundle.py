@@ -297,10 +297,20 @@ def test_code_of_parts_that_is_missing_or_differs_here_is_named(bundle, project)
             assert len(look(**{name: same}).missing) == len(text) + 1
 
 
-def test_a_pipe_is_not_opened(tmp_path):
+def test_a_pipe_is_not_opened(tmp_path, temporary):
     os.mkfifo(tmp_path / "pipe.tar")
-    with pytest.raises(GptlabError, match="is not a regular file"), unpacked(tmp_path / "pipe.tar"):
-        pass
+    assert "pipe.tar is not a regular file" in refusal(tmp_path / "pipe.tar", temporary)
+
+
+def test_a_python_without_the_data_filter_is_named(bundle, temporary, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    assert "bundles need Python 3.11.4" in refusal(bundle.path, temporary)
+
+
+def test_files_that_no_reader_would_unpack_are_not_packed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("gptlab.bundles.pack.MAX_BYTES", 5000)
+    with pytest.raises(BadInputError, match="a bundle has at most 5 KiB, not"):
+        pack(tmp_path / "large.tar", run)
 
 
 @pytest.mark.parametrize("moment", ["unpacking", "verifying"])

@@ -17,7 +17,7 @@ from gptlab.digests import with_digest
 from gptlab.spec import Experiment
 from gptlab.tracking.lock import RunLock
 from gptlab.tracking.run import Run
-from gptlab.training.initial import find_branch
+from gptlab.training.initial import find_branch, find_initial_weights
 from gptlab.verification.result import Verification
 
 pytestmark = pytest.mark.slow
@@ -25,11 +25,12 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Made:
-    """What one side has: a run and a branch of it."""
+    """What one side has: a run and two that start from it."""
 
     runs: Path
     run: Run
     branch: Run
+    warm_start: Run
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def made(micro: Experiment, cache: Path, tmp_path_factory: pytest.TempPathFactor
         run = run_attempt(micro.with_changes({"train.keep_steps": [10]}), steps=30).run
         spec = micro.with_changes({"train.learning_rate": 0.001, "train.steps": 14})
         branch = run_attempt(spec, initial_weights=find_branch(f"{run.id}@10", spec)).run
-    return Made(runs, run, branch)
+        start = find_initial_weights(f"{run.id}@20")
+        warm_start = run_attempt(spec, steps=2, initial_weights=start).run
+    return Made(runs, run, branch, warm_start)
 
 
 @pytest.fixture
@@ -89,11 +92,21 @@ def test_a_run_and_its_branch_are_verified_elsewhere(made, sender, elsewhere, gp
     assert not (folder / "runs").exists()
 
 
-def test_a_branch_brings_the_checkpoint_of_its_parent_and_the_text(made, sender, elsewhere, gptlab):
-    gptlab("bundle", made.branch.id, "-o", str(sender / "results.tar"), "--text")
+def test_runs_bring_the_checkpoints_of_their_parent_and_the_text(made, sender, elsewhere, gptlab):
+    out = gptlab("bundle", made.branch.id, made.warm_start.id, "-o", str(sender / "results.tar"), "--text")
+    assert f"with {made.run.id}@20, which it starts from" in out
     elsewhere()
-    out = gptlab("verify", "results.tar", "--run", made.branch.id[:-3], "--to", "12")
+    assert gptlab("verify", "results.tar").splitlines()[-1] == "2 runs: 2 bitwise"
+    out = gptlab("verify", "results.tar", "--run", made.warm_start.id[:-3], "--to", "1")
     assert out.splitlines()[-1] == "1 run: 1 bitwise"
+
+
+def test_each_text_that_is_not_inside_gets_a_command(made, sender, gptlab, micro, tmp_path):
+    (tmp_path / "other text.txt").write_bytes(Path(micro.data.text).read_bytes() * 2)
+    other = run_attempt(micro.with_changes({"data.text": str(tmp_path / "other text.txt")}), steps=1).run
+    out = gptlab("bundle", made.run.id, other.id, "-o", str(sender / "results.tar"), "--checkpoints", "none")
+    assert f"gptlab verify results.tar --text words.txt --run {made.run.id}\n" in out
+    assert f"gptlab verify results.tar --text 'other text.txt' --run {other.id}\n" in out
 
 
 def test_everything_that_is_missing_is_named_at_once(made, sender, elsewhere, gptlab, monkeypatch):
