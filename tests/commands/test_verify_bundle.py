@@ -62,7 +62,7 @@ def sender(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def elsewhere(sender: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
-    """`elsewhere()` → a project of a stranger, without runs and cache; the sender's runs are gone."""
+    """`elsewhere()` → a project of a stranger, without runs; the sender's runs are gone."""
     return lambda: _leave(sender, monkeypatch)
 
 
@@ -72,18 +72,18 @@ def _leave(sender: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "experiments").mkdir(parents=True)
     (folder / "pyproject.toml").write_text("[tool.gptlab]\n")
     monkeypatch.setenv("GPTLAB_RUNS", str(folder / "runs"))
-    monkeypatch.setenv("GPTLAB_CACHE", str(folder / "cache"))
     shutil.move(sender / "results.tar", folder / "results.tar")
     monkeypatch.chdir(folder)
     return folder
 
 
-def test_a_run_and_its_branch_are_verified_elsewhere(made, sender, elsewhere, gptlab, text_file):
+def test_a_run_and_its_branch_are_verified_elsewhere(made, sender, elsewhere, gptlab, text_file, monkeypatch):
     out = gptlab("bundle", made.branch.id, made.run.id, "-o", str(sender / "results.tar"))
     assert f"with {made.run.id}@10, which it starts from" in out
     assert "not inside  the text words.txt" in out
     assert "gptlab verify results.tar --text words.txt" in out
     folder = elsewhere()
+    monkeypatch.setenv("GPTLAB_CACHE", str(folder / "cache"))
     (folder / "moved.txt").write_bytes(text_file.read_bytes())
     document = json.loads(gptlab("verify", "results.tar", "--text", "moved.txt", "--json"))
     verdicts = {found["run"]: (found["verdict"], found["checkpoints"]) for found in document["runs"]}
