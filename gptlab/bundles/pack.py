@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -104,26 +104,30 @@ def _check_space(path: Path, size: int) -> None:
 
 def _blocks(document: bytes, contents: Contents, sources: Sequence[Source]) -> Iterator[bytes]:
     """Yield the bytes of the tar."""
-    size = 0
-    listed = File.model_construct(name=CONTENTS, bytes=len(document), sha256="")
-    for file, origin in [(listed, document), *zip(contents.files, (s.origin for s in sources), strict=True)]:
-        start = header(file.name, file.bytes)
+    first: tuple[str, int, Iterable[bytes]] = (CONTENTS, len(document), [document])
+    others = [(file.name, file.bytes, _read(s.origin, file)) for s, file in zip(sources, contents.files, strict=True)]
+    written = 0
+    for name, size, content in [first, *others]:
+        start, rest = header(name, size), padding(size)
         yield start
-        yield from [origin] if isinstance(origin, bytes) else _read(origin, file)
-        yield padding(file.bytes)
-        size += len(start) + file.bytes + len(padding(file.bytes))
-    yield end(size)
+        yield from content
+        yield rest
+        written += len(start) + size + len(rest)
+    yield end(written)
 
 
-def _read(path: Path, expected: File) -> Iterator[bytes]:
-    """Yield the content of a file that must still be what `bundle.json` says.
+def _read(origin: Path | bytes, expected: File) -> Iterator[bytes]:
+    """Yield a content, which must still be what `bundle.json` says.
 
     Raises:
         GptlabError: It is not.
     """
+    if isinstance(origin, bytes):
+        yield origin
+        return
     sha256, remaining = hashlib.sha256(), expected.bytes
     try:
-        with open_regular(path) as file:
+        with open_regular(origin) as file:
             while block := file.read(min(MIB, remaining)):
                 sha256.update(block)
                 remaining -= len(block)
@@ -132,4 +136,4 @@ def _read(path: Path, expected: File) -> Iterator[bytes]:
     except FileNotFoundError:
         changed = True
     if changed:
-        raise GptlabError(f"{path} has changed while it was packed; try again when nothing writes to it")
+        raise GptlabError(f"{origin} has changed while it was packed; try again when nothing writes to it")
