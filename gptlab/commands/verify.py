@@ -41,8 +41,8 @@ def store(run: Run, result: Verification) -> str | None:
 
 def render(result: Verification, run: Run | None, console: Console) -> None:
     """Print the verdict and what it rests on. A run of a bundle is None: no other command can name it."""
-    steps = f"steps {result.first} to {result.last}"
-    console.print(f"{result.run}: {result.verdict}, {steps}", style=f"bold {STYLES[result.verdict]}")
+    steps = "" if result.damage else f", steps {result.first} to {result.last}"
+    console.print(f"{result.run}: {result.verdict}{steps}", style=f"bold {STYLES[result.verdict]}")
     for damage in result.damage[:MAX_DAMAGE]:
         console.fact("damaged", printable(str(damage)))
     if len(result.damage) > MAX_DAMAGE:
@@ -61,11 +61,13 @@ def _render_replay(result: Verification, run: Run | None, console: Console) -> N
     console.fact("rows", _rows(result))
     console.fact("checkpoints", _checkpoints(result))
     if result.verdict == "differs":
-        for label, value in (("first", result.first_value), ("largest", result.largest_value)):
-            if value:
+        values = {"first": result.first_value, "largest": result.largest_value}
+        for label, value in values.items():
+            if value and (label == "first" or value != result.first_value):
                 console.fact(label, _value(value))
-        for label, tensor in (("first", result.first_tensor), ("largest", result.largest_tensor)):
-            if tensor:
+        tensors = {"first": result.first_tensor, "largest": result.largest_tensor}
+        for label, tensor in tensors.items():
+            if tensor and (label == "first" or tensor != result.first_tensor):
                 console.fact(label, _tensor(tensor))
     elif result.verdict == "within rounding":
         if result.largest_value:

@@ -82,20 +82,27 @@ def read_verifications(directory: Path) -> list[StoredVerification]:
 def current_verification(directory: Path) -> StoredVerification | None:
     """Return the verification that says most about a run as it is now; None if none does.
 
-    This is the last one if it failed, else the one of the longest stretch since the last that failed. One that compared
-    rows or checkpoints that have changed since does not count.
+    This is the last one that failed, unless a later one of at least its steps did not. Else it is the one of the most
+    steps, the later of equal ones. One that compared rows or checkpoints that have changed since does not count.
     """
     rows = read_verifications(directory)
     if not rows:
         return None
     manifests = {str(each.step): each.manifest.files for each in list_checkpoints(directory)}
     current = [row for row in rows if _has_rows(directory, row) and _has_checkpoints(manifests, row)]
-    if not current or current[-1]["verdict"] not in REPRODUCED:
-        return current[-1] if current else None
-    failed = [number for number, row in enumerate(current) if row["verdict"] not in REPRODUCED]
-    since = current[failed[-1] + 1 :] if failed else current
-    longest: StoredVerification = max(reversed(since), key=_steps)
-    return longest
+    refuted = [any(_refutes(later, row) for later in current[n + 1 :]) for n, row in enumerate(current)]
+    standing = [row for row, is_refuted in zip(current, refuted, strict=True) if not is_refuted]
+    failed = [row for row in standing if row["verdict"] not in REPRODUCED]
+    if failed:
+        return failed[-1]
+    return max(reversed(standing), key=_steps, default=None)
+
+
+def _refutes(later: StoredVerification, row: StoredVerification) -> bool:
+    """Whether a later verification says that a failed one no longer holds. Damage is looked for in all files."""
+    covers = later["first"] <= row["first"] and later["last"] >= row["last"]
+    failed = row["verdict"] not in REPRODUCED
+    return failed and later["verdict"] != "damaged" and (row["verdict"] == "damaged" or covers)
 
 
 def _steps(row: StoredVerification) -> int:

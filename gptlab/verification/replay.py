@@ -12,10 +12,11 @@ import torch
 from gptlab.checkpoints.manifest import Checkpoint
 from gptlab.checkpoints.read import SavedState, read_state
 from gptlab.checkpoints.retention import is_snapshot
-from gptlab.errors import DivergedError
+from gptlab.errors import DivergedError, GptlabError
 from gptlab.files import make_directory
 from gptlab.terminal.console import Console
 from gptlab.terminal.progress import StepProgress
+from gptlab.terminal.text import format_bytes
 from gptlab.tracking.provenance import Source
 from gptlab.tracking.records import RunRecord
 from gptlab.tracking.run import Run
@@ -77,6 +78,7 @@ def replay(
         BadInputError: The parent's weights are missing.
         GptlabError: Memory or disk space runs out.
     """
+    _check_space(folder.parent, stretch)
     record = _keeping(run.record, stretch.checkpoints)
     copied = Run(folder / run.id, record)
     make_directory(copied.directory)
@@ -104,6 +106,21 @@ def replay(
 def remove(checkpoint: Checkpoint) -> None:
     """Remove a replay's checkpoint, which is no longer needed."""
     shutil.rmtree(checkpoint.directory, ignore_errors=True)
+
+
+def _check_space(folder: Path, stretch: Stretch) -> None:
+    """Check that there is room for two checkpoints of the stretch.
+
+    Raises:
+        GptlabError: There is not.
+    """
+    sizes = [sum(file.bytes for file in each.manifest.files.values()) for each in stretch.checkpoints.values()]
+    needed, free = 2 * max(sizes, default=0), shutil.disk_usage(folder).free
+    if free < needed:
+        raise GptlabError(
+            f"the replay needs {format_bytes(needed)}, but {folder} has {format_bytes(free)} free; free some space, or "
+            "set TMPDIR to a directory on another disk"
+        )
 
 
 def _keeping(record: RunRecord, steps: Collection[int]) -> RunRecord:

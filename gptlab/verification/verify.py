@@ -39,6 +39,11 @@ from gptlab.verification.rows import RowComparison, compare_rows
 from gptlab.verification.stretch import Stretch, choose_stretch, describe_steps
 from gptlab.verification.tensors import TensorComparison, compare_tensors, same_bytes
 
+NOT_ROUNDING = (
+    "this is not rounding: code, versions and threads are as recorded, and the code's arithmetic is the same to the last "
+    "digit, so that training gives the same bits"
+)
+
 
 def verify_run(
     run: Run, *, first: int | None = None, last: int | None = None, console: Console, text: str | None = None
@@ -74,6 +79,8 @@ def verify_run(
     )
     if not integrity.damage:
         result = _Replays(run, history, stretch, text, console).verify(result)
+        if run.history().attempts != history.attempts:
+            raise GptlabError(f"{run.id} was trained while it was verified; verify it again")
     return replace(result, seconds=time.perf_counter() - started)
 
 
@@ -128,8 +135,10 @@ class _Replays:
             result = replace(result, other_headers=tuple(sorted(compared.differing)))
         if rows.first is None and tensors.first is None and not problem:
             if compared.differing and context.reproducible:
-                return replace(result, verdict="differs")
+                return replace(result, verdict="differs", notes=(*result.notes, NOT_ROUNDING))
             return replace(result, notes=(*result.notes, *self._notes_on_end(replayed)))
+        if context.reproducible:
+            result = replace(result, notes=(*result.notes, NOT_ROUNDING))
         if problem or context.reproducible:
             return _judged(result, rows, tensors, bounded=False)
         self.console.print("not every bit is the same; replaying once more with other rounding, to measure its effect")

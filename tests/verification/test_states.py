@@ -48,8 +48,6 @@ def test_a_run_that_was_extended_between_two_rows_is_bitwise(micro: Experiment):
     assert (found.verdict, found.last, found.checkpoints, found.rows) == ("bitwise", 21, (20, 21), 6)
     found = verified(run, first=20)
     assert (found.verdict, found.rows, found.checkpoints) == ("bitwise", 1, (21,))
-    found = verified(run, last=12)
-    assert (found.verdict, found.rows, found.checkpoints) == ("bitwise", 3, ())
 
 
 def test_rows_that_a_killed_run_wrote_after_its_last_checkpoint_are_replayed(copied: Run):
@@ -77,7 +75,8 @@ def test_a_divergence_must_happen_again(micro: Experiment):
 
 def test_weights_without_optimizer_state_are_compared(copied: Run):
     remove_optimizer_state(list_checkpoints(copied.directory)[-1])
-    assert (verified(copied).verdict, verified(copied).files >= 8) == ("bitwise", True)
+    found = verified(copied, first=30)
+    assert (found.verdict, found.checkpoints) == ("bitwise", (40,))
     with pytest.raises(BadInputError, match="keeps no resumable checkpoint of step 40; available: 30"):
         verified(copied, first=40)
 

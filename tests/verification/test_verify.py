@@ -166,7 +166,8 @@ def test_another_number_of_threads_is_within_rounding(micro: Experiment, monkeyp
         {
             "model.n_embd": 128,
             "train.batch_size": 8,
-            "train.steps": 6,
+            "train.steps": 2,
+            "data.val_windows": 1,
             "data.tokenizer": "bytes",
             "model.vocab_size": 256,
         }
