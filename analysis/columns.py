@@ -76,6 +76,7 @@ RUNS = {
     "changed": "str",
     "code_files": "str",
     "damage": "str",
+    "verified": "str",
     "profiled": "boolean",
     "tags": "str",
     "directory": "str",

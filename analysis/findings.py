@@ -25,6 +25,7 @@ MAX_SAMPLES = 8
 Result = TypeVar("Result")
 
 HASHES = ("git_commit", "diff_sha256", "text.sha256")
+NOT_VERIFIED = "not verified"
 """Columns that are shortened to eight digits."""
 
 
@@ -264,12 +265,18 @@ def _duration(seconds: float) -> str:
 
 
 def provenance_table(findings: Findings) -> DataFrame:
-    """The number of runs for each combination of code, text and machine, with what changed between attempts."""
+    """The number of runs for each combination of code, text and machine, with what changed between attempts.
+
+    It says what `gptlab verify` found, if a run was verified.
+    """
     keys = ["git_commit", "diff_sha256", "text.source", "text.sha256", "device", "threads", "torch", "host"]
     cells = {
         key: attempts.values(findings.runs, key).map(lambda values, key=key: _successive(values, shorten=key in HASHES))
         for key in keys
     }
+    if findings.runs["verified"].notna().any():
+        keys.append("verified")
+        cells["verified"] = findings.runs["verified"].fillna(NOT_VERIFIED)
     rows = DataFrame(cells, dtype="str")
     counted = rows.groupby(keys, sort=False).size().reset_index(name="runs").astype("str")
     names = {

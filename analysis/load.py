@@ -35,9 +35,10 @@ from gptlab.tracking.history import ATTEMPTS, Status
 from gptlab.tracking.lock import lock_holder
 from gptlab.tracking.metrics import METRICS
 from gptlab.tracking.run import RECORD, Run, load_run, run_directories, skip_unreadable
+from gptlab.tracking.verifications import VERIFICATIONS, current_verification, describe_verification
 from gptlab.validation import did_you_mean
 
-_FILES = (RECORD, ATTEMPTS, METRICS, CHECKPOINTS)
+_FILES = (RECORD, ATTEMPTS, METRICS, CHECKPOINTS, VERIFICATIONS)
 """Files of a run that the cached part of its row in `runs` depends on."""
 
 _FROM_METRICS = (*columns.NEWEST, *columns.VALIDATION, "flops")
@@ -113,6 +114,8 @@ def runs(
             successive values, and `code`, a list of successive versions; missing if nothing changed.
         damage: How the metrics differ from what was written; missing if they do not. A damaged run has no losses and
             no rows of metrics.
+        verified: What `gptlab verify` found, such as `bitwise 0–300`; missing if the run was never verified or has
+            changed since.
         profiled: Whether an attempt was made with `--profile`. Such a run is never a replicate.
         tags, notes: Tags (joined by commas) and notes of the last attempt.
         directory: The run's directory.
@@ -359,7 +362,7 @@ def _with_current_status(facts: DataFrame) -> DataFrame:
 def _facts(run: Run) -> dict[str, Any]:
     """The columns of a run's row that do not come from its metrics."""
     record, history = run.record, run.history()
-    starts = history.starts
+    starts, verified = history.starts, current_verification(run.directory)
     start: Mapping[str, Any] = starts[-1] if starts else {}
     kept = list_checkpoints(run.directory)
     progress = kept[-1].manifest.progress if kept else LoopState()
@@ -394,6 +397,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "changed": attempts.changes(starts),
         "code_files": json.dumps(record.fingerprint.files) if record.fingerprint else None,
         "damage": history.damage,
+        "verified": describe_verification(verified) if verified else None,
         "profiled": any(start.get("profile") for start in starts) or (run.directory / PROFILE).exists(),
         "tags": ", ".join(start.get("tags", [])),
         "directory": str(run.directory),

@@ -16,7 +16,7 @@ from gptlab import completion
 from gptlab.distributed.place import place
 from gptlab.errors import EXIT_FAILED, BadInputError
 from gptlab.failures import exit_code
-from gptlab.interface import comparing, experiments, results, space, texts, tokens, training, wandb
+from gptlab.interface import comparing, experiments, results, space, texts, tokens, training, verifying, wandb
 from gptlab.interface.group import Commands, program
 from gptlab.interface.output import heavy_imports
 from gptlab.interrupts import STOP_SIGNALS
@@ -49,6 +49,8 @@ app.command("eval")(results.eval_)
 app.command()(tokens.tokens)
 app.command()(results.batch)
 app.command()(results.export)
+app.command()(verifying.verify)
+app.command()(verifying.bundle)
 app.command()(results.diff)
 app.command("text")(texts.text_)
 app.command()(wandb.sync)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import CodeType
@@ -41,13 +41,23 @@ def fingerprint_of(changes: Mapping[str, Any], edits: Mapping[str, str]) -> Fing
     Raises:
         RuntimeError: The edited code fails; the message is the child's traceback.
     """
+    return Fingerprint.model_validate(with_edited_code(edits, lambda: _compute(changes)))
+
+
+def with_edited_code(edits: Mapping[str, str], call: Callable[[], Any]) -> Any:
+    """Return the JSON document that a function returns in a forked child, whose imports of the package are edited.
+
+    Raises:
+        RuntimeError: The function fails; the message is the child's traceback.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(reading)
             try:
-                answer = _compute(changes, {PACKAGE / name: source for name, source in edits.items()})
+                _edit_imports({PACKAGE / name: source for name, source in edits.items()})
+                answer = {"returned": call()}
             except BaseException:
                 answer = traceback.format_exc()
             with os.fdopen(writing, "wb") as pipe:
@@ -60,11 +70,11 @@ def fingerprint_of(changes: Mapping[str, Any], edits: Mapping[str, str]) -> Fing
     os.waitpid(child, 0)
     if isinstance(answer, str):
         raise RuntimeError(answer)
-    return Fingerprint.model_validate(answer)
+    return answer["returned"]
 
 
-def _compute(changes: Mapping[str, Any], edits: Mapping[Path, str]) -> dict[str, Any]:
-    """In the child: import the package anew, from edited sources, and return the fingerprint's fields."""
+def _edit_imports(edits: Mapping[Path, str]) -> None:
+    """In the child: import the package anew, from edited sources."""
     get_code, read_bytes = importlib.machinery.SourceFileLoader.get_code, Path.read_bytes
 
     def edited_code(self: importlib.machinery.SourceFileLoader, fullname: str) -> CodeType | None:
@@ -76,6 +86,10 @@ def _compute(changes: Mapping[str, Any], edits: Mapping[Path, str]) -> dict[str,
     for name in _loaded():
         if not _is_kept(name, edits):
             del sys.modules[name]
+
+
+def _compute(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """In the child: return the fingerprint's fields."""
     from gptlab.data.vocabularies import tokenizer_of
     from gptlab.spec import Experiment
     from gptlab.training.fingerprint import compute

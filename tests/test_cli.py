@@ -172,7 +172,7 @@ def test_runs_lists_all_runs(gptlab, trained):
     (row,) = json.loads(gptlab("runs", "--json")[1])
     assert list(row) == [
         "run", "name", "seed", "status", "step", "steps", "val_loss", "directory", "val_bpb", "created", "elapsed_s",
-        "tags", "varied", "disk_bytes", "removable_bytes",
+        "tags", "varied", "disk_bytes", "verified", "removable_bytes",
     ]  # fmt: skip
     assert (row["status"], row["step"], row["steps"]) == ("complete", 12, 12)
     assert trained in gptlab("runs")[1]
@@ -425,7 +425,9 @@ def test_every_command_and_option_has_help_that_fits_a_screen(gptlab):
         "tokens",
         "batch",
         "export",
+        "bundle",
         "diff",
+        "verify",
         "sync",
         "text",
         "tokenizer",

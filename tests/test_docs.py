@@ -36,6 +36,7 @@ def test_every_test_that_a_table_names_exists(document, least):
     [
         "README.md",
         "CONTRIBUTING.md",
+        "docs/bundles.md",
         "docs/decisions.md",
         "docs/identity.md",
         "docs/parts.md",
@@ -44,6 +45,7 @@ def test_every_test_that_a_table_names_exists(document, least):
         "docs/scale.md",
         "docs/style.md",
         "docs/sweeps.md",
+        "docs/verify.md",
         "docs/wandb.md",
         "experiments/README.md",
     ],

@@ -59,6 +59,8 @@ COMMANDS = {
     "batch": "batch {run}@3",
     "tokens": "tokens {run} --tokens 9",
     "export": "export {run} {folder}/export",
+    "bundle": "bundle {run} -o {folder}/results.tar",
+    "verify": "verify {run}",
     "sync": "sync",
     "rm": "rm {run}",
     "gc": "gc --yes",

@@ -6,7 +6,7 @@ tensors. Each file is read once, directly into the tensors that training uses.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -74,10 +74,7 @@ def read_newest_state(
     problems = {checkpoint.step: find_rows_problem(checkpoint.manifest) for checkpoint in resumable}
     for checkpoint in sorted(resumable, key=lambda c: (problems[c.step] is None, c.step), reverse=True):
         try:
-            with ThreadPoolExecutor() as threads:  # one per file
-                weights = threads.submit(_read_weights, checkpoint, spec)
-                optimizer = threads.submit(_read_listed_optimizer, checkpoint, spec, is_adamw)
-            state = SavedState(checkpoint, weights.result(), optimizer.result(), problems[checkpoint.step])
+            state = replace(read_state(checkpoint, spec, is_adamw=is_adamw), rows_problem=problems[checkpoint.step])
         except GptlabError as error:
             damage = error
             notice(f"{error}; using an older checkpoint if there is one")
@@ -89,6 +86,23 @@ def read_newest_state(
     if damage:
         raise GptlabError(f"no checkpoint is intact: {damage}; start again with `gptlab run` and --fresh")
     return None
+
+
+def read_state(checkpoint: Checkpoint, spec: ModelSpec, *, is_adamw: bool) -> SavedState:
+    """Read a resumable checkpoint.
+
+    Args:
+        checkpoint: The checkpoint.
+        spec: The run's model.
+        is_adamw: See `read_newest_state`.
+
+    Raises:
+        GptlabError: A file is damaged or belongs to another model.
+    """
+    with ThreadPoolExecutor() as threads:  # one per file
+        weights = threads.submit(_read_weights, checkpoint, spec)
+        optimizer = threads.submit(_read_listed_optimizer, checkpoint, spec, is_adamw)
+    return SavedState(checkpoint, weights.result(), optimizer.result())
 
 
 def load_model(checkpoint: Checkpoint, spec: ModelSpec) -> GPT:

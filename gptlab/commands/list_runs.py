@@ -24,6 +24,13 @@ from gptlab.tracking.lineage import Child, all_children, in_tree_order
 from gptlab.tracking.records import RunRecord
 from gptlab.tracking.run import TRASH, Run, all_runs, skip_unreadable
 from gptlab.tracking.space import disk_usage, find_removable
+from gptlab.tracking.verifications import (
+    REPRODUCED,
+    StoredVerification,
+    current_verification,
+    describe_verification,
+    verified_facts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +60,8 @@ class RunSummary:
     """Of the newest validation."""
     varied: dict[str, str] = field(default_factory=dict)
     """Its settings that differ between the listed runs, as text by dotted key."""
+    verified: StoredVerification | None = None
+    """The verification that says most about it as it is now."""
     job: JobState | None = None
     """Its newest job of Slurm, if that says more than the status."""
 
@@ -113,6 +122,7 @@ def summarize(run: Run, children: Sequence[Child] | None = None) -> RunSummary:
     """
     history = run.history()
     losses = [row["train/loss"] for row in history.sample_rows() if "train/loss" in row]
+    verified = current_verification(run.directory)
     elapsed, removable = history.last("elapsed_s"), find_removable(run, history, children)
     facts = {
         "run": run.id,
@@ -129,6 +139,7 @@ def summarize(run: Run, children: Sequence[Child] | None = None) -> RunSummary:
         "tags": sorted({tag for start in history.starts for tag in start.get("tags", [])}),
         "varied": {},
         "disk_bytes": disk_usage(run.directory),
+        "verified": verified_facts(verified),
         "removable_bytes": {"optimizer": removable.optimizer_bytes, "snapshots": removable.snapshot_bytes},
     }
     facts |= run.record.parent_facts()
@@ -144,6 +155,7 @@ def summarize(run: Run, children: Sequence[Child] | None = None) -> RunSummary:
         datetime.fromisoformat(run.record.created),
         run.record.tokenizer_sha256,
         history.last("val/bpb"),
+        verified=verified,
     )
 
 
@@ -179,6 +191,7 @@ def _columns(lines: list[tuple[RunSummary, int]]) -> list[Column]:
         Column(name, [printable(summary.varied[key]) for summary in summaries], rank=1 if i < ALWAYS_VARIED else 4)
         for i, (key, name) in enumerate(zip(varied, short_names(varied), strict=True))
     ]
+    verified = any(summary.verified for summary in summaries)
     bits = len({summary.tokenizer for summary in summaries}) > 1
     now = datetime.now(UTC)
     return [
@@ -189,6 +202,7 @@ def _columns(lines: list[tuple[RunSummary, int]]) -> list[Column]:
         Column("step", [_steps(each) for each in facts], right=True),
         Column("val loss", [_loss(each, each["val_loss"]) for each in facts], right=True),
         *([Column("bits/byte", [_loss(s.facts, s.bits_per_byte) for s in summaries], right=True)] if bits else []),
+        *([Column("verified", [_verified(summary) for summary in summaries], rank=2)] if verified else []),
         Column("training loss", [bars(summary.losses) for summary in summaries], rank=5),
         Column("age", [format_age(now - summary.created) for summary in summaries], right=True, rank=3),
         Column("trained for", [_trained_for(summary) for summary in summaries], rank=6),
@@ -233,6 +247,13 @@ def _label(facts: dict[str, Any], depth: int) -> str:
 
 def _steps(facts: dict[str, Any]) -> str:
     return f"{facts['step']}" if facts["step"] == facts["steps"] else f"{facts['step']} of {facts['steps']}"
+
+
+def _verified(summary: RunSummary) -> Text:
+    row = summary.verified
+    if row is None:
+        return Text("–")
+    return Text(describe_verification(row), "" if row["verdict"] in REPRODUCED else "red")
 
 
 def _trained_for(summary: RunSummary) -> str:

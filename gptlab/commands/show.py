@@ -20,6 +20,7 @@ from gptlab.terminal.sparkline import bars, resample
 from gptlab.terminal.tables import borderless
 from gptlab.terminal.text import plural, printable
 from gptlab.tracking.run import Run, find_run
+from gptlab.tracking.verifications import current_verification, describe_verification, verified_facts
 from gptlab.training.plan import plan
 from gptlab.training.schedule import learning_rates
 from gptlab.validation import did_you_mean
@@ -54,6 +55,7 @@ class Description:
             "tokenizer": {"name": spec.data.tokenizer, "sha256": self.identity["tokenizer_sha256"]},
             "identity": {"hash": self.hash, "content": self.identity},
             "run": self.run.id if self.run else None,
+            **({"verified": verified_facts(current_verification(self.run.directory))} if self.run else {}),
             **(self.run.record.parent_facts() if self.run else {}),
         }
 
@@ -130,6 +132,8 @@ def _render_losses(console: Console, run: Run) -> None:
     trained = [row for row in rows if "train/loss" in row]
     loss = f" · val loss {validated[-1]['val/loss']:.4f}" if validated else ""
     console.print(f"\n{history.status} · step {history.step} of {history.target}{loss}")
+    if verified := current_verification(run.directory):
+        console.print(f"verified {describe_verification(verified)} · {verified['time']:.10}")
     if history.damage:
         console.notice(f"{history.damage}; its losses are not shown")
     curves = [

@@ -46,6 +46,12 @@ class History:
         self._directory, self._record = directory, record
         self.attempts = self._read_attempts()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether `attempts.jsonl` has lost no row before its last one, and no attempt that saved a checkpoint."""
+        saved_by = [checkpoint.manifest.attempt or 0 for checkpoint in self._checkpoints]
+        return _are_complete(self.attempts) and max(saved_by, default=0) <= len(self.starts)
+
     def _read_attempts(self) -> list[Start | End]:
         attempts = list(read_json_lines(self._directory / ATTEMPTS, ATTEMPT))
         if any(ALTERED in row for row in attempts) or not _are_complete(attempts):
@@ -67,6 +73,13 @@ class History:
     def outcome(self) -> Outcome:
         """How the last attempt ended; `interrupted` if no end is recorded, as while it runs."""
         return self._end["status"] if self._end else "interrupted"
+
+    @property
+    def diverged_after(self) -> int | None:
+        """The step after which the last attempt diverged; None if it did not, or if this is not recorded."""
+        facts = self._end.get("diverged") if self._end else None
+        step = facts.get("after_step") if isinstance(facts, dict) else None
+        return step if isinstance(step, int) else None
 
     @cached_property
     def status(self) -> Status:
@@ -97,11 +110,11 @@ class History:
     @cached_property
     def damage(self) -> str | None:
         """How the metrics differ from what was written, or None."""
-        recorded = self._recorded_rows()
+        recorded = self.recorded_rows()
         damage = find_damage(self._directory, recorded) if recorded else None
         if damage and (attempts := self._read_attempts()) != self.attempts:  # an attempt began or ended meanwhile
             self.attempts = attempts
-            recorded = self._recorded_rows()
+            recorded = self.recorded_rows()
             damage = find_damage(self._directory, recorded) if recorded else None
         return damage
 
@@ -129,7 +142,7 @@ class History:
             warn_altered(self._directory / ATTEMPTS)  # it has lost the attempt that saved the checkpoint
         return checkpoints
 
-    def _recorded_rows(self) -> RecordedRows | None:
+    def recorded_rows(self) -> RecordedRows | None:
         """What the last attempt's end, or else its newest resumable checkpoint, recorded about the metrics."""
         if end := self._end:
             if "metrics_xxh3" not in end:
@@ -137,12 +150,16 @@ class History:
             size, damaged_to = end.get("metrics_bytes", 0), end.get("metrics_damaged_to")
             step = end["step"] if end["status"] == "complete" else None
             return RecordedRows(size, end["metrics_xxh3"], damaged_to, complete=True, step=step)
-        resumed_from = self.starts[-1].get("from_step", 0) if self.starts else 0
         for checkpoint in reversed(self._checkpoints):
-            manifest = checkpoint.manifest
-            # The last attempt may have resumed from an older checkpoint. Then later ones of other attempts are void.
-            current = checkpoint.step <= resumed_from or manifest.attempt == len(self.starts)
-            if checkpoint.resumable and current and (checksum := manifest.progress.metrics_xxh3):
-                progress = manifest.progress
+            progress = checkpoint.manifest.progress
+            if checkpoint.resumable and self.is_current(checkpoint) and (checksum := progress.metrics_xxh3):
                 return RecordedRows(progress.metrics_bytes, checksum, progress.metrics_damaged_to, complete=False)
         return None
+
+    def is_current(self, checkpoint: Checkpoint) -> bool:
+        """Return whether the rows of metrics go on from a checkpoint's.
+
+        The last attempt may have resumed from an older one. Then later ones of other attempts are void.
+        """
+        resumed_from = self.starts[-1].get("from_step", 0) if self.starts else 0
+        return checkpoint.step <= resumed_from or checkpoint.manifest.attempt == len(self.starts)

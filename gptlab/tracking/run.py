@@ -9,6 +9,7 @@ runs/baseline-1a2b3c4d-s0/
     samples.jsonl    text that the model generated
     checkpoints/     see `gptlab.checkpoints.manifest`
     evaluations/     per-window losses from `gptlab eval`
+    verifications.jsonl  what `gptlab verify` found
     profile/         see `gptlab.training.profiler`
     source-*.patch   uncommitted changes of the code, by attempt
     wandb/           W&B's own files

@@ -20,7 +20,7 @@ from gptlab.tracking.run import Run
 from gptlab.untrusted import read_document
 
 PLACE = "text.json"
-IF_MOVED = "if it has moved, pass its new place to `gptlab resume` or `gptlab eval`: --text PATH"
+IF_MOVED = "if it has moved, pass its new place to `gptlab resume`, `eval` or `verify`: --text PATH"
 
 logger = logging.getLogger(__name__)
 

@@ -31,6 +31,8 @@ COMMANDS: dict[str, list[str]] = {
     "batch": ["batch", "{micro}@3"],
     "tokens": ["tokens", "{micro}", "--tokens", "40", "--json"],
     "export": ["export", "{micro}", "{folder}/export", "--json"],
+    "bundle": ["bundle", "{micro}", "-o", "{folder}/results.tar", "--json"],
+    "verify": ["verify", "{micro}", "--to", "10"],
     "diff": ["diff", "{micro}", "{micro 1}"],
     "diff now": ["diff", "{micro}", "--json"],
     "sync": ["sync"],

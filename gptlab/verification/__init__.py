@@ -1,0 +1,1 @@
+"""Verify a run: its files against their checksums, and its numbers against a replay."""
