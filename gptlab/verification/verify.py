@@ -40,8 +40,8 @@ from gptlab.verification.stretch import Stretch, choose_stretch, describe_steps
 from gptlab.verification.tensors import TensorComparison, compare_tensors, same_bytes
 
 NOT_ROUNDING = (
-    "this is not rounding: code, versions and threads are as recorded, and the code's arithmetic is the same to the last "
-    "digit, so that training gives the same bits"
+    "this is not rounding: code, versions and threads are as recorded, and the code's arithmetic is the same to the "
+    "last digit, so that training gives the same bits"
 )
 
 
