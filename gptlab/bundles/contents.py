@@ -31,7 +31,7 @@ MAX_BYTES = 1 << 40
 
 RUN_ID = r"[a-z0-9][a-z0-9._-]{0,63}-[0-9a-f]{8}-s[0-9]{1,19}"
 CHECKPOINT_FILE = r"checkpoints/step-[0-9]{8,9}/(?:manifest\.json|(?:model|optimizer)\.safetensors)"
-EVALUATION = r"step-[0-9]{8,9}-[0-9a-f]{8}\.safetensors"
+EVALUATION = r"(?:explained-)?step-[0-9]{8,9}-[0-9a-f]{8}\.safetensors"
 RECORDS = r"(?:run|tokenizer)\.json|(?:attempts|metrics|samples|verifications)\.jsonl|source-[0-9a-f]{8}\.patch"
 FILE = rf"^(?:runs/{RUN_ID}/(?:{RECORDS}|evaluations/{EVALUATION}|{CHECKPOINT_FILE})|texts/[0-9a-f]{{64}}\.txt)$"
 """The name of a file in a bundle. All are short ASCII without `..` or a leading slash."""

@@ -30,7 +30,10 @@ METADATA = "gptlab"
 EXCLUDED = -1
 """Match length of a passage that also occurs in the other part of the text."""
 
-_NAME = re.compile(r"explained-step-([0-9]{8})-([0-9a-f]{8})\.safetensors")
+PREFIX = "explained-"
+"""Beginning of a file's name; the rest is the name of the file with the losses of the windows."""
+
+_NAME = re.compile(PREFIX + r"step-([0-9]{8})-([0-9a-f]{8})\.safetensors")
 
 
 class Facts(BaseModel):
@@ -110,7 +113,7 @@ class Stored:
 
 def file_name(step: int, yardstick: str) -> str:
     """Return the name of the file of a checkpoint's explanation in the run's `evaluations/`."""
-    return f"explained-step-{step:08d}-{yardstick}.safetensors"
+    return f"{PREFIX}step-{step:08d}-{yardstick}.safetensors"
 
 
 def to_bytes(explanation: Explanation) -> bytes:
@@ -126,7 +129,7 @@ def read_all(folder: Path) -> Iterator[Stored]:
     Raises:
         GptlabError: A file is damaged; the message names it.
     """
-    for path in sorted(folder.glob("explained-step-*.safetensors")):
+    for path in sorted(folder.glob(f"{PREFIX}step-*.safetensors")):
         if name := _NAME.fullmatch(path.name):
             yield Stored(int(name[1]), name[2], read(path))
 

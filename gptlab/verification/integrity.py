@@ -16,6 +16,7 @@ from gptlab.checksums import forget_digests
 from gptlab.data import vocabularies
 from gptlab.digests import ALTERED, DIGEST
 from gptlab.errors import GptlabError
+from gptlab.explanation import stored as explanations
 from gptlab.tracking import evaluations
 from gptlab.tracking.history import ATTEMPTS, History
 from gptlab.tracking.metrics import METRICS, ROW
@@ -177,10 +178,13 @@ class _Check:
                 self._count(path, _sha256_problem(path, sha256))
 
     def evaluations(self) -> None:
-        """Check the losses that `gptlab eval` stored."""
+        """Check the losses that `gptlab eval` stored, and their explanations."""
         for path in sorted((self.directory / EVALUATIONS).glob("*.safetensors")):
             try:
-                evaluations.read(path)
+                if path.name.startswith(explanations.PREFIX):
+                    explanations.read(path)
+                else:
+                    evaluations.read(path)
             except GptlabError as error:
                 self.damaged(path, str(error))
             else:

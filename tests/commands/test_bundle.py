@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import explained
 import pytest
 from faults import in_child
 from hypothesis import given, settings
@@ -28,6 +29,7 @@ from gptlab.bundles.runs import UnpackedRun, unpacked_runs
 from gptlab.bundles.unpack import unpacked
 from gptlab.digests import with_digest
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.explanation.stored import PREFIX
 from gptlab.failures import exit_code
 from gptlab.identity import UNKNOWN
 from gptlab.tracking.provenance import patch_path
@@ -102,6 +104,17 @@ def test_a_bundle_holds_what_a_replay_needs_and_nothing_else(run, bundle):
     assert names == ["bundle.json", *(f"runs/{run.id}/{name}" for name in expected)]
     assert bundle.sha256 == hashlib.sha256(bundle.path.read_bytes()).hexdigest()
     assert bundle.bytes == bundle.path.stat().st_size
+
+
+def test_a_bundle_holds_losses_and_their_explanations(run, tmp_path):
+    paths = [explained.store(run, explained.explanation())]
+    paths.append(paths[0].with_name(paths[0].name.removeprefix(PREFIX)))
+    paths[1].write_bytes(b"losses of windows")
+    packed = pack(tmp_path / "results.tar", run)
+    with tarfile.open(packed.path) as tar:
+        for path in paths:
+            assert tar.extractfile(f"runs/{run.id}/evaluations/{path.name}").read() == path.read_bytes()
+    open_bundle(packed.path)
 
 
 def test_a_bundle_names_no_directory_of_the_machine(run, bundle):

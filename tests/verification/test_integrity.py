@@ -5,6 +5,7 @@ import random
 import shutil
 from pathlib import Path
 
+import explained
 import pytest
 
 from gptlab.errors import GptlabError
@@ -98,3 +99,13 @@ def test_what_no_checksum_covers_is_said(copied: Run):
     found = check(copied.directory)
     assert found.damage == ()
     assert any("no checksum covers the rows of metrics.jsonl from step 35 on" in note for note in found.notes)
+
+
+def test_an_explanation_of_losses_is_checked_by_its_checksum(copied: Run):
+    path = explained.store(copied, explained.explanation())
+    before = check(copied.directory)
+    assert before.damage == ()
+    flip_bit(path, path.stat().st_size - 1, 0)
+    after = check(copied.directory)
+    assert [damage.file for damage in after.damage] == [f"evaluations/{path.name}"]
+    assert after.files == before.files - 1
