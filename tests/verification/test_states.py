@@ -23,7 +23,9 @@ from gptlab.tracking.run import Run, all_runs, load_run
 from gptlab.tracking.verifications import VERIFICATIONS, current_verification
 from gptlab.training.initial import find_branch
 from gptlab.verification import replay
+from gptlab.verification.conditions import Attempts
 from gptlab.verification.result import Verification
+from gptlab.verification.stretch import choose_stretch
 from gptlab.verification.verify import verify_run
 
 
@@ -169,3 +171,13 @@ def test_a_stored_result_that_has_changed_is_not_shown(
     path.write_text(path.read_text().replace('"last": 5', '"last": 40'))
     assert current_verification(copied.directory) is None
     assert "bitwise" not in gptlab("show", copied.id)
+
+
+def test_each_step_has_the_threads_of_the_attempt_that_computed_it(copied: Run):
+    start = {**copied.history().starts[0], "from_step": 0, "threads": 1}
+    later: list[Any] = [{**start, "from_step": 20, "threads": 2}, {**start, "from_step": 10, "threads": 3}]
+    attempts = Attempts((start, *later), choose_stretch(copied, copied.history(), None, 30))
+    assert [attempts.threads_at(step) for step in (0, 9, 10, 29)] == [1, 1, 3, 3], "the last one began at step 10"
+    assert [start["threads"] for start in attempts.involved()] == [1, 3]
+    many: Any = {**start, "threads": 10**9}
+    assert Attempts((many,), attempts.stretch).threads_at(0) == 1, "what a stranger's run says is not tried"
