@@ -472,7 +472,7 @@ def called(words: list[str]) -> int | None:
 def test_an_invalid_make_variable_is_a_one_line_error(variables, answer, stand_ins, tmp_path):
     environment = sys.prefix if " ".join(variables) in REAL else stand_ins
     own = ["-o", f"{environment}/.ready", f"VENV={environment}"] if "VENV={empty}" not in variables else []
-    command = ["make", *own, *(word.format(empty=tmp_path / "venv") for word in variables)]
+    command = ["make", "--no-print-directory", *own, *(word.format(empty=tmp_path / "venv") for word in variables)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if not re.match(r"make.*: \*\*\* \[.*Error \d+$", line)]
     assert done.returncode == 2

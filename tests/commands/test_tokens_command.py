@@ -11,12 +11,13 @@ from gptlab.checkpoints.manifest import select_checkpoint
 from gptlab.checkpoints.read import load_model
 from gptlab.commands.evaluate import evaluate_run
 from gptlab.commands.tokens import open_reader, read_passage
-from gptlab.data.vocabularies import GPT2
+from gptlab.data.vocabularies import BYTES
 from gptlab.huggingface.directory import LoadedDirectory
 from gptlab.terminal.console import Console
 
 PASSAGE = {"text": None, "string": None, "first": 0, "count": 40, "device": "cpu", "console": Console(stderr=True)}
 STRING = "The model learns to read. 😀 naïve\n\tand writes"
+SHORT = "naïve 😀 reads"
 
 
 @pytest.fixture
@@ -25,11 +26,9 @@ def gptlab(monkeypatch, capfd):
 
 
 def test_losses_are_those_of_eval_and_alternatives_are_probabilities(long_run):
-    passage = read_passage([open_reader(long_run, None)], **{**PASSAGE, "string": STRING[:34]})
-    assert len(passage.ids) <= 17, "one window"
-    evaluated = evaluate_run(
-        long_run, step=None, text=None, device="cpu", console=Console(stderr=True), string=STRING[:34]
-    )
+    passage = read_passage([open_reader(long_run, None)], **{**PASSAGE, "string": SHORT})
+    assert len(passage.ids) == 17, "one window"
+    evaluated = evaluate_run(long_run, step=None, text=None, device="cpu", console=Console(stderr=True), string=SHORT)
     assert passage.loss(0) == pytest.approx(evaluated.evaluation.loss, abs=1e-6)
     assert passage.bits_per_byte(0) == pytest.approx(evaluated.evaluation.bits_per_byte, abs=1e-6)
     own = read_passage([open_reader(long_run, None)], **{**PASSAGE, "count": 400})
@@ -75,7 +74,7 @@ def test_a_directory_of_transformers_is_a_model_too_and_unknown_training_is_said
     folder.mkdir()
     (folder / "config.json").touch()
     loaded = LoadedDirectory(
-        folder, load_model(select_checkpoint(long_run.directory, None), long_run.record.spec.model), GPT2
+        folder, load_model(select_checkpoint(long_run.directory, None), long_run.record.spec.model), BYTES
     )
     monkeypatch.setattr("gptlab.commands.tokens.load_directory", lambda path: loaded)
     document = json.loads(gptlab("tokens", str(long_run.directory), str(folder), "--tokens", "12", "--json"))
@@ -88,14 +87,14 @@ def test_a_directory_of_transformers_is_a_model_too_and_unknown_training_is_said
     assert "give one to look at: --text FILE" in gptlab("tokens", str(folder), code=2)
 
 
-def test_other_tokenizers_are_refused_and_other_training_texts_are_said(long_run, micro, gptlab, tmp_path):
+def test_other_tokenizers_are_refused_and_other_training_texts_are_said(long_run, micro, gpt2_micro, gptlab):
     small = {"train.steps": 1, "data.val_windows": 1}
-    by_bytes = run_attempt(micro.with_changes({**small, "data.tokenizer": "bytes", "model.vocab_size": 256})).run
-    complaint = gptlab("tokens", str(long_run.directory), str(by_bytes.directory), code=2)
+    of_gpt2 = run_attempt(gpt2_micro.with_changes(small)).run
+    complaint = gptlab("tokens", str(long_run.directory), str(of_gpt2.directory), code=2)
     assert "have different tokenizers" in complaint
     assert "in bits per byte: `gptlab eval`" in complaint
     other = run_attempt(micro.with_changes({**small, "data.val_fraction": 0.5})).run
     assert "it may have seen this passage" in gptlab("tokens", str(other.directory), str(long_run.directory))
-    printed = gptlab("tokens", str(by_bytes.directory), "--string", STRING)
+    printed = gptlab("tokens", str(of_gpt2.directory), "--string", STRING)
     assert "of the string" in printed
     assert "nats · " in printed
