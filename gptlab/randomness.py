@@ -19,7 +19,6 @@ class Purpose(IntEnum):
     STEP = 2
     WEIGHTS = 3
     SAMPLE = 4
-    ROUNDING = 8
 
 
 def random_bits(seed: int, purpose: Purpose, *key: int, n: int = 1) -> NDArray[np.uint64]:

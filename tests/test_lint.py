@@ -43,6 +43,8 @@ FORBIDDEN_IMPORTS = {  # one per contract
     "gptlab/training/step.py": "import gptlab.training.loop",
     "gptlab/model/loss.py": "import gptlab.model.gpt",
     "gptlab/distributed/place.py": "import gptlab.distributed.workers",
+    "gptlab/bundles/members.py": "import gptlab.bundles.unpack",
+    "gptlab/verification/rounding.py": "import gptlab.verification.verify",
     "gptlab/data/text.py": "import gptlab.data.tokens",
     "gptlab/explanation/bins.py": "import gptlab.explanation.rows",
     "gptlab/mirror/server.py": "import gptlab.mirror.wandb_run",

@@ -5,6 +5,7 @@ row no longer says anything about the run, and is not shown.
 """
 
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,6 +69,8 @@ def add_verification(directory: Path, facts: dict[str, Any]) -> None:
 def read_verifications(directory: Path) -> list[StoredVerification]:
     """Return the verifications of a run, without those that have changed since they were written."""
     path = directory / VERIFICATIONS
+    if not os.path.lexists(path):  # as in most runs
+        return []
     try:
         rows = list(read_json_lines(path, _ROW))
     except GptlabError as error:

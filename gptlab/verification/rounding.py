@@ -33,6 +33,6 @@ def move_by_one_rounding(model: torch.nn.Module, step: int, *, seed: int, precis
 
 def _signs(seed: int, step: int, name: str, count: int) -> torch.Tensor:
     """Random signs as float32, `(count,)`."""
-    words = random_bits(seed, Purpose.ROUNDING, step, name_word(name), n=-(-count // 64))
+    words = random_bits(seed, Purpose.SAMPLE, name_word("rounding"), step, name_word(name), n=-(-count // 64))
     bits = np.unpackbits(words.astype("<u8").view(np.uint8), count=count)
     return torch.from_numpy(bits).float().mul_(2).sub_(1)
