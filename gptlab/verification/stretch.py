@@ -53,7 +53,7 @@ def choose_stretch(run: Run, history: History, first: int | None, last: int | No
     """
     begin, end = run.record.start_step, history.step
     if end <= begin and history.outcome != "diverged":
-        raise BadInputError(f"{run.id} has done no step yet, so there is nothing to verify; train it first")
+        raise BadInputError(f"{run.id} has recorded no step yet, so there is nothing to verify; train it first")
     start = None
     if first is None or first == begin:
         first = begin
