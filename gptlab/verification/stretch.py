@@ -64,7 +64,8 @@ def choose_stretch(run: Run, history: History, first: int | None, last: int | No
         raise BadInputError(f"--to {last} is after the last step of {run.id}, {end}")
     diverges = history.outcome == "diverged" and last == end
     if last <= first and not diverges:
-        raise BadInputError(f"nothing is to be replayed from step {first} to step {last}; pass a --to after {first}")
+        remedy = f"pass a --to after {first}" if first < end else "pass a smaller --from"
+        raise BadInputError(f"nothing is to be replayed from step {first} to step {last}; {remedy}")
     return Stretch(
         first,
         last,

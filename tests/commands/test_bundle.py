@@ -327,9 +327,10 @@ def test_files_that_no_reader_would_unpack_are_not_packed(run, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("moment", ["unpacking", "verifying"])
-def test_ctrl_c_leaves_no_file(bundle, temporary, monkeypatch, moment):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_leave_no_file(bundle, temporary, monkeypatch, moment, number):
     def interrupt(*arguments: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     def work() -> None:
         with unpacked(bundle.path):
@@ -337,8 +338,9 @@ def test_ctrl_c_leaves_no_file(bundle, temporary, monkeypatch, moment):
 
     if moment == "unpacking":
         monkeypatch.setattr(tarfile, "data_filter", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as ended:
         work()
+    assert getattr(ended.value, "code", 143) == 143
     assert list(temporary.iterdir()) == []
 
 
