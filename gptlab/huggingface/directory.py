@@ -3,7 +3,6 @@
 They may be untrusted: their files are read as data, with bounds, and pickled weights are refused.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def imported_model(weights: ImportedWeights, spec: ModelSpec) -> GPT:
     Raises:
         BadInputError: The weights are missing, or not those that the run was created with.
     """
-    if not os.path.isdir(weights.path):
+    if not Path(weights.path).is_dir():
         raise BadInputError(f"the directory {weights.path} is gone, whose weights the run starts from; restore it")
     tensors, sha256 = read_model_weights(Path(weights.path), spec)
     if sha256 != weights.sha256:
