@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -292,6 +294,13 @@ def test_an_export_appears_whole_or_not_at_all(trained, tmp_path, monkeypatch):
     )
     assert before == {path.name: path.read_bytes() for path in target.iterdir()}
     assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+def test_sigterm_leaves_no_part_of_an_export(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "write_durably", lambda path, content: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        export_run(trained[0], str(tmp_path / "out"), None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["/proc/out", "x" * 250])
