@@ -155,7 +155,7 @@ def test_too_little_space_names_the_directory_for_temporary_files(
     copied: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
     with pytest.raises(GptlabError, match=f"the replay needs 170 KiB, but {tmp_path} has 0 KiB free; .* set TMPDIR"):
         verified(copied)
 
