@@ -247,7 +247,7 @@ COMMANDS = [
     ("verify nothing", "there is no run 'nothing'"),
     (f"verify {HERE} --from 7", "keeps no resumable checkpoint of step 7; available: 10, 20"),
     (f"verify {HERE} --from many", "'--from': Input should be a valid integer"),
-    (f"verify {HERE} --from 20", "nothing is to be replayed from step 20 to step 20"),
+    (f"verify {HERE} --from 20", "nothing is to be replayed from step 20 to step 20; pass a smaller --from"),
     (f"verify {HERE} --to 10000", "--to 10000 is after the last step of"),
     (f"verify {HERE} --to 0", "nothing is to be replayed from step 0 to step 0"),
     (f"verify {HERE} --to -1", "'--to': Input should be"),

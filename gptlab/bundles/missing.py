@@ -83,19 +83,23 @@ def _missing_tokenizer(found: UnpackedRun) -> Iterator[str]:
 
 def _missing_start(found: UnpackedRun, first: int | None) -> Iterator[str]:
     record, needs = found.run.record, found.needs
+    kept = [checkpoint.step for checkpoint in list_checkpoints(found.run.directory) if checkpoint.resumable]
+    steps = [step for step in kept if step < found.run.history().step]
     if first not in {None, record.start_step}:
-        steps = [checkpoint.step for checkpoint in list_checkpoints(found.run.directory) if checkpoint.resumable]
-        if first not in steps:
-            inside = ", ".join(map(str, steps)) or "none"
-            yield f"the resumable checkpoint of step {first}; inside: {inside}; pass --from with one of them"
+        if first not in kept:
+            inside = ", ".join(map(str, steps))
+            remedy = "pass --from with one of them" if steps else "ask for a bundle with --checkpoints all"
+            yield f"the resumable checkpoint of step {first} of {needs.run}; inside: {inside or 'none'}; {remedy}"
     elif record.parent and needs.parent and not needs.parent.inside:
         if not any(path.is_file() for path in places(record.parent, run_directories())[1:]):
-            yield f"its parent {record.parent.reference}; bundle both, or pass --from with the step of a checkpoint"
+            remedy = f", or pass --from {steps[-1]}" if steps else ""
+            yield f"its parent {record.parent.reference}; bundle both{remedy}"
     elif needs.imported_weights:
         sha256 = abbreviate_hash(needs.imported_weights.sha256)
+        remedy = f"pass --from {steps[-1]}" if steps else "ask for a bundle with --checkpoints all"
         yield (
             f"the weights '{needs.imported_weights.name}' of transformers, sha256 {sha256}, which a bundle never "
-            "holds; pass --from with the step of a checkpoint"
+            f"holds; {remedy}"
         )
 
 

@@ -15,6 +15,7 @@ from gptlab.bundles.members import end, header, length, padding
 from gptlab.checkpoints.manifest import MIB
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.files import atomic_write
+from gptlab.interrupts import exiting_on_termination
 from gptlab.terminal.text import format_bytes
 from gptlab.tracking.run import Run
 from gptlab.untrusted import open_regular
@@ -53,7 +54,7 @@ def write(path: Path, runs: Sequence[Run], sources: Sequence[Source], *, force: 
             f"a bundle has at most {format_bytes(MAX_BYTES)}, not {format_bytes(size)}; pack fewer runs"
         )
     _check_space(path, size)
-    with atomic_write(path, durable=True) as target:
+    with exiting_on_termination(), atomic_write(path, durable=True) as target:
         out = _Hashed(target)
         for block in _blocks(document, contents, sources):
             out.write(block)

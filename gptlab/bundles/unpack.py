@@ -20,6 +20,7 @@ from gptlab.bundles.contents import CONTENTS, MAX_BYTES, MAX_CONTENTS_BYTES, MAX
 from gptlab.bundles.members import BLOCK, difference, end, first_size, header, length, member, padding
 from gptlab.checkpoints.manifest import MIB
 from gptlab.errors import BadInputError, GptlabError
+from gptlab.interrupts import exiting_on_termination
 from gptlab.temporary import temporary_directory
 from gptlab.terminal.text import format_bytes, printable
 from gptlab.untrusted import MAX_EXPLANATION, open_regular
@@ -40,13 +41,13 @@ class Unpacked:
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[Unpacked]:
-    """Check a bundle and unpack it into a temporary directory, which is removed at the end.
+    """Check a bundle and unpack it into a temporary directory, which is removed at the end, after SIGTERM too.
 
     Raises:
         BadInputError: It is not a bundle, is damaged, or does not fit on the disk. The message names the bundle.
     """
     _check_filter()
-    with temporary_directory("bundle") as folder:
+    with exiting_on_termination(), temporary_directory("bundle") as folder:
         yield _unpack(path, folder)
 
 

@@ -103,6 +103,8 @@ def _checkpoints(result: Verification) -> str:
 
 
 def _value(found: ValueDifference) -> str:
+    if found.column == "step" and isinstance(found.recorded, tuple):
+        return f"the run has {len(found.recorded)} rows of step {found.step}"
     if found.column == "step":
         return f"the {'run' if found.recorded is None else 'replay'} has no row of step {found.step}"
     numbers = f"recorded {_format(found.recorded)}, replayed {_format(found.replayed)}"

@@ -62,6 +62,8 @@ def imported_model(weights: ImportedWeights, spec: ModelSpec) -> GPT:
     Raises:
         BadInputError: The weights are missing, or not those that the run was created with.
     """
+    if not Path(weights.path).is_dir():
+        raise BadInputError(f"the directory {weights.path} is gone, whose weights the run starts from; restore it")
     tensors, sha256 = read_model_weights(Path(weights.path), spec)
     if sha256 != weights.sha256:
         raise BadInputError(

@@ -8,9 +8,10 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from gptlab.checkpoints.tensors import Tensors, write_tensors
-from gptlab.errors import BadInputError
+from gptlab.errors import BadInputError, GptlabError
 from gptlab.files import fsync_directory, fsync_file, make_directory, write_durably
 from gptlab.huggingface.layout import WEIGHTS
+from gptlab.interrupts import exiting_on_termination
 
 
 def find_target(name: str) -> Path:
@@ -55,11 +56,15 @@ def write_directory(directory: Path, weights: Tensors, files: Mapping[str, bytes
     staging = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}.tmp")
     try:
         staging.mkdir()
-        size = write_tensors(staging / WEIGHTS, weights, {"format": "pt"}).bytes  # transformers wants to know it
-        fsync_file(staging / WEIGHTS)
-        for name, content in files.items():
-            write_durably(staging / name, content)
-        _publish(staging, directory)
+    except OSError as error:  # such as a name that is too long, or a folder in /proc
+        raise GptlabError(f"{directory!s:.200} cannot be written: {error.strerror}") from error
+    try:
+        with exiting_on_termination():
+            size = write_tensors(staging / WEIGHTS, weights, {"format": "pt"}).bytes  # transformers wants to know it
+            fsync_file(staging / WEIGHTS)
+            for name, content in files.items():
+                write_durably(staging / name, content)
+            _publish(staging, directory)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

@@ -26,6 +26,8 @@ from gptlab.tracking.verification import find_rows_problem
 from gptlab.untrusted import MAX_DOCUMENT_BYTES, MAX_LINE_BYTES, open_regular, read_json_lines_from
 from gptlab.verification.result import Damage
 
+EARLIER = "an earlier version of gptlab wrote it"
+
 
 @dataclass(frozen=True)
 class Integrity:
@@ -92,7 +94,7 @@ class _Check:
         if isinstance(content, dict) and DIGEST in content:
             self.files += 1
         else:
-            self.notes.append(f"{RECORD} has no digest: an earlier version of gptlab wrote it")
+            self.notes.append(f"{RECORD} has no digest: {EARLIER}")
 
     def attempts(self, run: Run, history: History) -> None:
         """Check `attempts.jsonl`."""
@@ -142,9 +144,12 @@ class _Check:
             self.damaged(path, found[0])
         elif recorded is None:
             if path.exists():
+                killed = bool(history.attempts) and history.attempts[-1]["event"] == "start"
+                current = all(each.manifest.progress.metrics_xxh3 for each in checkpoints)
+                why = "the run was killed, and no checkpoint of it is here" if killed and current else EARLIER
                 self.notes.append(
-                    f"no checksum covers {METRICS}: an earlier version of gptlab wrote it, so that only what the "
-                    "replay reproduces is verified, and not its times and speeds"
+                    f"no checksum covers {METRICS}: {why}, so that only what the replay reproduces is verified, and "
+                    "not its times and speeds"
                 )
         else:
             self.files += 1

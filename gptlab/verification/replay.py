@@ -118,8 +118,8 @@ def _check_space(folder: Path, stretch: Stretch) -> None:
     needed, free = 2 * max(sizes, default=0), shutil.disk_usage(folder).free
     if free < needed:
         raise GptlabError(
-            f"the replay needs {format_bytes(needed)}, but {folder} has {format_bytes(free)} free; free some space, or "
-            "set TMPDIR to a directory on another disk"
+            f"the replay needs {format_bytes(needed)}, but {folder.parent} has {format_bytes(free)} free; free some "
+            "space, or set TMPDIR to a directory on another disk"
         )
 
 

@@ -115,10 +115,29 @@ def _aligned(stretch: Stretch, directories: Sequence[Path]) -> Iterator[tuple[in
     """Yield each step in the stretch that a directory has a row of, with the row of each of three sides or None."""
     streams = [_rows(side, directory, stretch) for side, directory in enumerate(directories)]
     for step, group in groupby(heapq.merge(*streams, key=itemgetter(0)), key=itemgetter(0)):
-        rows: list[Row | None] = [None, None, None]
-        for _, side, row in group:  # a run that ended between two validations has two rows of its last step
-            rows[side] = (rows[side] or {}) | {key: row[key] for key in DETERMINISTIC if key in row}
-        yield step, tuple(rows)
+        rows: list[list[Row]] = [[], [], []]
+        for _, side, row in group:
+            rows[side].append(row)
+        yield step, tuple(_united(each, may_be_two=step == stretch.last) for each in rows)
+
+
+def _united(rows: Sequence[Row], *, may_be_two: bool) -> Row | None:
+    """Return the reproducible values of a step's rows, which are one; None without rows.
+
+    A run that was interrupted at its last step and then ended there has two rows of it, which do not contradict each
+    other. Other values of several rows become a tuple, so that they differ from those of a replay.
+    """
+    if not rows:
+        return None
+    united: Row = {}
+    for column in DETERMINISTIC:
+        values = [row[column] for row in rows if column in row]
+        distinct = {repr(value) for value in values}
+        if values:
+            united[column] = values[-1] if len(distinct) == 1 else tuple(values)
+    if len(rows) > 1 + may_be_two:
+        united["step"] = tuple(row["step"] for row in rows)
+    return united
 
 
 def _rows(side: int, directory: Path, stretch: Stretch) -> Iterator[tuple[int, int, Row]]:

@@ -53,7 +53,7 @@ def choose_stretch(run: Run, history: History, first: int | None, last: int | No
     """
     begin, end = run.record.start_step, history.step
     if end <= begin and history.outcome != "diverged":
-        raise BadInputError(f"{run.id} has done no step yet, so there is nothing to verify; train it first")
+        raise BadInputError(f"{run.id} has recorded no step yet, so there is nothing to verify; train it first")
     start = None
     if first is None or first == begin:
         first = begin
@@ -64,7 +64,8 @@ def choose_stretch(run: Run, history: History, first: int | None, last: int | No
         raise BadInputError(f"--to {last} is after the last step of {run.id}, {end}")
     diverges = history.outcome == "diverged" and last == end
     if last <= first and not diverges:
-        raise BadInputError(f"nothing is to be replayed from step {first} to step {last}; pass a --to after {first}")
+        remedy = f"pass a --to after {first}" if first < end else "pass a smaller --from"
+        raise BadInputError(f"nothing is to be replayed from step {first} to step {last}; {remedy}")
     return Stretch(
         first,
         last,

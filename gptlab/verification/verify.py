@@ -163,12 +163,14 @@ class _Replays:
                 rounded_otherwise=rounded_otherwise,
             )
         except BadInputError as error:
-            if self.stretch.start or not self.run.record.parent:
+            record = self.run.record
+            if self.stretch.start or not (record.parent or record.imported_weights):
                 raise
             kept, last = self.stretch.checkpoints, self.stretch.last
             own = [step for step in kept if kept[step].resumable and step < last]
-            remedy = f", or verify from a checkpoint of the run itself: --from {max(own)}" if own else ""
-            raise BadInputError(f"{error}; restore it{remedy}") from error
+            remedies = ["restore it"] if record.parent else []
+            remedies += [f"verify from a checkpoint of the run itself: --from {max(own)}"] if own else []
+            raise BadInputError("; ".join([str(error), *([", or ".join(remedies)] if remedies else [])])) from error
 
     def _with_compared(self, result: Verification, rows: RowComparison, compared: "_Compared") -> Verification:
         """Add what was compared, and its checksums, by which a later change is noticed."""

@@ -326,19 +326,25 @@ def test_files_that_no_reader_would_unpack_are_not_packed(run, tmp_path, monkeyp
         pack(tmp_path / "large.tar", run)
 
 
-@pytest.mark.parametrize("moment", ["unpacking", "verifying"])
-def test_ctrl_c_leaves_no_file(bundle, temporary, monkeypatch, moment):
+@pytest.mark.parametrize("moment", ["packing", "unpacking", "verifying"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_leave_no_file(run, bundle, temporary, monkeypatch, moment, number):
     def interrupt(*arguments: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     def work() -> None:
+        if moment == "packing":
+            pack(temporary / "results.tar", run)
         with unpacked(bundle.path):
             interrupt()
 
+    if moment == "packing":
+        monkeypatch.setattr("gptlab.bundles.pack.end", interrupt)
     if moment == "unpacking":
         monkeypatch.setattr(tarfile, "data_filter", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as ended:
         work()
+    assert getattr(ended.value, "code", 143) == 143
     assert list(temporary.iterdir()) == []
 
 

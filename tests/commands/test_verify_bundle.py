@@ -119,7 +119,19 @@ def test_everything_that_is_missing_is_named_at_once(made, sender, elsewhere, gp
     assert "without 2 things: (1) the text 'words.txt'" in error
     assert f"(2) its parent {made.run.id}@10; bundle both" in error
     error = gptlab("verify", "results.tar", "--from", "12", code=2)
-    assert "(2) the resumable checkpoint of step 12; inside: none" in error
+    step = f"(2) the resumable checkpoint of step 12 of {made.branch.id}"
+    assert f"{step}; inside: none; ask for a bundle with --checkpoints all" in error
+
+
+def test_a_step_inside_is_proposed_if_the_parent_is_gone(made, sender, elsewhere, gptlab, micro, monkeypatch):
+    monkeypatch.setattr("gptlab.bundles.collect.places", lambda parent, runs: [])
+    spec = micro.with_changes({"train.learning_rate": 0.001, "train.steps": 14, "train.keep_steps": [12]})
+    branch = run_attempt(spec, seed=3, initial_weights=find_initial_weights(f"{made.run.id}@10")).run
+    gptlab("bundle", branch.id, "-o", str(sender / "results.tar"), "--text")
+    elsewhere()
+    error = gptlab("verify", "results.tar", code=2)
+    assert f"without its parent {made.run.id}@10; bundle both, or pass --from 12\n" in error
+    assert "bitwise, steps 12 to 14" in gptlab("verify", "results.tar", "--from", "12")
 
 
 def test_a_missing_text_is_named_with_what_identifies_it(made, sender, elsewhere, gptlab):

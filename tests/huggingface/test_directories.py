@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from gptlab.terminal.console import Console
 from gptlab.tracking.records import ImportedWeights, RunRecord
 from gptlab.tracking.run import Run, load_run
 from gptlab.training.initial import find_start
+from gptlab.verification.verify import verify_run
 
 WEIGHTS = "model.safetensors"
 GREEDY = {"count": 1, "max_tokens": 6, "temperature": 0, "top_k": 0, "seed": 0}
@@ -110,6 +113,9 @@ def test_a_run_starts_from_the_weights_of_a_directory(trained, directory, micro,
     shutil.rmtree(directory)
     resumed = resume_run(result.run, Options(steps=12, wandb="off"), Console(stderr=True))
     assert resumed.document()["step"] == 12
+    gone = message(lambda: verify_run(result.run, console=Console(stderr=True)))
+    answer = "is gone, whose weights the run starts from; restore it; verify from a checkpoint of the run itself: "
+    assert gone == f"the directory {directory} {answer}--from 10"
 
 
 def test_weights_that_changed_since_the_run_was_created_are_refused(directory, micro):
@@ -288,6 +294,21 @@ def test_an_export_appears_whole_or_not_at_all(trained, tmp_path, monkeypatch):
     )
     assert before == {path.name: path.read_bytes() for path in target.iterdir()}
     assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+def test_sigterm_leaves_no_part_of_an_export(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "write_durably", lambda path, content: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        export_run(trained[0], str(tmp_path / "out"), None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["/proc/out", "x" * 250])
+def test_a_directory_that_cannot_be_made_is_one_line(trained, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GptlabError, match="cannot be written: (No such|File name)"):
+        export_run(trained[0], name, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_that_another_process_filled_meanwhile_is_left_alone(trained, tmp_path, monkeypatch):

@@ -99,6 +99,9 @@ def test_what_no_checksum_covers_is_said(copied: Run):
     found = check(copied.directory)
     assert found.damage == ()
     assert any("no checksum covers the rows of metrics.jsonl from step 35 on" in note for note in found.notes)
+    shutil.rmtree(copied.directory / "checkpoints")  # as in a bundle without checkpoints
+    (note,) = check(copied.directory).notes
+    assert note.startswith("no checksum covers metrics.jsonl: the run was killed, and no checkpoint of it is here")
 
 
 def test_an_explanation_of_losses_is_checked_by_its_checksum(copied: Run):

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +149,15 @@ def test_an_interrupted_verification_leaves_nothing(
     assert "interrupted" in typed(monkeypatch, capfd)("verify", copied.id, code=130)
     assert not any((tmp_path / "temporary").iterdir())
     assert sorted(copied.directory.rglob("*")) == before
+
+
+def test_too_little_space_names_the_directory_for_temporary_files(
+    copied: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(GptlabError, match=f"the replay needs 170 KiB, but {tmp_path} has 0 KiB free; .* set TMPDIR"):
+        verified(copied)
 
 
 def test_a_result_that_cannot_be_stored_is_printed(

@@ -121,6 +121,20 @@ def test_a_forged_digit_is_found_in_every_reproducible_column(copied: Run, monke
         assert column == "step" or (rows.first.step, rows.first.column) == (20, column)
 
 
+def test_a_second_row_of_a_step_is_found(copied: Run, long_run: Run):
+    """A reader of the metrics may take either of them."""
+    stretch = choose_stretch(copied, copied.history(), None, None)
+    *lines, last = (long_run.directory / METRICS).read_text().splitlines()
+    forged = json.dumps(json.loads(lines[2]) | {"train/loss": 0.5})
+    end = json.dumps({"step": 40, "val/loss": json.loads(last)["val/loss"]})  # as a resumed run ends
+    cases = [(forged, "step"), (lines[2], "step"), ('{"step": 10}', "step")]
+    for extra, column in [*cases, (end, None), ('{"step": 40, "val/loss": 0.5}', "val/loss")]:
+        at = 2 if '"step": 10' in extra else len(lines)
+        (copied.directory / METRICS).write_text("\n".join([*lines[:at], extra, *lines[at:], last, ""]))
+        found = compare_rows(stretch, copied.directory, long_run.directory).first
+        assert (found and found.column) == column
+
+
 def test_a_forged_checkpoint_is_found(copied: Run):
     path = copied.directory / "checkpoints/step-00000030/model.safetensors"
     content = bytearray(path.read_bytes())
