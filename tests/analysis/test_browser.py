@@ -85,8 +85,12 @@ def unchanged(request: pytest.FixtureRequest, browser: WebDriver) -> WebDriver:
 
 def listed_runs(driver: WebDriver) -> list[str]:
     """The displayed runs of the table, from top to bottom."""
-    rows = driver.find_elements(By.CSS_SELECTOR, "#runs-table tbody tr")
-    return [row.find_element(By.CSS_SELECTOR, "td label").text for row in rows if row.is_displayed()]
+    return list(
+        driver.execute_script(
+            "return [...document.querySelectorAll('#runs-table tbody tr')].filter((row) => row.checkVisibility())"
+            ".map((row) => row.querySelector('td label').innerText.trim())"
+        )
+    )
 
 
 def curve_names(driver: WebDriver) -> list[str]:
@@ -425,6 +429,7 @@ def test_the_best_50_runs_are_listed_and_a_button_shows_the_rest(
             "many", number % 5, changes={"train.learning_rate": 1e-3 * (1 + number // 5)}, val_losses=(9 - number / 60,)
         )
     browser.get(write_page(load.runs(), tmp_path).as_uri())
+    wait_for(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#curves .points path"))
     assert len(listed_runs(browser)) == 50
     assert len(curve_names(browser)) == 8
     more = browser.find_element(By.ID, "more")
