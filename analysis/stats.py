@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy  # it imports `scipy.stats` when a test is computed: this takes a second
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit  # CDF of Student's t and its inverse: faster than scipy.stats.t
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -110,6 +108,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     array = _array(p_values)
     known = ~np.isnan(array)
     if known.any():
+        from statsmodels.stats.multitest import multipletests  # imports `scipy.stats`
+
         array[known] = multipletests(array[known], method="holm")[1]
     return [float(p) for p in array]
 
@@ -137,6 +137,8 @@ def seeds_needed(difference: float, sd: float) -> float:
 
 def _power(effect: float, seeds: int) -> float:
     """The power of a paired t-test. SciPy's noncentral t is NaN at scattered points, mostly where the power is 1."""
+    from statsmodels.stats.power import TTestPower  # imports `scipy.stats`
+
     for nudge in (0, 1e-7, 1e-6, 1e-5):
         power = float(TTestPower().power(effect * (1 + nudge), seeds, 1 - CONFIDENCE))
         if math.isfinite(power):
