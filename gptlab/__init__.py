@@ -82,8 +82,11 @@ def run(
     """
     from gptlab.commands.from_python import train
     from gptlab.commands.run import Options
+    from gptlab.errors import BadInputError
     from gptlab.terminal.console import Console
 
+    if isinstance(tags, str):
+        raise BadInputError(f"tags is a string; give a list of them, such as ['{tags}']")
     changes = dict(settings or {})
     changes |= {} if text is None else {"data.text": text}
     changes |= {} if steps is None else {"train.steps": steps}

@@ -106,7 +106,7 @@ def test_a_forged_explanation_does_not_stop_the_report(make_run: MakeRun, caplog
     fewer = {name: getattr(known, name)[:, :3] for name in ("frequency_loss", "frequency_tokens", "frequency_bytes")}
     store(counts, replace(known, facts=known.facts.model_copy(update={"most": 8}), **fewer))
     as_markdown, _ = report(load.runs())
-    assert f"the explanations of {base.id} and {windows.id} are not compared: the windows are not the same" in caplog.text
+    assert f"explanations of {base.id} and {windows.id} are not compared: the windows are not the same" in caplog.text
     assert "| counts, seed 0 | +0.0000 ± 0.0000 |" in as_markdown.partition("### Differences")[2]
 
 
