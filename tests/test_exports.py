@@ -143,6 +143,9 @@ def test_a_model_of_ones_own_needs_its_tokenizer(model):
         ({"top_p": 0}, "top_p must be more than 0 and at most 1, not 0"),
         ({"min_p": 2}, "min_p must be from 0 to 1, not 2"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
+        ({"seed": 1.5}, r"seed must be a whole number below 2\*\*63, not 1.5"),
+        ({"seed": 2**64}, r"seed must be a whole number below 2\*\*63"),
+        ({"max_tokens": 1.5}, "max_tokens must be a whole number"),
     ],
 )
 def test_a_wrong_argument_of_generate_is_a_clear_error(model, arguments, answer):
