@@ -1,5 +1,6 @@
 """The report's section on what the losses are made of, from what `gptlab eval RUN --explain` stored."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,12 @@ from plotly.graph_objects import Figure
 from analysis import plots
 from analysis.findings import Findings
 from analysis.formatting import MISSING, count, signed
+from gptlab.errors import BadInputError
 from gptlab.explanation import rows, sentences
 from gptlab.explanation.rows import Row
 from gptlab.explanation.stored import Explanation, Stored
+
+logger = logging.getLogger(__name__)
 
 MAX_RUNS = 6
 """Runs that are displayed: the best explained run of each of the best experiments."""
@@ -135,7 +139,12 @@ def _differences(
         if run in references or not same:
             continue
         paired = next((one for one in same if seeds[one] == seeds[run]), same[0])
-        table.append({"run": labels[run], **_difference_cells(rows.differences(explained[paired].explanation, found))})
+        try:
+            differences = rows.differences(explained[paired].explanation, found)
+        except BadInputError as error:  # a file of an untrusted run has the name of other windows
+            logger.warning("the explanations of %s and %s are not compared: %s", paired, run, error)
+            continue
+        table.append({"run": labels[run], **_difference_cells(differences)})
     return DataFrame(table, dtype="str")
 
 

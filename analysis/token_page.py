@@ -220,7 +220,7 @@ def _joined(tokens: Iterable[Document]) -> list[Piece]:
 def _loss_ticks(top: float) -> list[Tick]:
     """Marks of the scale of losses, with the probability of the token."""
     step = 1 if top < 6 else 2
-    values = [value for value in range(0, math.ceil(top), step) if value < top - step / 2]
+    values = [value for value in range(0, math.ceil(top), step) if value < top - 0.75 * step]
     ticks = [Tick(100 * value / top, str(value), _percent(math.exp(-value))) for value in values]
     return [*ticks, Tick(100, f"{top:.1f}", _percent(math.exp(-top)))]
 

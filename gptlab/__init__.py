@@ -82,8 +82,11 @@ def run(
     """
     from gptlab.commands.from_python import train
     from gptlab.commands.run import Options
+    from gptlab.errors import BadInputError
     from gptlab.terminal.console import Console
 
+    if isinstance(tags, str):
+        raise BadInputError(f"tags is a string; give a list of them, such as ['{tags}']")
     changes = dict(settings or {})
     changes |= {} if text is None else {"data.text": text}
     changes |= {} if steps is None else {"train.steps": steps}
@@ -162,6 +165,9 @@ def generate(
     for name, (lowest, value) in least.items():
         if value is not None and not value >= lowest:  # NaN is not, either
             raise BadInputError(f"{name} must be {lowest} or more, not {value}")
+    for name, number in {"max_tokens": max_tokens, "top_k": top_k, "seed": seed}.items():
+        if number is not None and not (hasattr(number, "__index__") and number < 2**63):
+            raise BadInputError(f"{name} must be a whole number below 2**63, not {number}")
     (text,) = samples(
         model,
         prompt,

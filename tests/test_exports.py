@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import gptlab
+from gptlab import project
 from gptlab.commands import evaluate, sample
 from gptlab.data.vocabularies import BYTES
 from gptlab.errors import BadInputError
@@ -64,7 +66,7 @@ def test_run_trains_resumes_and_returns_what_was_recorded(micro, monkeypatch, ca
     monkeypatch.setattr(TrainingLoop, "_train_step", interrupted)
     with pytest.raises(KeyboardInterrupt, match="is saved at step 7"):
         gptlab.run(micro, seed=3, steps=10, wandb="off")
-    run = gptlab.run(micro, seed=3, steps=10, wandb="off", tags=["t"])
+    run = gptlab.run(micro, seed=np.int64(3), steps=10, wandb="off", tags=["t"])
     assert "step     10 · train loss" in capfd.readouterr().out, "it shows its progress"
     assert (run.status, run.step, run.id[-3:]) == ("complete", 10, "-s3")
     assert run.metrics()["step"].tolist()[-1] == 10
@@ -76,6 +78,26 @@ def test_run_trains_resumes_and_returns_what_was_recorded(micro, monkeypatch, ca
         gptlab.run("no")
     with pytest.raises(BadInputError, match="learning_rat"):
         gptlab.run(micro, settings={"train.learning_rat": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        ({"experiment": 5}, "experiment"),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0, not -1"),
+        ({"seed": "1"}, "seed: input should be a valid integer, not '1'"),
+        ({"wandb": "maybe"}, "wandb: input should be 'online', 'offline' or 'off', not 'maybe'"),
+        ({"tags": [5]}, "tags.0: input should be a valid string, not 5"),
+        ({"tags": "first"}, "tags is a string; give a list of them, such as \\['first'\\]"),
+        ({"device": None}, "device: input should be a valid string, not None"),
+    ],
+)
+def test_a_wrong_argument_of_run_is_one_line_and_nothing_is_written(micro, arguments, answer):
+    """Training wrote a mode that there is not into the run, which could not be read any more."""
+    with pytest.raises(BadInputError, match=answer) as raised:
+        gptlab.run(**{"experiment": micro, **arguments})
+    assert "\n" not in str(raised.value)
+    assert not project.runs_directory().exists()
 
 
 @pytest.fixture
@@ -121,6 +143,9 @@ def test_a_model_of_ones_own_needs_its_tokenizer(model):
         ({"top_p": 0}, "top_p must be more than 0 and at most 1, not 0"),
         ({"min_p": 2}, "min_p must be from 0 to 1, not 2"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
+        ({"seed": 1.5}, r"seed must be a whole number below 2\*\*63, not 1.5"),
+        ({"seed": 2**64}, r"seed must be a whole number below 2\*\*63"),
+        ({"max_tokens": 1.5}, "max_tokens must be a whole number"),
     ],
 )
 def test_a_wrong_argument_of_generate_is_a_clear_error(model, arguments, answer):

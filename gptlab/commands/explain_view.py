@@ -112,7 +112,7 @@ def render_comparison(comparison: Comparison, console: Console) -> None:
         console.print("\nmemorization: share of passages continued verbatim, B − A", style="bold")
         _print_table(console, ["prompt", "difference", "same passages", "passages"], cells)
     console.print()
-    for sentence in difference_sentences(comparison.differences, "A", "B"):
+    for sentence in difference_sentences(comparison.differences, "A", "B", counted_in(a.explanation)):
         console.print(sentence)
     console.print(NOTE, style="dim")
     for reason in dict.fromkeys(one.not_measured for one in (a, b) if one.not_measured):

@@ -33,11 +33,13 @@ class Ratio:
     """NaN if the denominator is zero."""
     influence: NDArray[np.float64]
     """The error of the value that each block contributes, `(blocks,)`."""
+    blocks: int
+    """Blocks with a part of the denominator: the others say nothing about the error (Korn and Graubard 1999)."""
 
     @property
     def half(self) -> float:
         """Half of the 95% t-interval over blocks; NaN for a single block."""
-        n = len(self.influence)
+        n = self.blocks
         if n < 2:
             return math.nan
         return t_quantile(n - 1) * math.sqrt(n / (n - 1) * float(np.square(self.influence).sum()))
@@ -54,17 +56,18 @@ class Ratio:
 
     def __sub__(self, other: "Ratio") -> "Ratio":
         """The difference of two ratios over the same blocks."""
-        return Ratio(self.value - other.value, self.influence - other.influence)
+        influence = self.influence - other.influence
+        return Ratio(self.value - other.value, influence, min(self.blocks, other.blocks))
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Ratio:
     """Return the ratio of the sums of two arrays with one value per block."""
     above, below = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
-    total = float(below.sum())
+    total, blocks = float(below.sum()), int(np.count_nonzero(below))
     value = float(above.sum()) / total if total else math.nan
     if not math.isfinite(value):
-        return Ratio(value, np.full(len(below), math.nan))
-    return Ratio(value, (above - value * below) / total)
+        return Ratio(value, np.full(len(below), math.nan), blocks)
+    return Ratio(value, (above - value * below) / total, blocks)
 
 
 def merge_blocks(sums: NDArray[Any], blocks: int = BLOCKS) -> NDArray[Any]:

@@ -136,7 +136,7 @@ def differences(first: Explanation, second: Explanation) -> list[Row]:
     for index, bin_ in enumerate(first.position_bins):
         paired = _loss(second, POSITION, index) - _loss(first, POSITION, index)
         rows.append(_difference("position", bin_.label, paired, first))
-    if first.facts.counted == second.facts.counted:
+    if (first.facts.counted, first.facts.most) == (second.facts.counted, second.facts.most):
         for index, bin_ in enumerate(first.frequency_bins):
             paired = _loss(second, FREQUENCY, index) - _loss(first, FREQUENCY, index)
             rows.append(_difference("frequency", bin_.label, paired, first))
@@ -220,4 +220,4 @@ def _ends(bin_: Bin) -> Row:
 
 
 def _counts(explanation: Explanation, found: Ratio) -> Row:
-    return {"windows": explanation.facts.windows, "blocks": len(found.influence)}
+    return {"windows": explanation.facts.windows, "blocks": found.blocks}

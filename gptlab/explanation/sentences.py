@@ -33,13 +33,14 @@ def sentences(explanation: Explanation) -> list[str]:
     return found + _memorization(explanation)
 
 
-def difference_sentences(differences: list[Row], first: str, second: str) -> list[str]:
+def difference_sentences(differences: list[Row], first: str, second: str, where: str) -> list[str]:
     """Return a sentence each on where the second model is better or worse than the first.
 
     Args:
         differences: The result of `rows.differences`.
         first: A name of the first model.
         second: A name of the second model.
+        where: Where the tokens were counted.
     """
     of_kind = {kind: _known(differences, kind) for kind in ("context", "position", "frequency", "memorization")}
     found = []
@@ -52,7 +53,7 @@ def difference_sentences(differences: list[Row], first: str, second: str) -> lis
     if ends := of_kind["frequency"]:
         rare, common = ends[0], ends[-1]
         found.append(
-            f"For tokens that {_occur(rare['bin'])} in the training part it is {_lower(rare)}, and for those that "
+            f"For tokens that {_occur(rare['bin'])} in {where} it is {_lower(rare)}, and for those that "
             f"{_occur(common['bin'])}, {_lower(common)}."
         )
     trained = [row for row in of_kind["memorization"] if row["bin"].endswith("trained")]

@@ -97,7 +97,7 @@ def score_tokens(
             logits = model(tokens[:, :-1])  # (B, T, V)
         shown = np.isin(starts, batch)
         rows, columns = np.searchsorted(batch, starts[shown]), (positions - starts)[shown]
-        parts.append(_score(logits[rows, columns - 1].float(), tokens[rows, columns]))
+        parts.append(_score(logits[rows, columns - 1].float(), tokens[rows, columns], text.tokenizer.vocab_size))
         advance(begin + len(batch), len(windows))
     losses, ranks, alternatives, probabilities = map(np.concatenate, zip(*parts, strict=True))
     if not np.isfinite(losses).all():
@@ -111,9 +111,13 @@ def score_tokens(
     return TokenScores(context, losses, ranks, alternatives, probabilities)
 
 
-def _score(logits: Tensor, targets: Tensor) -> tuple[NDArray[Any], ...]:
-    """Return losses, ranks, the likeliest tokens and their probabilities for `(n, V)` logits and `(n,)` targets."""
+def _score(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[NDArray[Any], ...]:
+    """Return losses, ranks, the likeliest tokens and their probabilities for `(n, V)` logits and `(n,)` targets.
+
+    Only the first `vocab_size` tokens have a rank: a model can have more embeddings than there are tokens.
+    """
     log_probabilities = torch.log_softmax(logits, dim=1)
+    logits = logits[:, :vocab_size]
     likeliest = logits.topk(min(ALTERNATIVES, logits.shape[1]), dim=1).indices  # (n, K)
     target = targets[:, None]
     losses = -log_probabilities.gather(1, target).squeeze(1)

@@ -96,6 +96,20 @@ def test_runs_on_other_windows_are_drawn_but_not_compared(make_run: MakeRun) -> 
     assert "Differences from base" not in as_html
 
 
+def test_a_forged_explanation_does_not_stop_the_report(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
+    """The names of the files say that the windows are the same, and the facts that the counts are; neither is true."""
+    base, windows = make_run("base"), make_run("windows", changes={"model.tied": True})
+    counts = make_run("counts", changes={"model.bias": False})
+    known = explanation()
+    store(base, known)
+    store(windows, explanation(blocks=50))
+    fewer = {name: getattr(known, name)[:, :3] for name in ("frequency_loss", "frequency_tokens", "frequency_bytes")}
+    store(counts, replace(known, facts=known.facts.model_copy(update={"most": 8}), **fewer))
+    as_markdown, _ = report(load.runs())
+    assert f"explanations of {base.id} and {windows.id} are not compared: the windows are not the same" in caplog.text
+    assert "| counts, seed 0 | +0.0000 ± 0.0000 |" in as_markdown.partition("### Differences")[2]
+
+
 def test_losses_that_are_not_finite_are_said_to_be_and_drawn_as_gaps(make_run: MakeRun) -> None:
     first, second = make_run("base"), make_run("better", changes={"model.tied": True})
     for run, value in ((first, np.nan), (second, np.inf)):

@@ -1,6 +1,8 @@
 """The page of single tokens: marks, groups of bytes, places, and its size."""
 
+import math
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,11 @@ def test_a_page_is_beside_the_report_or_where_it_was_asked_for(tmp_path, monkeyp
     Path("file").touch()
     with pytest.raises(BadInputError, match="cannot be a page"):
         page_path("file/page.html", ["a"])
+
+
+@pytest.mark.parametrize("vocab_size", [256, 300, 1000, 4096, 50_257, 200_000])
+def test_marks_of_the_scale_of_losses_do_not_overlap(vocab_size):
+    """A label takes up to an eighth of the scale on a phone."""
+    percents = [tick.percent for tick in token_page._loss_ticks(math.log(vocab_size))]
+    assert (percents[0], percents[-1]) == (0, 100)
+    assert min(later - before for before, later in pairwise(percents)) > 100 / 8

@@ -109,6 +109,9 @@ def test_a_directory_is_explained_on_a_text_without_memorization(
     assert sum(row["tokens"] for row in document["by_frequency"]) == document["tokens"]
     out = gptlab("eval", str(directory), run.id, "--text", str(words), "--explain")
     assert "tokens were counted in different texts, so their losses by frequency are not compared" in out
+    out = gptlab("eval", str(directory), str(directory), "--text", str(words), "--explain")
+    assert "For tokens that occur" in out
+    assert "training part" not in out, "no model's training part is known"
 
 
 def test_models_on_different_windows_are_not_compared(runs: tuple[Path, Run, Run], gptlab: Typed, micro: Experiment):

@@ -29,6 +29,17 @@ def test_a_ratio_without_a_denominator_or_with_a_single_block_has_no_interval():
     assert (single.value, np.isnan(single.half)) == (1.5, True)
 
 
+def test_blocks_without_the_token_do_not_narrow_an_interval():
+    """A token that occurs in one block of 30 has no interval, and one in two blocks has one degree of freedom."""
+    once, twice = np.eye(30)[0], np.eye(30)[0] + np.eye(30)[1]
+    single = ratio(7 * once, once)
+    assert (single.value, single.blocks, np.isnan(single.half)) == (7, 1, True)
+    losses = np.random.default_rng(0).normal(5, 1, size=30) * twice
+    found, alone = ratio(losses, twice), ratio(losses[:2], [1, 1])
+    assert (found.value, found.half, found.blocks) == pytest.approx((alone.value, alone.half, 2))
+    assert np.isnan((ratio(8 * once, once) - single).half)
+
+
 def test_merged_blocks_keep_the_sums_and_the_order():
     sums = np.arange(1000.0)
     merged = merge_blocks(sums)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from gptlab.data.tokens import Split
+from gptlab.data.vocabularies import BYTES
 from gptlab.errors import GptlabError
 from gptlab.model.gpt import GPT, build
 from gptlab.spec import ModelSpec
@@ -63,6 +64,18 @@ def test_a_token_has_the_same_scores_on_every_page(model, text):
     assert part.context.tolist() == whole.context[37:57].tolist()
     assert part.losses == pytest.approx(whole.losses[37:57], abs=1e-6)
     assert part.alternatives.tolist() == whole.alternatives[37:57].tolist()
+
+
+def test_embeddings_beyond_the_tokenizers_vocabulary_have_no_rank(text):
+    """Such as the 50,304 of a GPT-2 that was padded: they name no text, and `gptlab sample` never draws them."""
+    padded = build(ModelSpec(n_layer=1, n_head=2, n_embd=8, context_length=16, vocab_size=300), seed=0).eval()
+    assert padded.output is not None
+    torch.nn.init.constant_(padded.final_norm.bias, 1)
+    torch.nn.init.constant_(padded.output.weight[256:], 5)
+    found = score(padded, Split(text.tokens, 70, "", BYTES), 0, 70)
+    assert found.alternatives.max() < 256
+    assert found.ranks.max() <= 256
+    assert np.nanmin(found.losses) > 10, "the loss is that of eval: nearly all probability is elsewhere"
 
 
 def test_output_that_is_not_finite_is_an_error(text):
