@@ -22,8 +22,26 @@ class Damage:
         return f"{self.file} {self.problem}"
 
 
+class _Difference:
+    """What both kinds of differences can say of themselves."""
+
+    difference: float
+    bound: float
+
+    @property
+    def excess(self) -> float:
+        """The difference in units of the bound."""
+        if not self.bound:
+            return math.inf if self.difference else 0.0
+        return self.difference / self.bound
+
+    def document(self) -> dict[str, Any]:
+        """Return this part of what `gptlab verify --json` prints."""
+        return vars(self)
+
+
 @dataclass(frozen=True)
-class ValueDifference:
+class ValueDifference(_Difference):
     """A value in a row of metrics that the replay did not reproduce."""
 
     step: int
@@ -35,18 +53,9 @@ class ValueDifference:
     bound: float = 0.0
     """The largest difference that rounding explains."""
 
-    @property
-    def excess(self) -> float:
-        """The difference in units of the bound."""
-        return _excess(self.difference, self.bound)
-
-    def document(self) -> dict[str, Any]:
-        """Return this part of what `gptlab verify --json` prints."""
-        return vars(self)
-
 
 @dataclass(frozen=True)
-class TensorDifference:
+class TensorDifference(_Difference):
     """A tensor of a checkpoint that the replay did not reproduce."""
 
     step: int
@@ -56,19 +65,6 @@ class TensorDifference:
     """The norm of the difference over the tensor's norm; infinite if the tensors cannot be compared."""
     bound: float = 0.0
     """The largest difference that rounding explains."""
-
-    @property
-    def excess(self) -> float:
-        """The difference in units of the bound."""
-        return _excess(self.difference, self.bound)
-
-    def document(self) -> dict[str, Any]:
-        """Return this part of what `gptlab verify --json` prints."""
-        return vars(self)
-
-
-def _excess(difference: float, bound: float) -> float:
-    return difference / bound if bound else math.inf if difference else 0.0
 
 
 @dataclass(frozen=True)
