@@ -3,22 +3,38 @@
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pydantic import ValidationError
+
 from gptlab.bundles.anonymous import without_paths
 from gptlab.bundles.collect import Source, digest
-from gptlab.bundles.contents import CONTENTS, MAX_BYTES, MAX_CONTENTS_BYTES, MAX_FILES, Contents, File, describe
+from gptlab.bundles.contents import (
+    CONTENTS,
+    MAX_BYTES,
+    MAX_CONTENTS_BYTES,
+    MAX_FILES,
+    BundledRun,
+    Contents,
+    File,
+    describe,
+)
 from gptlab.bundles.members import end, header, length, padding
 from gptlab.checkpoints.manifest import MIB
 from gptlab.errors import BadInputError, GptlabError
 from gptlab.files import atomic_write
 from gptlab.interrupts import exiting_on_termination
 from gptlab.terminal.text import format_bytes
+from gptlab.tracking.metrics import METRICS
 from gptlab.tracking.run import Run
 from gptlab.untrusted import open_regular
+from gptlab.validation import explain
+
+MAX_RECORD_BYTES = 1 << 28
+"""Bound on a file of a run that is neither weights nor metrics, which have checksums."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +62,8 @@ def write(path: Path, runs: Sequence[Run], sources: Sequence[Source], *, force: 
     """
     contents = _contents(runs, sources)
     document = contents.to_json()
-    if len(sources) > MAX_FILES or len(document) > MAX_CONTENTS_BYTES:
-        raise BadInputError(f"a bundle holds at most {MAX_FILES:,} files, not {len(sources):,}; pack fewer runs")
+    if len(document) > MAX_CONTENTS_BYTES:
+        raise _too_many(sources)
     size = length([(CONTENTS, len(document)), *((file.name, file.bytes) for file in contents.files)])
     if size > MAX_BYTES:
         raise BadInputError(
@@ -75,9 +91,16 @@ class _Hashed:
         self._file.write(block)
 
 
+def _too_many(sources: Sequence[Source]) -> BadInputError:
+    return BadInputError(f"a bundle holds at most {MAX_FILES:,} files, not {len(sources):,}; pack fewer runs")
+
+
 def _contents(runs: Sequence[Run], sources: Sequence[Source]) -> Contents:
+    if len(sources) > MAX_FILES:
+        raise _too_many(sources)
     files = []
     for source in sources:
+        _check_record(source)
         try:
             found = digest(source.origin)
         except FileNotFoundError:
@@ -86,9 +109,28 @@ def _contents(runs: Sequence[Run], sources: Sequence[Source]) -> Contents:
     hashes = {file.name: file.sha256 for file in files}
     return Contents(
         gptlab=importlib.metadata.version("gptlab"),
-        runs=tuple(describe(without_paths(run.record), run.history().starts, hashes) for run in runs),
+        runs=tuple(_describe(run, hashes) for run in runs),
         files=tuple(files),
     )
+
+
+def _check_record(source: Source) -> None:
+    """Check that a record is not as large as no record is, such as a sparse file, before it is read."""
+    is_record = not source.name.endswith((METRICS, ".safetensors", ".txt"))
+    if is_record and isinstance(source.origin, Path) and source.origin.is_file():
+        size = source.origin.stat().st_size
+        if size > MAX_RECORD_BYTES:
+            raise GptlabError(
+                f"{source.origin} has {format_bytes(size)}, and a record has at most {format_bytes(MAX_RECORD_BYTES)}: "
+                "it is damaged"
+            )
+
+
+def _describe(run: Run, hashes: Mapping[str, str]) -> BundledRun:
+    try:
+        return describe(without_paths(run.record), run.history().starts, hashes)
+    except ValidationError as error:
+        raise GptlabError(f"{run.id} cannot be bundled, because no reader would accept it: {explain(error)}") from None
 
 
 def _check_space(path: Path, size: int) -> None:

@@ -324,6 +324,13 @@ def test_files_that_no_reader_would_unpack_are_not_packed(run, tmp_path, monkeyp
     monkeypatch.setattr("gptlab.bundles.pack.MAX_BYTES", 5000)
     with pytest.raises(BadInputError, match="a bundle has at most 5 KiB, not"):
         pack(tmp_path / "large.tar", run)
+    with (run.directory / "samples.jsonl").open("r+b") as file:
+        file.truncate(10 << 30)
+    with pytest.raises(GptlabError, match=r"samples\.jsonl has 10\.0 GiB, and a record has at most 256 MiB"):
+        pack(tmp_path / "sparse.tar", run)
+    monkeypatch.setattr("gptlab.bundles.pack.MAX_FILES", 3)
+    with pytest.raises(BadInputError, match="a bundle holds at most 3 files, not 5"):
+        pack(tmp_path / "many.tar", run)
 
 
 @pytest.mark.parametrize("moment", ["packing", "unpacking", "verifying"])
