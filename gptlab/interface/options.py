@@ -16,6 +16,14 @@ RunArgument = Annotated[
         metavar="RUN", help="A run's id, a unique prefix of one, or its directory.", autocompletion=completion.runs
     ),
 ]
+RunsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN",
+        help="Ids, unique prefixes of ids, directories, or 'tiny-*-s*'.",
+        autocompletion=completion.runs,
+    ),
+]
 ModelArgument = Annotated[
     str,
     typer.Argument(

@@ -8,19 +8,12 @@ import typer
 from gptlab import completion
 from gptlab.errors import BadInputError
 from gptlab.imports import importing
-from gptlab.interface.options import JsonOption
+from gptlab.interface.options import JsonOption, RunsArgument
 from gptlab.interface.output import confirmed, fail_with, print_json, print_line
 
 
 def rm(
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN",
-            help="Ids, unique prefixes of ids, directories, or 'tiny-*-s*'.",
-            autocompletion=completion.runs,
-        ),
-    ],
+    runs: RunsArgument,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Move runs to the trash (runs/.trash)."""

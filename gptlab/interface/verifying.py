@@ -7,7 +7,7 @@ import typer
 from gptlab import completion
 from gptlab.errors import BadInputError
 from gptlab.imports import importing
-from gptlab.interface.options import JsonOption
+from gptlab.interface.options import JsonOption, RunsArgument
 from gptlab.interface.output import exit_with, heavy_imports, print_json
 
 
@@ -73,14 +73,7 @@ def _verify_bundle(
 
 
 def bundle(
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN",
-            help="Ids, unique prefixes of ids, directories, or 'tiny-*-s*'.",
-            autocompletion=completion.runs,
-        ),
-    ],
+    runs: RunsArgument,
     out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="File to write, such as results.tar.")],
     checkpoints: Annotated[
         Literal["last", "all", "none"],

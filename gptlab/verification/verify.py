@@ -51,7 +51,7 @@ def verify_run(
     """Check every file of a run that has a checksum, then replay a stretch and compare rows and checkpoints.
 
     Args:
-        run: The run; its directory is only read.
+        run: The run; its directory is only read, but for the place of `text`, which is remembered.
         first: The step of a resumable checkpoint to start from; by default, the run's first step.
         last: The step to end at; by default, the last one that the run has recorded.
         console: Where to show progress.
